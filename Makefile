@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+# Two commands on a fresh machine with Python 3.11 or newer, a C++ compiler and make:
+#   make demo   train a deformable classifier on real images, and draw where it looks
+#   make test   prove the library
+PYTHON ?= python3
+ENVIRONMENT := .venv
+RUN := $(ENVIRONMENT)/bin/python
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cuda/*)
+
+.PHONY: demo test lint sanitize benchmark clean
+
+demo: $(ENVIRONMENT)/demo
+	$(RUN) -m examples.digits
+
+test: $(ENVIRONMENT)/test
+	$(RUN) -m pytest
+
+lint: $(ENVIRONMENT)/lint
+	$(ENVIRONMENT)/bin/pre-commit run --all-files
+
+sanitize: $(ENVIRONMENT)/test
+	$(RUN) tests/native/sanitize.py
+
+benchmark: $(ENVIRONMENT)/demo
+	$(RUN) -m benchmarks.bench_deform_conv2d
+
+clean:
+	rm -rf $(ENVIRONMENT) build
+
+# Each environment file marks that the packages for its purpose are installed, and the kernels built.
+$(ENVIRONMENT)/demo: EXTRAS = examples
+$(ENVIRONMENT)/test: EXTRAS = test
+$(ENVIRONMENT)/lint: EXTRAS = lint
+$(ENVIRONMENT)/demo $(ENVIRONMENT)/test $(ENVIRONMENT)/lint: $(SOURCES) | $(ENVIRONMENT)
+	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+$(ENVIRONMENT):
+	$(PYTHON) -m venv $@

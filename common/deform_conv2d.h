@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+// The problem that the kernels of deformable convolution solve, for every backend.
+#ifndef JAX_DCN_COMMON_DEFORM_CONV2D_H_
+#define JAX_DCN_COMMON_DEFORM_CONV2D_H_
+
+#include <cstdint>
+
+#include "common/bilinear.h"
+
+namespace jax_dcn {
+
+// Axes are (height, width). The twin of jax_dcn.geometry.ConvGeometry.
+struct ConvGeometry {
+  int64_t strides[2];
+  int64_t padding[2][2];  // ((top, bottom), (left, right))
+  int64_t kernel_dilation[2];
+  int64_t feature_groups;
+  bool legacy_boundary;
+
+  int64_t OutputSize(int axis, int64_t image_size, int64_t kernel_size) const {
+    const int64_t reach = kernel_dilation[axis] * (kernel_size - 1) + 1;
+    return (image_size + padding[axis][0] + padding[axis][1] - reach) / strides[axis] + 1;
+  }
+};
+
+// Sizes of the arrays:
+//   x [N, H, W, C]   kernel [K_h, K_w, C / groups, O]   offset [N, H_out, W_out, G, K, 2] (dy, dx)
+//   mask [N, H_out, W_out, G, K] if modulated           y [N, H_out, W_out, O]
+struct DeformConv2dProblem {
+  int64_t batch, height, width, channels;
+  int64_t out_height, out_width, features;
+  int64_t kernel_height, kernel_width;
+  int64_t offset_groups;
+  bool modulated;
+  ConvGeometry geometry;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+  int64_t image_pixels() const { return height * width; }
+  int64_t pixels() const { return batch * out_height * out_width; }
+  int64_t group_channels() const { return channels / geometry.feature_groups; }
+  int64_t group_features() const { return features / geometry.feature_groups; }
+  int64_t offset_group_channels() const { return channels / offset_groups; }
+  // Positions of a sample's data in `mask`, and half of that in `offset`.
+  int64_t SampleIndex(int64_t pixel, int64_t group, int64_t tap) const {
+    return (pixel * offset_groups + group) * taps() + tap;
+  }
+  int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
+};
+
+// Types that coordinates and sums have: never narrower than float.
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+
+// What derivatives are taken at.
+template <typename T>
+struct DeformConv2dPrimals {
+  using A = typename Accumulator<T>::type;
+  const T* x;
+  const T* kernel;
+  const A* offset;
+  const A* mask;  // null: every sample counts fully
+};
+
+// Tangents, or null for those that are zero.
+template <typename T>
+struct DeformConv2dTangents {
+  using A = typename Accumulator<T>::type;
+  const T* x;
+  const T* kernel;
+  const A* offset;
+  const A* mask;
+  const T* bias;
+};
+
+// Cotangents, or null for those that are not wanted.
+template <typename T>
+struct DeformConv2dCotangents {
+  using A = typename Accumulator<T>::type;
+  T* x;
+  T* kernel;
+  A* offset;
+  A* mask;
+  T* bias;
+};
+
+// The read that tap `tap` of offset group `group` makes for output position `pixel`.
+template <typename A>
+JAX_DCN_INLINE BilinearSample<A> SampleOf(const DeformConv2dProblem& problem, const A* offset,
+                                          int64_t pixel, int64_t group, int64_t tap) {
+  const ConvGeometry& geometry = problem.geometry;
+  const int64_t out_x = pixel % problem.out_width;
+  const int64_t out_y = pixel / problem.out_width % problem.out_height;
+  const int64_t tap_y = tap / problem.kernel_width, tap_x = tap % problem.kernel_width;
+  const int64_t base_h =
+      out_y * geometry.strides[0] - geometry.padding[0][0] + tap_y * geometry.kernel_dilation[0];
+  const int64_t base_w =
+      out_x * geometry.strides[1] - geometry.padding[1][0] + tap_x * geometry.kernel_dilation[1];
+  const A* displacement = offset + 2 * problem.SampleIndex(pixel, group, tap);
+  return SampleAt(static_cast<A>(base_h) + displacement[0],
+                  static_cast<A>(base_w) + displacement[1], problem.height, problem.width,
+                  geometry.legacy_boundary);
+}
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_COMMON_DEFORM_CONV2D_H_

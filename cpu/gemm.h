@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// Products of small matrices that lie in cache: C += A B, with B packed into panels of columns.
+#ifndef JAX_DCN_CPU_GEMM_H_
+#define JAX_DCN_CPU_GEMM_H_
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// Columns of a panel: those that one tile of C covers.
+template <typename A>
+constexpr int64_t kPanel = kTileVectors * kLanes<A>;
+
+// A matrix [rows, depth] whose depth may lie in equal segments, a constant step apart.
+template <typename A>
+struct LeftMatrix {
+  const A* data;
+  int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
+  int64_t segments = 1, segment_step = 0, segment_depth;
+};
+
+template <typename A>
+struct ResultMatrix {
+  A* data;
+  int64_t stride;
+  int64_t columns;  // of this panel, at most kPanel
+};
+
+template <typename A>
+JAX_DCN_INLINE void AddRow(A* c, const Vector<A> (&sums)[kTileVectors], int64_t columns) {
+  if (columns == kPanel<A>) {
+    for (int j = 0; j < kTileVectors; ++j) {
+      A* at = c + j * kLanes<A>;
+      Store<A>(at, Load(at) + sums[j]);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < columns; ++i) c[i] += sums[i / kLanes<A>][i % kLanes<A>];
+}
+
+// Adds to kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so
+// that results do not depend on how rows are divided.
+template <typename A, bool kTransposed, int kRows>
+__attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
+                                            const ResultMatrix<A>& c) {
+  Vector<A> sums[kRows][kTileVectors] = {};
+  const int64_t row_step = kTransposed ? 1 : a.stride, depth_step = kTransposed ? a.stride : 1;
+  for (int64_t segment = 0; segment < a.segments; ++segment) {
+    const A* left = a.data + segment * a.segment_step;
+    for (int64_t k = 0; k < a.segment_depth; ++k) {
+      Vector<A> right[kTileVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kTileVectors; ++j) right[j] = Load(panel + j * kLanes<A>);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const A factor = left[i * row_step];
+#pragma GCC unroll 4
+        for (int j = 0; j < kTileVectors; ++j) sums[i][j] += factor * right[j];
+      }
+      left += depth_step;
+      panel += kPanel<A>;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) AddRow<A>(c.data + i * c.stride, sums[i], c.columns);
+}
+
+// The last rows, fewer than a full tile.
+template <typename A, bool kTransposed, int kRows = kTileRows - 1>
+void MultiplyRest(int64_t rows, const LeftMatrix<A>& a, const A* panel, const ResultMatrix<A>& c) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return MultiplyTile<A, kTransposed, kRows>(a, panel, c);
+    MultiplyRest<A, kTransposed, kRows - 1>(rows, a, panel, c);
+  }
+}
+
+// C[rows, columns] += A[rows, depth] panel[depth, kPanel]
+template <typename A, bool kTransposed>
+void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, ResultMatrix<A> c) {
+  for (; rows >= kTileRows; rows -= kTileRows) {
+    MultiplyTile<A, kTransposed, kTileRows>(a, panel, c);
+    a.data += kTileRows * (kTransposed ? 1 : a.stride);
+    c.data += kTileRows * c.stride;
+  }
+  MultiplyRest<A, kTransposed>(rows, a, panel, c);
+}
+
+// Copies `rows` rows of up to kPanel columns into a panel, zeros in the columns that are missing.
+template <typename T, typename A>
+JAX_DCN_INLINE A* PackRows(const T* rows_data, int64_t rows, int64_t stride, int64_t columns,
+                           A* panel) {
+  for (int64_t row = 0; row < rows; ++row, panel += kPanel<A>) {
+    const T* from = rows_data + row * stride;
+    if (columns == kPanel<A>) {
+      for (int64_t i = 0; i < kPanel<A>; ++i) panel[i] = static_cast<A>(from[i]);
+    } else {
+      for (int64_t i = 0; i < kPanel<A>; ++i)
+        panel[i] = i < columns ? static_cast<A>(from[i]) : A(0);
+    }
+  }
+  return panel;
+}
+
+// Makes a panel of up to kPanel rows: their transpose, zeros in the columns that are missing.
+template <typename T, typename A>
+JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stride, int64_t columns,
+                                 A* panel) {
+  for (int64_t k = 0; k < depth; ++k, panel += kPanel<A>) {
+    for (int64_t i = 0; i < kPanel<A>; ++i) {
+      panel[i] = i < columns ? static_cast<A>(rows_data[i * stride + k]) : A(0);
+    }
+  }
+  return panel;
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_GEMM_H_

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Which implementations there are, and which of them can run here."""
+
+from collections.abc import Sequence
+
+import jax
+
+from jax_dcn import _native
+
+NAMES = ("native", "xla")
+
+
+def implementation_names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names to try in order for a user's `implementation`."""
+    if implementation is None:
+        return NAMES
+    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    if not names or not set(names) <= set(NAMES):
+        raise ValueError(
+            f"implementation must be None, one of {NAMES} or a sequence of them, "
+            f"got {implementation!r}."
+        )
+    return names
+
+
+def available_implementations() -> dict[str, str]:
+    """What can run on this machine's devices: a sentence for each implementation."""
+    platforms = sorted({_platform(device) for device in jax.devices()} | {"cpu"})
+    native = "; ".join(
+        f"{platform}: {_native.why_not(platform) or 'available'}" for platform in platforms
+    )
+    return {"native": native, "xla": "available on every platform"}
+
+
+def _platform(device: jax.Device) -> str:
+    # JAX calls every GPU "gpu"; the platform that programs are lowered for is more exact.
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""Deformable convolution in plain `jax.numpy`.
+
+Arrays are those of the primitive: exactly one batch axis, `offset` and `mask` in the dtype that
+coordinates and sums are computed in, a `mask` without taps (`[..., G, 0]`) for version 1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn.geometry import ConvGeometry
+
+OPERANDS = ("x", "kernel", "offset", "mask", "bias")
+
+# Columns are sampled and multiplied in blocks of at most this size, so that memory does not grow
+# with the batch. Large enough that the loop costs nothing, small enough for any device.
+_BLOCK_BYTES = 64 * 2**20
+
+
+def deform_conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array,
+    *,
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """See `jax_dcn.deform_conv2d`.
+
+    Args:
+      x: `[N, H, W, C]`.
+      kernel: `[K_h, K_w, C // feature_group_count, O]`.
+      offset: `[N, H_out, W_out, G, K, 2]`, pixels, last axis `(dy, dx)`.
+      mask: `[N, H_out, W_out, G, K]`, or `[N, H_out, W_out, G, 0]` for version 1.
+      bias: `[O]`.
+
+    Returns:
+      `[N, H_out, W_out, O]`, dtype of `x`.
+    """
+    _, height, width, groups, taps, _ = offset.shape
+    row_bytes = width * taps * x.shape[-1] * offset.dtype.itemsize
+    rows = np.arange(height, dtype=np.int32)
+
+    def image(x: jax.Array, offset: jax.Array, mask: jax.Array) -> jax.Array:
+        def row(y: jax.Array, offset: jax.Array, mask: jax.Array) -> jax.Array:
+            h, w = _positions(y, offset, kernel.shape[:2], geometry)
+            samples = _sample(x.reshape(*x.shape[:2], groups, -1), h, w, geometry.boundary)
+            if mask.shape[-1]:
+                samples = samples * mask[..., None]
+            return _multiply(samples, kernel, geometry.feature_group_count, precision)
+
+        return _blockwise(row, (rows, offset, mask), row_bytes)
+
+    y = _blockwise(image, (x, offset, mask), row_bytes * height)
+    return (y + bias.astype(y.dtype)[None, None, None, :]).astype(x.dtype)
+
+
+def deform_conv2d_jvp(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    *tangents: jax.Array,
+    wrt: Sequence[str],
+    **options,
+) -> jax.Array:
+    """The tangent of the output along `tangents`, those of the operands named in `wrt`."""
+    f, primals = _function_of(wrt, x, kernel, offset, mask, options)
+    return jax.jvp(f, primals, tangents)[1]
+
+
+def deform_conv2d_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    grad_y: jax.Array,
+    *,
+    wrt: Sequence[str],
+    **options,
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
+    f, primals = _function_of(wrt, x, kernel, offset, mask, options)
+    return jax.vjp(f, *primals)[1](grad_y)
+
+
+def _function_of(
+    wrt: Sequence[str], x: jax.Array, kernel: jax.Array, offset: jax.Array, mask: jax.Array, options
+) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """The operator as a function of the operands in `wrt` alone, and their values."""
+    bias = jnp.zeros(kernel.shape[-1:], x.dtype)  # derivatives do not depend on its value
+    operands: dict[str, Any] = dict(zip(OPERANDS, (x, kernel, offset, mask, bias), strict=True))
+
+    def f(*active: jax.Array) -> jax.Array:
+        return deform_conv2d(**(operands | dict(zip(wrt, active, strict=True))), **options)
+
+    return f, tuple(operands[name] for name in wrt)
+
+
+def _blockwise(f: Callable[..., jax.Array], arrays: tuple, item_bytes: int) -> jax.Array:
+    """Maps `f` over the leading axis, vectorised over as many items as fit into a block."""
+    items = arrays[0].shape[0]
+    block = max(1, _BLOCK_BYTES // max(1, item_bytes))
+    if items <= block:
+        return jax.vmap(f)(*arrays)
+    # Recomputing a block in the backward pass is what keeps its memory bounded there, too.
+    return jax.lax.map(jax.checkpoint(lambda item: f(*item)), arrays, batch_size=block)
+
+
+def _positions(
+    row: jax.Array, offset: jax.Array, kernel_size: Sequence[int], geometry: ConvGeometry
+) -> tuple[jax.Array, jax.Array]:
+    """Sampling positions `(h, w)`, each `[W_out, G, K]`, of one row of outputs."""
+    dtype = offset.dtype
+    columns = np.arange(offset.shape[0])
+    tap_y, tap_x = np.divmod(np.arange(kernel_size[0] * kernel_size[1]), kernel_size[1])
+    (top, _), (left, _) = geometry.padding
+    base_h = row.astype(dtype) * geometry.strides[0] + jnp.asarray(
+        tap_y * geometry.kernel_dilation[0] - top, dtype
+    )
+    base_w = (columns * geometry.strides[1] - left)[:, None, None] + (
+        tap_x * geometry.kernel_dilation[1]
+    )[None, None, :]
+    return base_h[None, None, :] + offset[..., 0], jnp.asarray(base_w, dtype) + offset[..., 1]
+
+
+def _sample(x: jax.Array, h: jax.Array, w: jax.Array, boundary: str) -> jax.Array:
+    """Reads images `[H, W, G, C // G]` at `[W_out, G, K]` positions by bilinear interpolation.
+
+    v = (1 - a)(1 - b) x[h0, w0] + (1 - a) b x[h0, w0 + 1] + a (1 - b) x[h0 + 1, w0] + a b x[h0 + 1, w0 + 1]
+
+    with h0 = floor(h), a = h - h0, w0 = floor(w), b = w - w0: differentiating through `floor` gives
+    the right-hand derivative at whole numbers, as the operator is defined.
+    """
+    height, width, groups, _ = x.shape
+    lowest = -1 if boundary == "padded" else 0
+    # ">=" and ">" differ at the lowest coordinate only: -1 is outside, and 0 is inside.
+    above = jnp.greater if boundary == "padded" else jnp.greater_equal
+    inside = above(h, lowest) & (h < height) & above(w, lowest) & (w < width)
+    # Positions outside are replaced before they are used: no conversion of a huge or undefined
+    # number to an integer, and no gradient.
+    h_inside, w_inside = jnp.where(inside, h, 0), jnp.where(inside, w, 0)
+    h_floor, w_floor = jnp.floor(h_inside), jnp.floor(w_inside)
+    group = np.arange(groups, dtype=np.int32)[None, :, None]
+    a, b = h_inside - h_floor, w_inside - w_floor
+    h_floor, w_floor = h_floor.astype(jnp.int32), w_floor.astype(jnp.int32)
+
+    def corner(i: int, j: int) -> jax.Array:
+        row, column = h_floor + i, w_floor + j
+        # The legacy rule lets the last row and column stand in for those beyond the image.
+        in_image = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        read = inside if boundary == "legacy" else inside & in_image
+        row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+        value = x.at[row, column, group].get(mode="promise_in_bounds").astype(h.dtype)
+        weight = (a if i else 1 - a) * (b if j else 1 - b)
+        # Selected, not multiplied by zero: an infinity outside must not become a NaN.
+        return weight[..., None] * jnp.where(read[..., None], value, 0)
+
+    undefined = jnp.where(jnp.isnan(h) | jnp.isnan(w), h + w, 0)
+    # Squared, so that a NaN position has a NaN derivative, too.
+    return corner(0, 0) + corner(0, 1) + corner(1, 0) + corner(1, 1) + (undefined**2)[..., None]
+
+
+def _multiply(
+    samples: jax.Array, kernel: jax.Array, feature_groups: int, precision: jax.lax.PrecisionLike
+) -> jax.Array:
+    """Samples `[W_out, G, K, C // G]` times the kernel: `[W_out, O]`."""
+    width, _, taps, _ = samples.shape
+    columns = samples.swapaxes(1, 2).reshape(width, taps, feature_groups, -1)
+    kernel = kernel.reshape(taps, kernel.shape[2], feature_groups, -1).astype(samples.dtype)
+    y = jnp.einsum("wkgc,kcgo->wgo", columns, kernel, precision=precision)
+    return y.reshape(width, -1)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: MIT
+"""The suite runs in 64 bits, under JAX's strict promotion rules, with warnings as errors."""
+
+import jax
+import pytest
+
+import jax_dcn
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_report_header() -> list[str]:
+    devices = f"jax {jax.__version__}, devices: {jax.devices()}"
+    return [
+        devices,
+        *(f"{name}: {state}" for name, state in jax_dcn.available_implementations().items()),
+    ]
+
+
+@pytest.fixture(params=["native", "xla"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    return request.param

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""Builds the CPU kernels with the compiler's sanitizers and stresses them: `python tests/native/sanitize.py`."""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import tempfile
+
+ROOT = pathlib.Path(__file__).parents[2]
+SANITIZERS = ("address,undefined", "thread")
+# The tiles of AVX-512 run on any processor: compiled for narrower vectors, they compute the same.
+FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-DJAX_DCN_EMULATE_AVX512"]}
+
+
+def build(sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
+    sources = ("cpu/executor.cc", "cpu/deform_conv2d_kernels.cc", "tests/native/stress.cc")
+    subprocess.run(
+        [
+            os.environ.get("CXX", "c++"),
+            "-std=gnu++17",
+            "-O1",
+            "-g",
+            "-pthread",
+            "-Wno-psabi",
+            f"-fsanitize={sanitizer}",
+            "-fno-sanitize-recover=all",
+            # Dividing by zero and casting what does not fit are not in the default set.
+            *(["-fsanitize=float-cast-overflow"] if "undefined" in sanitizer else []),
+            f"-DJAX_DCN_ISA={instruction_set}",
+            f"-DJAX_DCN_STRESSED={instruction_set}",
+            *FLAGS[instruction_set],
+            f"-I{ROOT}",
+            *(str(ROOT / source) for source in sources),
+            "-o",
+            str(program),
+        ],
+        check=True,
+    )
+
+
+def stress(sanitizer: str, instruction_set: str, problems: int) -> str:
+    """Returns what the run printed; raises `CalledProcessError` if a sanitizer objects."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = pathlib.Path(folder, "stress")
+        build(sanitizer, instruction_set, program)
+        run = subprocess.run([program, str(problems)], check=True, capture_output=True, text=True)
+        return run.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=300, help="random problems for each build")
+    parser.add_argument("--instruction-set", choices=FLAGS, default="avx2")
+    arguments = parser.parse_args()
+    for sanitizer in SANITIZERS:
+        print(f"{sanitizer}: {stress(sanitizer, arguments.instruction_set, arguments.problems)}")
+
+
+if __name__ == "__main__":
+    main()
