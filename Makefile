@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cuda/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cpu/kernels/* cuda/*)
 
 .PHONY: demo test lint sanitize benchmark clean
 

@@ -10,7 +10,7 @@
 #else
 // Never emitted as a function of its own: the linker must not keep a copy that was compiled for a
 // newer processor than the one it runs on.
-#define JAX_DCN_INLINE static inline __attribute__((always_inline))
+#define JAX_DCN_INLINE inline __attribute__((always_inline))
 #endif
 
 namespace jax_dcn {

@@ -17,7 +17,7 @@ struct ConvGeometry {
   int64_t feature_groups;
   bool legacy_boundary;
 
-  int64_t OutputSize(int axis, int64_t image_size, int64_t kernel_size) const {
+  JAX_DCN_INLINE int64_t OutputSize(int axis, int64_t image_size, int64_t kernel_size) const {
     const int64_t reach = kernel_dilation[axis] * (kernel_size - 1) + 1;
     return (image_size + padding[axis][0] + padding[axis][1] - reach) / strides[axis] + 1;
   }
@@ -34,17 +34,17 @@ struct DeformConv2dProblem {
   bool modulated;
   ConvGeometry geometry;
 
-  int64_t taps() const { return kernel_height * kernel_width; }
-  int64_t image_pixels() const { return height * width; }
-  int64_t pixels() const { return batch * out_height * out_width; }
-  int64_t group_channels() const { return channels / geometry.feature_groups; }
-  int64_t group_features() const { return features / geometry.feature_groups; }
-  int64_t offset_group_channels() const { return channels / offset_groups; }
+  JAX_DCN_INLINE int64_t taps() const { return kernel_height * kernel_width; }
+  JAX_DCN_INLINE int64_t image_pixels() const { return height * width; }
+  JAX_DCN_INLINE int64_t pixels() const { return batch * out_height * out_width; }
+  JAX_DCN_INLINE int64_t group_channels() const { return channels / geometry.feature_groups; }
+  JAX_DCN_INLINE int64_t group_features() const { return features / geometry.feature_groups; }
+  JAX_DCN_INLINE int64_t offset_group_channels() const { return channels / offset_groups; }
   // Positions of a sample's data in `mask`, and half of that in `offset`.
-  int64_t SampleIndex(int64_t pixel, int64_t group, int64_t tap) const {
+  JAX_DCN_INLINE int64_t SampleIndex(int64_t pixel, int64_t group, int64_t tap) const {
     return (pixel * offset_groups + group) * taps() + tap;
   }
-  int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
+  JAX_DCN_INLINE int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
 };
 
 // Types that coordinates and sums have: never narrower than float.

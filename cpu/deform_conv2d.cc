@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "common/deform_conv2d_call.h"
-#include "cpu/deform_conv2d_kernels.h"
 #include "cpu/instruction_set.h"
+#include "cpu/kernels/deform_conv2d.h"
 
 namespace jax_dcn {
 namespace {
@@ -34,6 +34,14 @@ const DeformConv2dKernels<double>& KernelsFor(double) {
   return ForInstructionSet(JAX_DCN_KERNELS(kDeformConv2dDouble));
 }
 
+const DeformConv2dKernels<BFloat16>& KernelsFor(BFloat16) {
+  return ForInstructionSet(JAX_DCN_KERNELS(kDeformConv2dBFloat16));
+}
+
+const DeformConv2dKernels<Float16>& KernelsFor(Float16) {
+  return ForInstructionSet(JAX_DCN_KERNELS(kDeformConv2dFloat16));
+}
+
 // Calls `run` with a value of the type that `dtype` names.
 template <typename F>
 void DispatchFloat(ffi::DataType dtype, const F& run) {
@@ -42,8 +50,12 @@ void DispatchFloat(ffi::DataType dtype, const F& run) {
       return run(float{});
     case ffi::DataType::F64:
       return run(double{});
+    case ffi::DataType::BF16:
+      return run(BFloat16{});
+    case ffi::DataType::F16:
+      return run(Float16{});
     default:
-      throw Refusal("x must be float32 or float64");
+      throw Refusal("x must be float32, float64, bfloat16 or float16");
   }
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 # JAX's platform name -> (our extension module, XLA's platform name).
 _EXTENSIONS = {"cpu": ("jax_dcn._cpu", "cpu"), "cuda": ("jax_dcn._cuda", "CUDA")}
 
-_DTYPES = ("float32", "float64")
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 _extensions: dict[str, types.ModuleType] = {}
 _unavailable: dict[str, str] = {}

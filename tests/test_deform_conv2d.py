@@ -76,6 +76,49 @@ def test_value_tangent_and_gradients_match_reference(case, implementation, dtype
         assert_close(grad, expected_grad, dtype, f"gradient of {name}")
 
 
+# The reference rounds once, at the end, and so must the kernels: where a sum in float32 lies close to
+# the middle of two 16-bit numbers the two may round apart, and sums in float32 themselves differ.
+HALF_MULTIPLE = 2.0
+
+
+def half_arrays(case: Case, half: str, seed: int = 0):
+    """Images, kernel and bias in 16 bits; offsets and masks wider, as they may be."""
+    x, kernel, offset, mask, bias = case.arrays("float32", seed)
+    return x.astype(half), kernel.astype(half), offset, mask, bias.astype(half)
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["plain", "every_option", "legacy", "depthwise", "wide"])
+def test_error_in_16_bits_is_that_of_rounding(name, half):
+    case = CASE[name]
+    arrays, dots = half_arrays(case, half), half_arrays(case, half, seed=7)
+    grad_y = case.cotangent().astype(half)
+
+    def run(implementation, dtype=None):
+        widen = lambda values: tuple(v if dtype is None else v.astype(dtype) for v in values)
+        f, primals, _ = function_of(case, widen(arrays), implementation)
+        tangents = tuple(map(jnp.asarray, widen(dots)))
+        return value_tangent_gradients(f, primals, tangents, *widen([grad_y]))
+
+    exact, expected, actual = run("xla", "float64"), run("xla"), run("native")
+    leaves = zip(*map(jax.tree.leaves, (exact, expected, actual)), strict=True)
+    for exact_leaf, expected_leaf, actual_leaf in leaves:
+        assert actual_leaf.dtype == expected_leaf.dtype
+        error = jnp.max(jnp.abs(actual_leaf.astype("float64") - exact_leaf))
+        own_error = jnp.max(jnp.abs(expected_leaf.astype("float64") - exact_leaf))
+        assert error <= HALF_MULTIPLE * own_error
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_narrow_offsets_are_read_in_float32(half, implementation):
+    case = CASE["plain"]
+    x, kernel, offset, mask, bias = (a.astype(half) for a in case.arrays())
+    f = functools.partial(deform_conv2d, **case.options, implementation=implementation)
+    narrow = f(x, kernel, offset, mask, bias)
+    wide = f(x, kernel, offset.astype("float32"), mask.astype("float32"), bias)
+    assert narrow.dtype == half and (narrow == wide).all()
+
+
 @pytest.mark.parametrize(
     "wrt", [("x",), ("kernel",), ("offset",), ("mask",), ("bias",), ("x", "mask")]
 )
@@ -270,7 +313,7 @@ def test_reference_in_blocks_equals_reference_at_once(monkeypatch):
 
 
 def test_reference_memory_does_not_grow_with_the_batch():
-    case = Case("large_batch", 1024, (16, 16), 32, 16)
+    case = Case("large_batch", 4096, (16, 16), 32, 16)
     shapes = (
         jax.ShapeDtypeStruct(shape, "float32")
         for shape in (
@@ -284,4 +327,4 @@ def test_reference_memory_does_not_grow_with_the_batch():
     loss = jax.jit(jax.grad(lambda *a: (reference_of(case)(*a) ** 2).sum(), range(5)))
     memory = loss.lower(*shapes).compile().memory_analysis()
     columns = case.batch * 16 * 16 * 9 * case.channels * 4
-    assert memory.temp_size_in_bytes < 300e6 < columns
+    assert memory.temp_size_in_bytes < columns / 2  # of this, three quarters are copies of operands

@@ -17,8 +17,8 @@ from jax_dcn.geometry import ConvGeometry
 OPERANDS = ("x", "kernel", "offset", "mask", "bias")
 
 # Columns are sampled and multiplied in blocks of at most this size, so that memory does not grow
-# with the batch. Large enough that the loop costs nothing, small enough for any device.
-_BLOCK_BYTES = 64 * 2**20
+# with the batch: the backward pass holds about a dozen arrays of it.
+_BLOCK_BYTES = 8 * 2**20
 
 
 def deform_conv2d(

@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/deform_conv2d_kernels.h"
+#include "cpu/kernels/deform_conv2d.h"
 
 namespace jax_dcn {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Products of small matrices that lie in cache: C += A B, with B packed into panels of columns.
-#ifndef JAX_DCN_CPU_GEMM_H_
-#define JAX_DCN_CPU_GEMM_H_
+#ifndef JAX_DCN_CPU_KERNELS_GEMM_H_
+#define JAX_DCN_CPU_KERNELS_GEMM_H_
 
 #include <cstdint>
 
-#include "cpu/simd.h"
+#include "cpu/kernels/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -94,10 +94,9 @@ JAX_DCN_INLINE A* PackRows(const T* rows_data, int64_t rows, int64_t stride, int
   for (int64_t row = 0; row < rows; ++row, panel += kPanel<A>) {
     const T* from = rows_data + row * stride;
     if (columns == kPanel<A>) {
-      for (int64_t i = 0; i < kPanel<A>; ++i) panel[i] = static_cast<A>(from[i]);
+      for (int64_t i = 0; i < kPanel<A>; i += kLanes<A>) Store<A>(panel + i, LoadSums(from + i));
     } else {
-      for (int64_t i = 0; i < kPanel<A>; ++i)
-        panel[i] = i < columns ? static_cast<A>(from[i]) : A(0);
+      for (int64_t i = 0; i < kPanel<A>; ++i) panel[i] = i < columns ? ToFloat(from[i]) : A(0);
     }
   }
   return panel;
@@ -109,7 +108,7 @@ JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stri
                                  A* panel) {
   for (int64_t k = 0; k < depth; ++k, panel += kPanel<A>) {
     for (int64_t i = 0; i < kPanel<A>; ++i) {
-      panel[i] = i < columns ? static_cast<A>(rows_data[i * stride + k]) : A(0);
+      panel[i] = i < columns ? ToFloat(rows_data[i * stride + k]) : A(0);
     }
   }
   return panel;
@@ -117,4 +116,4 @@ JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stri
 
 }  // namespace jax_dcn::JAX_DCN_ISA
 
-#endif  // JAX_DCN_CPU_GEMM_H_
+#endif  // JAX_DCN_CPU_KERNELS_GEMM_H_

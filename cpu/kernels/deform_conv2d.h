@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The loops of deformable convolution, one set for each instruction set.
-#ifndef JAX_DCN_CPU_DEFORM_CONV2D_KERNELS_H_
-#define JAX_DCN_CPU_DEFORM_CONV2D_KERNELS_H_
+#ifndef JAX_DCN_CPU_KERNELS_DEFORM_CONV2D_H_
+#define JAX_DCN_CPU_KERNELS_DEFORM_CONV2D_H_
 
 #include "common/deform_conv2d.h"
+#include "common/half.h"
 #include "cpu/executor.h"
 
 namespace jax_dcn {
@@ -18,11 +19,13 @@ struct DeformConv2dKernels {
                    const T* grad_y, const DeformConv2dCotangents<T>&);
 };
 
-// One namespace for each instruction set that the build compiles cpu/deform_conv2d_kernels.cc for.
-#define JAX_DCN_DECLARE_KERNELS(isa)                            \
-  namespace isa {                                               \
-  extern const DeformConv2dKernels<float> kDeformConv2dFloat;   \
-  extern const DeformConv2dKernels<double> kDeformConv2dDouble; \
+// One namespace for each instruction set that the build compiles cpu/kernels/deform_conv2d.cc for.
+#define JAX_DCN_DECLARE_KERNELS(isa)                                \
+  namespace isa {                                                   \
+  extern const DeformConv2dKernels<float> kDeformConv2dFloat;       \
+  extern const DeformConv2dKernels<double> kDeformConv2dDouble;     \
+  extern const DeformConv2dKernels<BFloat16> kDeformConv2dBFloat16; \
+  extern const DeformConv2dKernels<Float16> kDeformConv2dFloat16;   \
   }
 JAX_DCN_DECLARE_KERNELS(baseline)
 JAX_DCN_DECLARE_KERNELS(avx2)
@@ -31,4 +34,4 @@ JAX_DCN_DECLARE_KERNELS(avx512)
 
 }  // namespace jax_dcn
 
-#endif  // JAX_DCN_CPU_DEFORM_CONV2D_KERNELS_H_
+#endif  // JAX_DCN_CPU_KERNELS_DEFORM_CONV2D_H_

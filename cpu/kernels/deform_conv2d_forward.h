@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+// Forward and tangent of deformable convolution: a tile of output pixels, a block of channels and
+// some taps at a time, sampled columns are written to cache and multiplied with the kernel there.
+#ifndef JAX_DCN_CPU_KERNELS_DEFORM_CONV2D_FORWARD_H_
+#define JAX_DCN_CPU_KERNELS_DEFORM_CONV2D_FORWARD_H_
+
+#include <cstdint>
+
+#include "common/deform_conv2d.h"
+#include "cpu/kernels/channel_blocks.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/parallel.h"
+#include "cpu/kernels/samples.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/kernels/strips.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// Depth of a product whose right panel stays in the first-level cache.
+constexpr int64_t kDepth = 256;
+// Most pixels of a forward tile: its columns fill about half of a second-level cache.
+constexpr int64_t kForwardPixels = 192;
+
+// An image whose samples are added to the columns: by the weights of the value, m w, or by those of
+// its tangent, ṁ w + m ẇ.
+template <typename T>
+struct ColumnSource {
+  const T* image;
+  bool tangent;
+};
+
+// Columns times a kernel: a term of the result.
+template <typename T>
+struct ColumnProduct {
+  const T* kernel;
+  int source_count;
+  ColumnSource<T> sources[2];
+};
+
+// y = bias + Σ products
+template <typename T>
+class ColumnProducts {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  ColumnProducts(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
+                 const DeformConv2dTangents<T>& tangents, const T* bias, T* y)
+      : problem_(problem),
+        primals_(primals),
+        tangents_(tangents),
+        bias_(bias),
+        y_(y),
+        blocks_(problem, kDepth, kLanes<A>),
+        block_taps_(Min(problem.taps(), Max(1, kDepth / blocks_.most_channels()))) {}
+
+  void Add(const ColumnProduct<T>& product) { products_[product_count_++] = product; }
+
+  void Run(Executor& executor, int64_t workers) {
+    const int64_t pixels = problem_.pixels();
+    // As few tiles as fit in cache, but a whole number for each thread.
+    const int64_t fit = kSumsInPlace<T> ? kForwardPixels : StripPixels<A>(problem_);
+    const int64_t tiles = workers * CeilDiv(pixels, workers * fit);
+    tile_pixels_ = RoundUp(CeilDiv(pixels, Max(1, tiles)), kTileRows);
+    const int64_t items = CeilDiv(pixels, Max(1, tile_pixels_));
+    ParallelFor(executor, items, TileScratch(nullptr).bytes, [this](int64_t item, char* scratch) {
+      const int64_t begin = item * tile_pixels_;
+      Tile({begin, Min(begin + tile_pixels_, problem_.pixels())}, TileScratch(scratch));
+    });
+  }
+
+ private:
+  struct Scratch {
+    BilinearSample<A>* samples;  // [tile pixels, K]
+    A* columns;                  // [tile pixels, taps, channels] of a block
+    A* panel;                    // [taps, channels, kPanel] of a block
+    T* zeros;                    // [channels] of a block
+    A* sums;                     // [tile pixels, O], unless the result itself is
+    int64_t bytes;
+  };
+
+  Scratch TileScratch(char* memory) const {
+    Arena arena(memory);
+    const int64_t depth = block_taps_ * blocks_.most_channels();
+    Scratch scratch;
+    scratch.samples = arena.Take<BilinearSample<A>>(tile_pixels_ * problem_.taps());
+    scratch.columns = arena.Take<A>(tile_pixels_ * depth);
+    scratch.panel = arena.Take<A>(depth * kPanel<A>);
+    scratch.zeros = arena.Take<T>(blocks_.most_channels());
+    scratch.sums = arena.Take<A>(kSumsInPlace<T> ? 0 : tile_pixels_ * problem_.features);
+    scratch.bytes = arena.bytes();
+    return scratch;
+  }
+
+  void Tile(Range pixels, Scratch scratch) const {
+    __builtin_memset(scratch.zeros, 0, blocks_.most_channels() * sizeof(T));
+    T* result = y_ + pixels.begin * problem_.features;
+    if constexpr (kSumsInPlace<T>) scratch.sums = result;
+    FillWithBias(pixels, scratch);
+    for (int64_t i = 0; i < blocks_.count(); ++i) {
+      const ChannelBlock block = blocks_[i];
+      if (i % blocks_.per_group() == 0) Locate(pixels, block.offset_group, scratch);
+      for (int64_t tap = 0; tap < problem_.taps(); tap += block_taps_) {
+        const Range taps = {tap, Min(tap + block_taps_, problem_.taps())};
+        for (int p = 0; p < product_count_; ++p) {
+          Sample(pixels, block, taps, products_[p], scratch);
+          block.ForEachPiece(problem_, [&](const Piece& piece) {
+            Multiply(pixels, block, piece, taps, products_[p].kernel, scratch);
+          });
+        }
+      }
+    }
+    if (!kSumsInPlace<T>) RoundInto(result, scratch.sums, pixels.size() * problem_.features);
+  }
+
+  void FillWithBias(Range pixels, const Scratch& scratch) const {
+    A* sum = scratch.sums;
+    for (int64_t i = 0; i < pixels.size(); ++i) {
+      for (int64_t o = 0; o < problem_.features; ++o) {
+        *sum++ = bias_ == nullptr ? A(0) : ToFloat(bias_[o]);
+      }
+    }
+  }
+
+  void Locate(Range pixels, int64_t group, const Scratch& scratch) const {
+    BilinearSample<A>* sample = scratch.samples;
+    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
+      for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
+        *sample++ = SampleOf(problem_, primals_.offset, pixel, group, tap);
+      }
+    }
+  }
+
+  void Sample(Range pixels, const ChannelBlock& block, Range taps, const ColumnProduct<T>& product,
+              const Scratch& scratch) const {
+    SampleFrom<false>(pixels, block, taps, product.sources[0], scratch);
+    for (int i = 1; i < product.source_count; ++i) {
+      SampleFrom<true>(pixels, block, taps, product.sources[i], scratch);
+    }
+  }
+
+  template <bool kAdd>
+  void SampleFrom(Range pixels, const ChannelBlock& block, Range taps,
+                  const ColumnSource<T>& source, const Scratch& scratch) const {
+    const int64_t channels = block.channels.size();
+    const int64_t image_size = problem_.image_pixels() * problem_.channels;
+    A* column = scratch.columns;
+    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
+      const T* image = source.image + problem_.ImageOf(pixel) * image_size + block.channels.begin;
+      const BilinearSample<A>* samples = scratch.samples + (pixel - pixels.begin) * problem_.taps();
+      for (int64_t tap = taps.begin; tap < taps.end; ++tap, column += channels) {
+        const auto corners = CornersOf(samples[tap], image, problem_.channels, scratch.zeros);
+        const auto weights = Weights(source, samples[tap], pixel, block.offset_group, tap);
+        Interpolate<kAdd>(corners, weights, channels, column);
+      }
+    }
+  }
+
+  CornerWeights<A> Weights(const ColumnSource<T>& source, const BilinearSample<A>& sample,
+                           int64_t pixel, int64_t group, int64_t tap) const {
+    const A mask = MaskAt<T, A>(problem_, primals_, pixel, group, tap);
+    if (!source.tangent) return ValueWeights(sample, mask);
+    const int64_t index = problem_.SampleIndex(pixel, group, tap);
+    auto weights = ValueWeights(sample, tangents_.mask == nullptr ? A(0) : tangents_.mask[index]);
+    if (tangents_.offset != nullptr) {
+      const A* dot = tangents_.offset + 2 * index;
+      const auto moved = DerivativeWeights(sample, mask * dot[0], mask * dot[1]);
+      for (int i = 0; i < kCorners; ++i) weights.corner[i] += moved.corner[i];
+    }
+    return weights;
+  }
+
+  void Multiply(Range pixels, const ChannelBlock& block, const Piece& piece, Range taps,
+                const T* kernel, const Scratch& scratch) const {
+    const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
+    const int64_t group_channels = problem_.group_channels();
+    const int64_t features = problem_.features, group_features = problem_.group_features();
+    const int64_t first_channel = piece.channels.begin - piece.feature_group * group_channels;
+    LeftMatrix<A> columns = {scratch.columns + piece.channels.begin - block.channels.begin,
+                             taps.size() * channels, taps.size(), channels, piece_channels};
+    for (int64_t o = 0; o < group_features; o += kPanel<A>) {
+      const int64_t width = Min(kPanel<A>, group_features - o);
+      const int64_t feature = piece.feature_group * group_features + o;
+      A* panel = scratch.panel;
+      for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+        const T* rows = kernel + (tap * group_channels + first_channel) * features + feature;
+        panel = PackRows(rows, piece_channels, features, width, panel);
+      }
+      MultiplyPanel<A, false>(pixels.size(), columns, scratch.panel,
+                              {scratch.sums + feature, features, width});
+    }
+  }
+
+  const DeformConv2dProblem& problem_;
+  const DeformConv2dPrimals<T>& primals_;
+  const DeformConv2dTangents<T>& tangents_;
+  const T* const bias_;
+  T* const y_;
+  const ChannelBlocks blocks_;
+  const int64_t block_taps_;
+  int64_t tile_pixels_ = 0;
+  ColumnProduct<T> products_[2];
+  int product_count_ = 0;
+};
+
+template <typename T>
+void DeformConv2dForward(Executor& executor, const DeformConv2dProblem& problem,
+                         const DeformConv2dPrimals<T>& primals, const T* bias, T* y) {
+  const DeformConv2dTangents<T> none = {};
+  ColumnProducts<T> products(problem, primals, none, bias, y);
+  products.Add({primals.kernel, 1, {{primals.x, false}}});
+  products.Run(executor, executor.workers());
+}
+
+template <typename T>
+void DeformConv2dJvp(Executor& executor, const DeformConv2dProblem& problem,
+                     const DeformConv2dPrimals<T>& primals, const DeformConv2dTangents<T>& tangents,
+                     T* y_dot) {
+  ColumnProducts<T> products(problem, primals, tangents, tangents.bias, y_dot);
+  if (tangents.kernel != nullptr) products.Add({tangents.kernel, 1, {{primals.x, false}}});
+  ColumnProduct<T> moved = {primals.kernel, 0, {}};
+  if (tangents.x != nullptr) moved.sources[moved.source_count++] = {tangents.x, false};
+  if (tangents.offset != nullptr || tangents.mask != nullptr) {
+    moved.sources[moved.source_count++] = {primals.x, true};
+  }
+  if (moved.source_count > 0) products.Add(moved);
+  products.Run(executor, executor.workers());
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_KERNELS_DEFORM_CONV2D_FORWARD_H_
