@@ -13,7 +13,7 @@ demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
 
 test: $(ENVIRONMENT)/test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto
 
 lint: $(ENVIRONMENT)/lint
 	$(ENVIRONMENT)/bin/pre-commit run --all-files
@@ -29,7 +29,7 @@ clean:
 
 # Each environment file marks that the packages for its purpose are installed, and the kernels built.
 $(ENVIRONMENT)/demo: EXTRAS = examples
-$(ENVIRONMENT)/test: EXTRAS = test
+$(ENVIRONMENT)/test: EXTRAS = test,parity
 $(ENVIRONMENT)/lint: EXTRAS = lint
 $(ENVIRONMENT)/demo $(ENVIRONMENT)/test $(ENVIRONMENT)/lint: $(SOURCES) | $(ENVIRONMENT)
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'

@@ -99,7 +99,9 @@ class DeformConv(nnx.Module):
             precision=precision,
             kernel_init=nnx.initializers.zeros_init(),
             bias_init=nnx.initializers.zeros_init(),
-            rngs=rngs,
+            # Zeros need no randomness: a network of these layers starts with the kernels that one
+            # of ordinary convolutions gets from the same `rngs`.
+            rngs=nnx.Rngs(0),
         )
         self.strides = strides
         self.padding = padding

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Warped handwritten digits, with ordinary and with deformable convolutions."""

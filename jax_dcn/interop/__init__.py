@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Bridges for people who arrive from other libraries."""
