@@ -16,7 +16,7 @@ test: $(ENVIRONMENT)/test
 	$(RUN) -m pytest --numprocesses auto
 
 lint: $(ENVIRONMENT)/lint
-	$(ENVIRONMENT)/bin/pre-commit run --all-files
+	PATH="$(CURDIR)/$(ENVIRONMENT)/bin:$$PATH" pre-commit run --all-files
 
 sanitize: $(ENVIRONMENT)/test
 	$(RUN) tests/native/sanitize.py
