@@ -7,7 +7,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cpu/kernels/* cuda/*)
 
-.PHONY: demo test lint sanitize benchmark clean
+.PHONY: demo test lint sanitize fuzz benchmark clean
 
 demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
@@ -20,6 +20,9 @@ lint: $(ENVIRONMENT)/lint
 
 sanitize: $(ENVIRONMENT)/test
 	$(RUN) tests/native/sanitize.py
+
+fuzz: $(ENVIRONMENT)/test
+	$(RUN) tests/native/fuzz.py --calls 10000
 
 benchmark: $(ENVIRONMENT)/demo
 	$(RUN) -m benchmarks.bench_deform_conv2d

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cases import ARGUMENTS, CASES, Case
 
-from jax_dcn import deform_conv2d
+from jax_dcn import deform_conv2d, reference
 
 CASE = {case.name: case for case in CASES}
 SMALL = Case(
@@ -92,7 +92,11 @@ def test_second_derivatives_match_reference():
     def reverse_over_forward(f):
         return jax.grad(lambda *a: jax.jvp(f, a, dots)[1], range(5))(*arrays)
 
-    expected = forward_over_reverse(xla)
+    def plain(x, kernel, offset, mask, bias):  # differentiated by JAX alone, without our rules
+        y = reference.deform_conv2d(x, kernel, offset, mask, bias, geometry=SMALL.geometry)
+        return jnp.vdot(jnp.sin(y), SMALL.cotangent("float64"))
+
+    expected = forward_over_reverse(plain)
     for order in (forward_over_reverse, reverse_over_reverse, reverse_over_forward):
         assert_close(order(native), expected)
         assert_close(order(xla), expected)
@@ -228,6 +232,16 @@ def test_checkpoint_policy_can_name_the_output():
     assert ours(unsaved, *arrays).count("deform_conv2d") == 2
 
 
+def test_precision_is_that_of_the_matrix_products_on_xla():
+    arrays = SMALL.arrays("float32")
+    for precision in ("default", "highest"):
+        f = functools.partial(operator(implementation="xla"), precision=precision)
+        text = jax.jit(f).lower(*arrays).as_text()
+        assert ("precision = [HIGHEST, HIGHEST]" in text) == (precision == "highest")
+    native = operator(implementation="native")
+    assert (native(*arrays) == native(*arrays, precision="highest")).all()
+
+
 def test_linearize_runs_the_tangent_kernel():
     arrays, dots = SMALL.arrays("float64"), SMALL.arrays("float64", seed=4)
     y, f_jvp = jax.linearize(operator(), *arrays)
@@ -239,7 +253,7 @@ import hashlib, sys
 import jax
 sys.path.insert(0, "tests")
 from cases import CASES, WORKLOADS
-from jax_dcn import deform_conv2d
+from jax_dcn import deform_conv2d, reference
 
 digest = hashlib.sha256()
 for case in [*CASES, WORKLOADS[7]]:

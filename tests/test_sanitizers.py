@@ -9,13 +9,24 @@ import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parent / "native" / "sanitize.py"
+NATIVE = pathlib.Path(__file__).parent / "native"
+pytestmark = pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "c++")), reason="there is no C++ compiler"
+)
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler")
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, NATIVE / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx512"])
 def test_random_problems_run_clean(instruction_set):
-    arguments = ["--problems", "100", "--instruction-set", instruction_set]
-    run = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("100 problems") == 2
+    output = run("sanitize.py", "--problems", "100", "--instruction-set", instruction_set)
+    assert output.count("100 problems") == 2
+
+
+def test_handlers_refuse_or_compute_whatever_they_are_called_with():
+    assert "200 calls" in run("fuzz.py", "--calls", "200")

@@ -44,8 +44,7 @@ def stress(sanitizer: str, instruction_set: str, problems: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         program = pathlib.Path(folder, "stress")
         build(sanitizer, instruction_set, program)
-        run = subprocess.run([program, str(problems)], check=True, capture_output=True, text=True)
-        return run.stdout
+        return subprocess.check_output([program, str(problems)], text=True).strip()
 
 
 def main() -> None:
