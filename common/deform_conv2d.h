@@ -89,22 +89,29 @@ struct DeformConv2dCotangents {
   T* bias;
 };
 
-// The read that tap `tap` of offset group `group` makes for output position `pixel`.
-template <typename A>
-JAX_DCN_INLINE BilinearSample<A> SampleOf(const DeformConv2dProblem& problem, const A* offset,
-                                          int64_t pixel, int64_t group, int64_t tap) {
+// An output position: its image, and where its first tap starts, in pixels of x.
+struct OutputPixel {
+  int64_t image, h, w;
+};
+
+JAX_DCN_INLINE OutputPixel OutputPixelAt(const DeformConv2dProblem& problem, int64_t pixel) {
   const ConvGeometry& geometry = problem.geometry;
-  const int64_t out_x = pixel % problem.out_width;
-  const int64_t out_y = pixel / problem.out_width % problem.out_height;
-  const int64_t tap_y = tap / problem.kernel_width, tap_x = tap % problem.kernel_width;
-  const int64_t base_h =
-      out_y * geometry.strides[0] - geometry.padding[0][0] + tap_y * geometry.kernel_dilation[0];
-  const int64_t base_w =
-      out_x * geometry.strides[1] - geometry.padding[1][0] + tap_x * geometry.kernel_dilation[1];
-  const A* displacement = offset + 2 * problem.SampleIndex(pixel, group, tap);
-  return SampleAt(static_cast<A>(base_h) + displacement[0],
-                  static_cast<A>(base_w) + displacement[1], problem.height, problem.width,
-                  geometry.legacy_boundary);
+  const int64_t row = pixel / problem.out_width, out_x = pixel - row * problem.out_width;
+  const int64_t image = row / problem.out_height, out_y = row - image * problem.out_height;
+  return {image, out_y * geometry.strides[0] - geometry.padding[0][0],
+          out_x * geometry.strides[1] - geometry.padding[1][0]};
+}
+
+// The read that a tap makes, `displacement` (dy, dx) from its place in the grid.
+template <typename A>
+JAX_DCN_INLINE BilinearSample<A> SampleOf(const DeformConv2dProblem& problem,
+                                          const OutputPixel& pixel, int64_t tap_y, int64_t tap_x,
+                                          const A* displacement) {
+  const ConvGeometry& geometry = problem.geometry;
+  const int64_t h = pixel.h + tap_y * geometry.kernel_dilation[0];
+  const int64_t w = pixel.w + tap_x * geometry.kernel_dilation[1];
+  return SampleAt(static_cast<A>(h) + displacement[0], static_cast<A>(w) + displacement[1],
+                  problem.height, problem.width, geometry.legacy_boundary);
 }
 
 }  // namespace jax_dcn

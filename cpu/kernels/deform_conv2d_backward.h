@@ -41,7 +41,7 @@ class Backward {
         blocks_(problem, kBackwardChannels, kLanes<A>),
         want_dots_(grads.offset != nullptr || grads.mask != nullptr),
         want_columns_grad_(want_dots_ || grads.x != nullptr),
-        strip_pixels_(StripPixels<A>(problem)),
+        strip_pixels_(StripPixels(problem, problem.features * sizeof(A))),
         shared_pixels_(SharedPixels(problem)) {}
 
   void Run(Executor& executor) {
@@ -77,6 +77,7 @@ class Backward {
     A* right;    // panels of grad_y, [feature panels, strip pixels, kPanel] for each piece
     A* grad_y;   // [strip pixels, O], unless it is of the type of sums
     T* zeros;    // [channels]
+    A* nowhere;  // [channels]
     int64_t bytes;
   };
 
@@ -167,6 +168,7 @@ class Backward {
     scratch.right = arena.Take<A>(most_pieces * FeaturePanels() * strip_pixels_ * kPanel<A>);
     scratch.grad_y = arena.Take<A>(kSumsInPlace<T> ? 0 : strip_pixels_ * problem_.features);
     scratch.zeros = arena.Take<T>(blocks_.most_channels());
+    scratch.nowhere = arena.Take<A>(blocks_.most_channels());
     scratch.bytes = arena.bytes();
     return scratch;
   }
@@ -243,12 +245,10 @@ class Backward {
     const int64_t groups = problem_.offset_groups, taps = problem_.taps();
     ParallelFor(executor, CeilDiv(pixels.size(), strip_pixels_), 0, [&](int64_t strip, char*) {
       const int64_t begin = pixels.begin + strip * strip_pixels_;
-      BilinearSample<A>* sample = samples_ + (begin - pixels.begin) * groups * taps;
+      BilinearSample<A>* samples = samples_ + (begin - pixels.begin) * groups * taps;
       for (int64_t p = begin; p < Min(begin + strip_pixels_, pixels.end); ++p) {
-        for (int64_t group = 0; group < groups; ++group) {
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            *sample++ = SampleOf(problem_, primals_.offset, p, group, tap);
-          }
+        for (int64_t group = 0; group < groups; ++group, samples += taps) {
+          LocateTaps(problem_, primals_.offset, p, group, samples);
         }
       }
     });
@@ -257,6 +257,7 @@ class Backward {
   void Block(int64_t index, Range pixels, const Scratch& scratch) const {
     const ChannelBlock block = blocks_[index];
     __builtin_memset(scratch.zeros, 0, block.channels.size() * sizeof(T));
+    __builtin_memset(scratch.nowhere, 0, block.channels.size() * sizeof(A));
     // Strips of equal size: a short last one would waste its packing.
     const int64_t strips = CeilDiv(pixels.size(), strip_pixels_);
     const int64_t strip_pixels = RoundUp(CeilDiv(pixels.size(), strips), kTileRows);
@@ -314,32 +315,37 @@ class Backward {
   // For each sample of one tap: its dot products, its part of the gradient of x, and its column.
   void VisitSamples(int64_t index, const ChannelBlock& block, int64_t first_pixel, Range strip,
                     int64_t tap, const Scratch& scratch) const {
+    WithFlag(want_dots_, [&](auto dots) {
+      WithFlag(grads_.x != nullptr, [&](auto sums) {
+        WithFlag(grads_.kernel != nullptr, [&](auto column) {
+          using Gradients = SampleGradients<dots.value, sums.value, column.value, T, A>;
+          VisitSamples<Gradients>(index, block, first_pixel, strip, tap, scratch);
+        });
+      });
+    });
+  }
+
+  template <typename Gradients>
+  void VisitSamples(int64_t index, const ChannelBlock& block, int64_t first_pixel, Range strip,
+                    int64_t tap, const Scratch& scratch) const {
     const int64_t channels = block.channels.size(), taps = problem_.taps();
     A* column = scratch.columns;
     for (int64_t pixel = strip.begin; pixel < strip.end; ++pixel, column += channels) {
-      const int64_t local = pixel - first_pixel;
+      const int64_t local = pixel - first_pixel, image = problem_.ImageOf(pixel);
       const BilinearSample<A>& sample =
           samples_[(local * problem_.offset_groups + block.offset_group) * taps + tap];
-      const int64_t image = problem_.ImageOf(pixel);
       const T* x = primals_.x + image * ImageSize() + block.channels.begin;
-      const auto corners = CornersOf(sample, x, problem_.channels, scratch.zeros);
-      const auto weights =
-          ValueWeights(sample, MaskAt<T, A>(problem_, primals_, pixel, block.offset_group, tap));
-      if (want_dots_) Dot(corners, column, channels, DotsAt(index, local, tap));
+      CornerSums<A> sums = {};
       if (grads_.x != nullptr) {
-        A* sums = x_sums_ + (image - first_image_) * ImageSize() + block.channels.begin;
-        Scatter(sample, weights, column, channels, sums);
+        A* image_sums = x_sums_ + (image - first_image_) * ImageSize() + block.channels.begin;
+        sums = CornerSumsOf(sample, image_sums, problem_.channels, scratch.nowhere);
       }
-      if (grads_.kernel != nullptr) Interpolate<false>(corners, weights, channels, column);
-    }
-  }
-
-  void Scatter(const BilinearSample<A>& sample, const CornerWeights<A>& weights, const A* column,
-               int64_t channels, A* image) const {
-    for (int i = 0; i < kCorners; ++i) {
-      if (sample.corner[i] == kOutside) continue;
-      AddScaled<A>(image + sample.corner[i] * problem_.channels, weights.corner[i], column,
-                   channels);
+      Gradients gradients = {
+          CornersOf(sample, x, problem_.channels, scratch.zeros),
+          ValueWeights(sample, MaskAt<T, A>(problem_, primals_, pixel, block.offset_group, tap)),
+          sums, column};
+      Vectorised<A>(channels, gradients);
+      if (want_dots_) gradients.StoreDots(DotsAt(index, local, tap));
     }
   }
 

@@ -18,8 +18,6 @@ namespace jax_dcn::JAX_DCN_ISA {
 
 // Depth of a product whose right panel stays in the first-level cache.
 constexpr int64_t kDepth = 256;
-// Most pixels of a forward tile: its columns fill about half of a second-level cache.
-constexpr int64_t kForwardPixels = 192;
 
 // An image whose samples are added to the columns: by the weights of the value, m w, or by those of
 // its tangent, ṁ w + m ẇ.
@@ -55,11 +53,11 @@ class ColumnProducts {
 
   void Add(const ColumnProduct<T>& product) { products_[product_count_++] = product; }
 
-  void Run(Executor& executor, int64_t workers) {
-    const int64_t pixels = problem_.pixels();
+  void Run(Executor& executor) {
+    const int64_t pixels = problem_.pixels(), workers = executor.workers();
     // As few tiles as fit in cache, but a whole number for each thread.
-    const int64_t fit = kSumsInPlace<T> ? kForwardPixels : StripPixels<A>(problem_);
-    const int64_t tiles = workers * CeilDiv(pixels, workers * fit);
+    const int64_t sums_bytes = kSumsInPlace<T> ? 0 : problem_.features * sizeof(A);
+    const int64_t tiles = workers * CeilDiv(pixels, workers * StripPixels(problem_, sums_bytes));
     tile_pixels_ = RoundUp(CeilDiv(pixels, Max(1, tiles)), kTileRows);
     const int64_t items = CeilDiv(pixels, Max(1, tile_pixels_));
     ParallelFor(executor, items, TileScratch(nullptr).bytes, [this](int64_t item, char* scratch) {
@@ -122,11 +120,9 @@ class ColumnProducts {
   }
 
   void Locate(Range pixels, int64_t group, const Scratch& scratch) const {
-    BilinearSample<A>* sample = scratch.samples;
-    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
-      for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
-        *sample++ = SampleOf(problem_, primals_.offset, pixel, group, tap);
-      }
+    BilinearSample<A>* samples = scratch.samples;
+    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel, samples += problem_.taps()) {
+      LocateTaps(problem_, primals_.offset, pixel, group, samples);
     }
   }
 
@@ -150,7 +146,8 @@ class ColumnProducts {
       for (int64_t tap = taps.begin; tap < taps.end; ++tap, column += channels) {
         const auto corners = CornersOf(samples[tap], image, problem_.channels, scratch.zeros);
         const auto weights = Weights(source, samples[tap], pixel, block.offset_group, tap);
-        Interpolate<kAdd>(corners, weights, channels, column);
+        Interpolation<kAdd, T, A> interpolation = {corners, weights, column};
+        Vectorised<A>(channels, interpolation);
       }
     }
   }
@@ -208,7 +205,7 @@ void DeformConv2dForward(Executor& executor, const DeformConv2dProblem& problem,
   const DeformConv2dTangents<T> none = {};
   ColumnProducts<T> products(problem, primals, none, bias, y);
   products.Add({primals.kernel, 1, {{primals.x, false}}});
-  products.Run(executor, executor.workers());
+  products.Run(executor);
 }
 
 template <typename T>
@@ -223,7 +220,7 @@ void DeformConv2dJvp(Executor& executor, const DeformConv2dProblem& problem,
     moved.sources[moved.source_count++] = {primals.x, true};
   }
   if (moved.source_count > 0) products.Add(moved);
-  products.Run(executor, executor.workers());
+  products.Run(executor);
 }
 
 }  // namespace jax_dcn::JAX_DCN_ISA

@@ -18,6 +18,17 @@ void ParallelFor(Executor& executor, int64_t items, size_t scratch_bytes, const 
   executor.For(items, scratch_bytes, body, &f);
 }
 
+// Makes a template argument of a condition: calls `f` with a value whose type has it as `value`.
+template <bool kValue>
+struct Flag {
+  static constexpr bool value = kValue;
+};
+
+template <typename F>
+void WithFlag(bool flag, const F& f) {
+  flag ? f(Flag<true>{}) : f(Flag<false>{});
+}
+
 // Hands out parts of a piece of memory, or counts what would be needed.
 class Arena {
  public:

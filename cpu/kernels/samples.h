@@ -29,49 +29,93 @@ JAX_DCN_INLINE Corners<T> CornersOf(const BilinearSample<A>& sample, const T* im
   return corners;
 }
 
-// out = (out +) Σ_i w_i row_i
-template <bool kAdd, typename T, typename A>
-JAX_DCN_INLINE void Interpolate(const Corners<T>& corners, const CornerWeights<A>& weights,
-                                int64_t channels, A* out) {
-  const A* w = weights.corner;
-  int64_t c = 0;
-  for (; c + kLanes<A> <= channels; c += kLanes<A>) {
-    Vector<A> value = w[0] * LoadSums(corners.row[0] + c);
-    if (kAdd) value += Load(out + c);
-    for (int i = 1; i < kCorners; ++i) value += w[i] * LoadSums(corners.row[i] + c);
-    Store<A>(out + c, value);
-  }
-  for (; c < channels; ++c) {
-    A value = w[0] * ToFloat(corners.row[0][c]);
-    if (kAdd) value += out[c];
-    for (int i = 1; i < kCorners; ++i) value += w[i] * ToFloat(corners.row[i][c]);
-    out[c] = value;
-  }
-}
-
-// dots_i = Σ_c row_i[c] g[c]
-template <typename T, typename A>
-JAX_DCN_INLINE void Dot(const Corners<T>& corners, const A* g, int64_t channels, A* dots) {
-  Vector<A> sums[kCorners] = {};
-  int64_t c = 0;
-  for (; c + kLanes<A> <= channels; c += kLanes<A>) {
-    const Vector<A> factor = Load(g + c);
-    for (int i = 0; i < kCorners; ++i) sums[i] += factor * LoadSums(corners.row[i] + c);
-  }
-  for (int i = 0; i < kCorners; ++i) dots[i] = Sum<A>(sums[i]);
-  for (; c < channels; ++c) {
-    for (int i = 0; i < kCorners; ++i) dots[i] += g[c] * ToFloat(corners.row[i][c]);
-  }
-}
-
-// row += weight g
+// Where the gradients of the four pixels are summed. Those outside are a row that nobody reads.
 template <typename A>
-JAX_DCN_INLINE void AddScaled(A* row, A weight, const A* g, int64_t channels) {
-  int64_t c = 0;
-  for (; c + kLanes<A> <= channels; c += kLanes<A>) {
-    Store<A>(row + c, Load(row + c) + weight * Load(g + c));
+struct CornerSums {
+  A* row[kCorners];
+};
+
+template <typename A>
+JAX_DCN_INLINE CornerSums<A> CornerSumsOf(const BilinearSample<A>& sample, A* image,
+                                          int64_t channels, A* nowhere) {
+  CornerSums<A> sums;
+  for (int i = 0; i < kCorners; ++i) {
+    const int64_t pixel = sample.corner[i];
+    sums.row[i] = pixel == kOutside ? nowhere : image + pixel * channels;
   }
-  for (; c < channels; ++c) row[c] += weight * g[c];
+  return sums;
+}
+
+// column = (column +) Σ_i w_i row_i
+template <bool kAdd, typename T, typename A>
+struct Interpolation {
+  const Corners<T> corners;
+  const CornerWeights<A> weights;
+  A* const column;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t c) {
+    V value = weights.corner[0] * Read<V>(corners.row[0] + c);
+    if (kAdd) value += Read<V>(column + c);
+    for (int i = 1; i < kCorners; ++i) value += weights.corner[i] * Read<V>(corners.row[i] + c);
+    Write(column + c, value);
+  }
+};
+
+// What a sample contributes to gradients, given the gradient g of its column:
+//   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g     and in the place of g, Σ_i w_i row_i
+template <bool kDots, bool kSums, bool kColumn, typename T, typename A>
+struct SampleGradients {
+  const Corners<T> corners;
+  const CornerWeights<A> weights;
+  const CornerSums<A> sums;
+  A* const column;
+  Vector<A> dot_vectors[kCorners] = {};
+  A dot_rests[kCorners] = {};
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t c) {
+    const V g = Read<V>(column + c);
+    V value = {};
+    for (int i = 0; i < kCorners; ++i) {
+      if (kDots || kColumn) {
+        const V pixel = Read<V>(corners.row[i] + c);
+        if (kDots) Dots<V>()[i] += pixel * g;
+        if (kColumn) value += weights.corner[i] * pixel;
+      }
+      // One after the other: by the legacy rule two corners may be the same pixel.
+      if (kSums) Write(sums.row[i] + c, Read<V>(sums.row[i] + c) + weights.corner[i] * g);
+    }
+    if (kColumn) Write(column + c, value);
+  }
+
+  template <typename V>
+  JAX_DCN_INLINE auto& Dots() {
+    if constexpr (sizeof(V) == kVectorBytes) {
+      return dot_vectors;
+    } else {
+      return dot_rests;
+    }
+  }
+
+  JAX_DCN_INLINE void StoreDots(A* dots) const {
+    for (int i = 0; i < kCorners; ++i) {
+      dots[i] = Sum(reinterpret_cast<const A*>(&dot_vectors[i])) + dot_rests[i];
+    }
+  }
+};
+
+// The samples of all taps for one output position.
+template <typename A>
+JAX_DCN_INLINE void LocateTaps(const DeformConv2dProblem& problem, const A* offset, int64_t pixel,
+                               int64_t group, BilinearSample<A>* samples) {
+  const OutputPixel output = OutputPixelAt(problem, pixel);
+  const A* displacement = offset + 2 * problem.SampleIndex(pixel, group, 0);
+  for (int64_t tap_y = 0; tap_y < problem.kernel_height; ++tap_y) {
+    for (int64_t tap_x = 0; tap_x < problem.kernel_width; ++tap_x, displacement += 2) {
+      *samples++ = SampleOf(problem, output, tap_y, tap_x, displacement);
+    }
+  }
 }
 
 template <typename T, typename A>

@@ -103,11 +103,42 @@ JAX_DCN_INLINE void StoreRounded(Float16* data, Vector<float> sums) {
 #endif
 #endif
 
-template <typename A>
-JAX_DCN_INLINE A Sum(Vector<A> vector) {
-  A sum = 0;
-  for (int i = 0; i < kLanes<A>; ++i) sum += vector[i];
-  return sum;
+// Adds the halves of a vector, and theirs.
+template <typename A, int kBytes = kVectorBytes>
+JAX_DCN_INLINE A Sum(const A* lanes) {
+  if constexpr (kBytes == sizeof(A)) {
+    return *lanes;
+  } else {
+    typedef A Half __attribute__((vector_size(kBytes / 2)));
+    Half low, high;
+    __builtin_memcpy(&low, lanes, sizeof(low));
+    __builtin_memcpy(&high, lanes + sizeof(low) / sizeof(A), sizeof(high));
+    low += high;
+    return Sum<A, kBytes / 2>(reinterpret_cast<const A*>(&low));
+  }
+}
+
+// A vector, or at the end of an array a single number, so that loops over both read alike.
+template <typename V, typename T>
+JAX_DCN_INLINE V Read(const T* data) {
+  if constexpr (sizeof(V) == kVectorBytes) {
+    return LoadSums(data);
+  } else {
+    return ToFloat(*data);
+  }
+}
+
+template <typename V, typename A>
+JAX_DCN_INLINE void Write(A* data, V value) {
+  __builtin_memcpy(data, &value, sizeof(value));
+}
+
+// Calls `f.template At<V>(i)` for every i in [0, size), in vectors and what is left in numbers.
+template <typename A, typename F>
+JAX_DCN_INLINE void Vectorised(int64_t size, F& f) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= size; i += kLanes<A>) f.template At<Vector<A>>(i);
+  for (; i < size; ++i) f.template At<A>(i);
 }
 
 // Rounds sums to the type of the result.

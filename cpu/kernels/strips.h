@@ -10,18 +10,19 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// A strip is what one thread multiplies at once: its rows of features fill about a quarter of a
-// second-level cache.
-constexpr int64_t kStripPixels = 192, kStripBytes = 128 << 10;
+// A strip of pixels is what one thread multiplies at once. Its columns fill about half of a
+// second-level cache, what else it keeps for each pixel a quarter, and its samples, with the
+// largest kernels, no more than this.
+constexpr int64_t kStripPixels = 192, kStripBytes = 128 << 10, kStripSampleBytes = 1 << 20;
 
 // Whether sums are of the type of the result, and can be made in its place.
 template <typename T>
 constexpr bool kSumsInPlace = sizeof(T) == sizeof(typename Accumulator<T>::type);
 
-// Pixels whose rows of features, in the type of sums, fit into a strip.
-template <typename A>
-int64_t StripPixels(const DeformConv2dProblem& problem) {
-  const int64_t fit = kStripBytes / (problem.features * static_cast<int64_t>(sizeof(A)));
+// Pixels of a strip that keeps `pixel_bytes` for each in cache.
+JAX_DCN_INLINE int64_t StripPixels(const DeformConv2dProblem& problem, int64_t pixel_bytes) {
+  const int64_t sample_bytes = problem.taps() * sizeof(BilinearSample<double>);
+  const int64_t fit = Min(kStripBytes / Max(1, pixel_bytes), kStripSampleBytes / sample_bytes);
   return Max(1, Min(kStripPixels, fit) / kTileRows) * kTileRows;
 }
 
