@@ -3,28 +3,13 @@
 
 #include "cpu/deform_conv2d.h"
 
-#include <functional>
-#include <utility>
-
 #include "common/deform_conv2d_call.h"
+#include "cpu/handler.h"
 #include "cpu/instruction_set.h"
 #include "cpu/kernels/deform_conv2d.h"
 
 namespace jax_dcn {
 namespace {
-
-// Multiplications below which a call is not worth the other threads' waking up.
-constexpr int64_t kSerialWork = 1 << 19;
-
-class XlaThreadPool final : public ThreadPool {
- public:
-  explicit XlaThreadPool(ffi::ThreadPool& pool) : pool_(pool) {}
-  int64_t num_threads() const override { return pool_.num_threads(); }
-  void Schedule(std::function<void()> task) override { pool_.Schedule(std::move(task)); }
-
- private:
-  ffi::ThreadPool& pool_;
-};
 
 const DeformConv2dKernels<float>& KernelsFor(float) {
   return ForInstructionSet(JAX_DCN_KERNELS(kDeformConv2dFloat));
@@ -42,23 +27,6 @@ const DeformConv2dKernels<Float16>& KernelsFor(Float16) {
   return ForInstructionSet(JAX_DCN_KERNELS(kDeformConv2dFloat16));
 }
 
-// Calls `run` with a value of the type that `dtype` names.
-template <typename F>
-void DispatchFloat(ffi::DataType dtype, const F& run) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      return run(float{});
-    case ffi::DataType::F64:
-      return run(double{});
-    case ffi::DataType::BF16:
-      return run(BFloat16{});
-    case ffi::DataType::F16:
-      return run(Float16{});
-    default:
-      throw Refusal("x must be float32, float64, bfloat16 or float16");
-  }
-}
-
 // Reads the call, and runs `run(value of its type, kernels, call, executor)`.
 template <typename F>
 ffi::Error Handle(DeformConv2dCall::Kind kind, ffi::ThreadPool& pool,
@@ -67,7 +35,7 @@ ffi::Error Handle(DeformConv2dCall::Kind kind, ffi::ThreadPool& pool,
   return Guarded([&] {
     const DeformConv2dCall call(kind, arguments, results, attributes);
     XlaThreadPool threads(pool);
-    Executor executor(threads, call.work() < kSerialWork ? 1 : threads.num_threads());
+    Executor executor(threads, WorkersFor(call.work(), threads));
     DispatchFloat(call.dtype(), [&](auto type) { run(type, KernelsFor(type), call, executor); });
   });
 }
