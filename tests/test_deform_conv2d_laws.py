@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Laws of `deform_conv2d` on problems that hypothesis draws."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,11 @@ from test_deform_conv2d import TOLERANCE, function_of, reference_of, value_tange
 
 from jax_dcn import deform_conv2d
 
-# Deterministic, so that a change fails or passes for its own reasons; `--hypothesis-profile` widens
-# the search.
+# Deterministic, so that a change fails or passes for its own reasons; the environment variable
+# HYPOTHESIS_PROFILE=search widens the search.
 settings.register_profile("suite", max_examples=15, deadline=None, derandomize=True)
 settings.register_profile("search", max_examples=500, deadline=None)
-settings.load_profile("suite")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pairs(most: int):
