@@ -6,6 +6,7 @@ The small ones have sizes that all differ, so that no swapped axis goes unseen.
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from jax_dcn.geometry import ConvGeometry, conv_geometry
@@ -69,6 +70,18 @@ class Case:
             random.normal(size=self.features),
         )
         return tuple(None if a is None else np.asarray(a, dtype) for a in arrays)
+
+    def ordinary_convolution(self, x, kernel) -> jax.Array:
+        """XLA's convolution of the same shape, without bias."""
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            self.strides,
+            self.geometry.padding,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.feature_group_count,
+        )
 
     def cotangent(self, dtype: str = "float32", seed: int = 1) -> np.ndarray:
         shape = (self.batch, *self.output, self.features)
