@@ -37,26 +37,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=pathlib.Path, default=pathlib.Path("build/digits"), help="folder to fill")
-    add("--seeds", type=functools.partial(_at_least, 1), default=3, help="networks of each kind")
-    add(
-        "--steps",
-        type=functools.partial(_at_least, 2),
-        default=1000,
-        help="training steps of a network",
-    )
-    add(
-        "--batch-size",
-        type=functools.partial(_at_least, 1),
-        default=64,
-        help="images in a training step",
-    )
+    count = functools.partial(_at_least, 1)
+    steps = functools.partial(_at_least, 2)  # the first compiles, and is not timed
+    add("--seeds", type=count, default=3, help="networks of each kind")
+    add("--steps", type=steps, default=1000, help="training steps of a network")
+    add("--batch-size", type=count, default=64, help="images in a training step")
     add("--learning-rate", type=float, default=5e-3, help="of Adam, at the start")
-    add(
-        "--warps",
-        type=functools.partial(_at_least, 1),
-        default=8,
-        help="test images made of each test scan",
-    )
+    add("--warps", type=count, default=8, help="test images made of each test scan")
     add(
         "--part",
         choices=["test", "validation"],
