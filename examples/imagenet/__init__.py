@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Image classifiers with ordinary and with deformable convolutions."""
