@@ -2,7 +2,6 @@
 """What `deform_conv2d` computes: values, derivatives, edges."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from cases import ARGUMENTS, CASES, Case
 from loops import deform_conv2d as loop_deform_conv2d
 
 from jax_dcn import deform_conv2d, reference
+from jax_dcn.reference import _blockwise
 
 # Largest difference that rounding explains, relative to the largest value: the sums have at most
 # a few thousand terms.
@@ -295,9 +295,7 @@ def test_reference_in_blocks_equals_reference_at_once(monkeypatch):
     loss = jax.value_and_grad(lambda *a: (f(*a) ** 2).sum(), range(5))
     at_once = loss(*arrays)
     for block_bytes in (1, 2**13):  # a row, and a few images, at a time
-        # By its full name: the package's attribute of this name is the function.
-        module = importlib.import_module("jax_dcn.reference.deform_conv2d")
-        monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(_blockwise, "_BLOCK_BYTES", block_bytes)
         for block, whole in zip(
             jax.tree.leaves(loss(*arrays)), jax.tree.leaves(at_once), strict=True
         ):

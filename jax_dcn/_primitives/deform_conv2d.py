@@ -9,15 +9,14 @@ Arrays are as in `jax_dcn.reference.deform_conv2d`.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn import reference
-from jax_dcn._primitives import _define
+from jax_dcn._primitives import _define, _derivatives
+from jax_dcn._primitives._folding import fold, mapped_size, unfold
 from jax_dcn.geometry import ConvGeometry
 from jax_dcn.reference.deform_conv2d import OPERANDS
 
@@ -50,69 +49,42 @@ def _deform_conv2d_backward_abstract_eval(x, kernel, offset, mask, grad_y, *, wr
 
 def _deform_conv2d_jvp(primals, tangents, **params):
     y = deform_conv2d_p.bind(*primals, **params)
-    wrt, dots = _nonzero(OPERANDS, tangents)
-    return y, deform_conv2d_jvp_p.bind(*primals[:4], *dots, wrt=wrt, **params)
+    wrt, dots = _derivatives.nonzero(OPERANDS, tangents)
+    return y, deform_conv2d_jvp_p.bind(*primals[: len(_PRIMALS)], *dots, wrt=wrt, **params)
 
 
-def _deform_conv2d_jvp_jvp(primals, tangents, *, wrt, **params):
-    return _derivative_of_linear(
-        deform_conv2d_jvp_p, reference.deform_conv2d_jvp, primals, tangents, wrt=wrt, **params
-    )
-
-
-def _deform_conv2d_backward_jvp(primals, tangents, *, wrt, **params):
-    return _derivative_of_linear(
-        deform_conv2d_backward_p,
-        reference.deform_conv2d_backward,
+def _deform_conv2d_jvp_jvp(primals, tangents, **params):
+    return _derivatives.jvp_of_linear(
+        deform_conv2d_jvp_p,
+        reference.deform_conv2d_jvp,
+        len(_PRIMALS),
         primals,
         tangents,
-        wrt=wrt,
         **params,
     )
 
 
-def _derivative_of_linear(primitive, reference, primals, tangents, *, implementation, **params):
-    """JVP of a primitive that is linear in its operands after the first four."""
-    result = primitive.bind(*primals, implementation=implementation, **params)
-    indices, dots = _nonzero(range(len(primals)), tangents)
-    if min(indices) >= len(_PRIMALS):
-        linear = map(_define.instantiate_zeros, tangents[len(_PRIMALS) :])
-        result_dot = primitive.bind(
-            *primals[: len(_PRIMALS)], *linear, implementation=implementation, **params
-        )
-        return result, result_dot
-
-    def f(*active):
-        operands = list(primals)
-        for index, operand in zip(indices, active, strict=True):
-            operands[index] = operand
-        return reference(*operands, **params)
-
-    return result, jax.jvp(f, tuple(primals[index] for index in indices), tuple(dots))[1]
+def _deform_conv2d_backward_jvp(primals, tangents, **params):
+    return _derivatives.jvp_of_linear(
+        deform_conv2d_backward_p,
+        reference.deform_conv2d_backward,
+        len(_PRIMALS),
+        primals,
+        tangents,
+        **params,
+    )
 
 
-def _nonzero(names, tangents):
-    """The names of the operands that have a tangent, and these tangents."""
-    pairs = [(n, t) for n, t in zip(names, tangents, strict=True) if type(t) is not _define.Zero]
-    return tuple(name for name, _ in pairs), [tangent for _, tangent in pairs]
+def _deform_conv2d_jvp_transpose(grad_y, *operands, **params):
+    return _derivatives.transpose_of_jvp(
+        deform_conv2d_backward_p, len(_PRIMALS), grad_y, *operands, **params
+    )
 
 
-def _deform_conv2d_jvp_transpose(grad_y, *operands, wrt, **params):
-    primals, dots = operands[: len(_PRIMALS)], operands[len(_PRIMALS) :]
-    asked = tuple(n for n, d in zip(wrt, dots, strict=True) if _define.is_undefined_primal(d))
-    if type(grad_y) is _define.Zero:
-        return [None] * len(_PRIMALS) + [_define.Zero(d.aval) for d in dots]
-    grads = deform_conv2d_backward_p.bind(*primals, grad_y, wrt=asked, **params)
-    by_name = dict(zip(asked, grads, strict=True))
-    return [None] * len(_PRIMALS) + [by_name.get(name) for name in wrt]
-
-
-def _deform_conv2d_backward_transpose(cotangents, *operands, wrt, **params):
-    wrt, dots = _nonzero(wrt, cotangents)
-    if not dots:
-        return [None] * len(_PRIMALS) + [_define.Zero(operands[-1].aval)]
-    primals = operands[: len(_PRIMALS)]
-    return [None] * len(_PRIMALS) + [deform_conv2d_jvp_p.bind(*primals, *dots, wrt=wrt, **params)]
+def _deform_conv2d_backward_transpose(cotangents, *operands, **params):
+    return _derivatives.transpose_of_backward(
+        deform_conv2d_jvp_p, len(_PRIMALS), cotangents, *operands, **params
+    )
 
 
 # --------------------------------------------------------------------------------------- batching
@@ -153,7 +125,7 @@ def _deform_conv2d_backward_batching(operands, axes, *, wrt, **params):
 
 def _batched(primitive, names, result_names, operands, axes, *, geometry, **params):
     """Folds the mapped axis into the batch, or into the groups where kernels differ along it."""
-    size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
+    size = mapped_size(operands, axes)
     mapped = {name for name, axis in zip(names, axes, strict=True) if axis is not None}
     if {"kernel", "bias"} & (mapped | set(result_names)):
         fold_axes = _GROUP_AXIS
@@ -162,35 +134,14 @@ def _batched(primitive, names, result_names, operands, axes, *, geometry, **para
     else:
         fold_axes = _BATCH_AXIS
     folded = (
-        _fold(operand, axis, size, fold_axes[name])
+        fold(operand, axis, size, fold_axes[name])
         for operand, axis, name in zip(operands, axes, names, strict=True)
     )
     results = primitive.bind(*folded, geometry=geometry, **params)
     if not primitive.multiple_results:
-        return _unfold(results, size, fold_axes["y"]), fold_axes["y"]
+        return unfold(results, size, fold_axes["y"]), fold_axes["y"]
     result_axes = tuple(fold_axes[name] for name in result_names)
-    return tuple(
-        _unfold(r, size, a) for r, a in zip(results, result_axes, strict=True)
-    ), result_axes
-
-
-def _fold(operand, mapped_axis, size, axis):
-    """Merges the mapped axis, made if there is none, into the one at `axis`, as its slower part."""
-    if axis is None:
-        return operand
-    if mapped_axis is None:
-        shape = (*operand.shape[:axis], size, *operand.shape[axis:])
-        operand = jnp.broadcast_to(jnp.expand_dims(operand, axis), shape)
-    else:
-        operand = jnp.moveaxis(operand, mapped_axis, axis)
-    merged = math.prod(operand.shape[axis : axis + 2])
-    return operand.reshape(*operand.shape[:axis], merged, *operand.shape[axis + 2 :])
-
-
-def _unfold(result, size, axis):
-    """Splits the mapped axis off the one at `axis`."""
-    shape = result.shape
-    return result.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
+    return tuple(unfold(r, size, a) for r, a in zip(results, result_axes, strict=True)), result_axes
 
 
 # --------------------------------------------------------------------------------------- lowering

@@ -5,20 +5,18 @@ Arrays are those of the primitive: exactly one batch axis, `offset` and `mask` i
 coordinates and sums are computed in, a `mask` without taps (`[..., G, 0]`) for version 1.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn.geometry import ConvGeometry
+from jax_dcn.reference import _derivatives
+from jax_dcn.reference._blockwise import blockwise
 
 OPERANDS = ("x", "kernel", "offset", "mask", "bias")
-
-# Columns are sampled and multiplied in blocks of at most this size, so that memory does not grow
-# with the batch: the backward pass holds about a dozen arrays of it.
-_BLOCK_BYTES = 8 * 2**20
 
 
 def deform_conv2d(
@@ -55,9 +53,9 @@ def deform_conv2d(
                 samples = samples * mask[..., None]
             return _multiply(samples, kernel, geometry.feature_group_count, precision)
 
-        return _blockwise(row, (rows, offset, mask), row_bytes)
+        return blockwise(row, (rows, offset, mask), row_bytes)
 
-    y = _blockwise(image, (x, offset, mask), row_bytes * height)
+    y = blockwise(image, (x, offset, mask), row_bytes * height)
     return (y + bias.astype(y.dtype)[None, None, None, :]).astype(x.dtype)
 
 
@@ -71,8 +69,8 @@ def deform_conv2d_jvp(
     **options,
 ) -> jax.Array:
     """The tangent of the output along `tangents`, those of the operands named in `wrt`."""
-    f, primals = _function_of(wrt, x, kernel, offset, mask, options)
-    return jax.jvp(f, primals, tangents)[1]
+    operands = _operands(x, kernel, offset, mask)
+    return _derivatives.jvp(partial(deform_conv2d, **options), operands, wrt, tangents)
 
 
 def deform_conv2d_backward(
@@ -86,31 +84,15 @@ def deform_conv2d_backward(
     **options,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
-    f, primals = _function_of(wrt, x, kernel, offset, mask, options)
-    return jax.vjp(f, *primals)[1](grad_y)
+    operands = _operands(x, kernel, offset, mask)
+    return _derivatives.vjp(partial(deform_conv2d, **options), operands, wrt, grad_y)
 
 
-def _function_of(
-    wrt: Sequence[str], x: jax.Array, kernel: jax.Array, offset: jax.Array, mask: jax.Array, options
-) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
-    """The operator as a function of the operands in `wrt` alone, and their values."""
+def _operands(
+    x: jax.Array, kernel: jax.Array, offset: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
     bias = jnp.zeros(kernel.shape[-1:], x.dtype)  # derivatives do not depend on its value
-    operands: dict[str, Any] = dict(zip(OPERANDS, (x, kernel, offset, mask, bias), strict=True))
-
-    def f(*active: jax.Array) -> jax.Array:
-        return deform_conv2d(**(operands | dict(zip(wrt, active, strict=True))), **options)
-
-    return f, tuple(operands[name] for name in wrt)
-
-
-def _blockwise(f: Callable[..., jax.Array], arrays: tuple, item_bytes: int) -> jax.Array:
-    """Maps `f` over the leading axis, vectorised over as many items as fit into a block."""
-    items = arrays[0].shape[0]
-    block = max(1, _BLOCK_BYTES // max(1, item_bytes))
-    if items <= block:
-        return jax.vmap(f)(*arrays)
-    # Recomputing a block in the backward pass is what keeps its memory bounded there, too.
-    return jax.lax.map(jax.checkpoint(lambda item: f(*item)), arrays, batch_size=block)
+    return dict(zip(OPERANDS, (x, kernel, offset, mask, bias), strict=True))
 
 
 def _positions(

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""First derivatives of an operator in the operands that are named, by JAX itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+
+def jvp(
+    f: Callable[..., jax.Array],
+    operands: Mapping[str, jax.Array],
+    wrt: Sequence[str],
+    tangents: Sequence[jax.Array],
+) -> jax.Array:
+    """The tangent of `f(**operands)` along `tangents`, those of the operands named in `wrt`."""
+    g, primals = _active(f, operands, wrt)
+    return jax.jvp(g, primals, tuple(tangents))[1]
+
+
+def vjp(
+    f: Callable[..., jax.Array],
+    operands: Mapping[str, jax.Array],
+    wrt: Sequence[str],
+    grad_y: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands named in `wrt` for the cotangent `grad_y` of the result."""
+    g, primals = _active(f, operands, wrt)
+    return jax.vjp(g, *primals)[1](grad_y)
+
+
+def _active(f, operands, wrt):
+    """`f` as a function of the operands in `wrt` alone, and their values."""
+
+    def g(*active: jax.Array) -> jax.Array:
+        return f(**{**operands, **dict(zip(wrt, active, strict=True))})
+
+    return g, tuple(operands[name] for name in wrt)
