@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints of a run: the latest ones, to resume from, and the best one, to use."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from examples.imagenet.errors import UserError
+from examples.imagenet.settings import Model
+from examples.imagenet.state import TrainState, Weights
+
+_LATEST = 2  # One may be damaged by the crash that makes it needed.
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a checkpoint says about its network."""
+
+    model: Model
+    class_names: list[str]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Description":
+        model = content["model"] | {"stages": tuple(content["model"]["stages"])}
+        return cls(Model(**model), content["class_names"])
+
+    def check_equal(self, other: "Description", folder: pathlib.Path) -> None:
+        """Refuses to go on with the checkpoints of another network."""
+        mine, theirs = (_flat(description) for description in (self, other))
+        differences = [
+            f"{name} {mine[name]}, not {theirs[name]}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+        if differences:
+            raise UserError(
+                f"{folder.resolve()} holds checkpoints of another network ({'; '.join(differences)}"
+                "): choose another --output, or the same network."
+            )
+
+
+def _flat(description: Description) -> dict[str, Any]:
+    return dataclasses.asdict(description.model) | {"classes": description.class_names}
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    A checkpoint is written beside the others and renamed when it is whole: one that was being
+    written when its program was killed is not there.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, write: bool = False):
+        self.folder = folder
+        if not write and not folder.is_dir():
+            raise UserError(f"There is no run in {folder.resolve()}: check the path.")
+        keep = [
+            policies.LatestN(_LATEST),
+            policies.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_top1,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            create=write,
+            read_only=not write,
+            cleanup_tmp_directories=write,
+        )
+        self._manager = ocp.CheckpointManager(folder.resolve() / "checkpoints", options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()  # Waits for what is being written.
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(
+        self, state: TrainState, description: Description, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Starts to write a checkpoint; `metrics` has its "top1" if it was tested."""
+        weights, training = _items(state)
+        self._save(int(state.step), description, metrics, weights=weights, training=training)
+
+    def save_weights(self, weights: Weights, description: Description) -> None:
+        """Starts to write a network that was not trained here, as a checkpoint of step 0."""
+        self._save(0, description, None, weights=weights)
+
+    def _save(self, step: int, description: Description, metrics, **items: Any) -> None:
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        content = ocp.args.JsonSave(dataclasses.asdict(description))
+        self._manager.save(
+            step, args=ocp.args.Composite(**arrays, description=content), metrics=metrics
+        )
+
+    def restore(self, like: TrainState, description: Description) -> TrainState:
+        """The state of the latest checkpoint, placed as `like` is."""
+        self.description(self.latest).check_equal(description, self.folder)
+        weights, training = _items(like)
+        restored = self._restore(self.latest, weights=weights, training=training)
+        if like.average is None:
+            return restored.training._replace(weights=restored.weights)
+        return restored.training._replace(average=restored.weights)
+
+    def restore_weights(self, like: Weights, step: int | None = None) -> Weights:
+        """The weights of the best checkpoint, or that of `step`."""
+        return self._restore(self.choose(step), weights=like).weights
+
+    def choose(self, step: int | None) -> int:
+        """`step`, or by default that of the best checkpoint: the latest, if none was tested."""
+        steps = self._manager.all_steps()
+        if not steps:
+            raise UserError(f"There is no checkpoint in {self.folder.resolve()}: train first.")
+        if step is not None and step not in steps:
+            raise UserError(f"There is no checkpoint of step {step}, but of {_listed(steps)}.")
+        best = self._manager.best_step()
+        return step if step is not None else max(steps) if best is None else best
+
+    def description(self, step: int) -> Description:
+        """Which network the checkpoint of a step holds."""
+        item = ocp.args.Composite(description=ocp.args.JsonRestore())
+        return Description.from_json(self._manager.restore(step, args=item).description)
+
+    def _restore(self, step: int, **like: Any) -> Any:
+        items = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in like.items()}
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(
+                f"The checkpoint of step {step} in {self.folder.resolve()} is not one of this "
+                f"program's training runs with these settings ({str(error).splitlines()[0]}): "
+                "choose another --output."
+            ) from error
+
+
+def _items(state: TrainState) -> tuple[Weights, TrainState]:
+    """What to use later, and what training needs besides; no array twice."""
+    if state.average is None:
+        return state.weights, state._replace(weights=None)
+    return state.average, state._replace(average=None)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree
+    )
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(steps)))
+
+
+def _top1(metrics: dict[str, float]) -> float:
+    return metrics["top1"]

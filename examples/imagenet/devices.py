@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""All devices of all processes as one mesh: batches are split over it, everything else is whole."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from examples.imagenet.data import Share
+from examples.imagenet.errors import UserError
+from examples.imagenet.settings import Processes
+
+
+def connect(processes: Processes) -> None:
+    """Joins the other processes, where there are others."""
+    if processes.coordinator is None:
+        if (processes.num_processes or 1) > 1:
+            raise UserError("--num-processes needs --coordinator, the host:port of process 0.")
+        return
+    given = (processes.coordinator, processes.num_processes, processes.process_id)
+    try:
+        jax.distributed.initialize(
+            *((None, None, None) if processes.coordinator == "auto" else given),
+            heartbeat_timeout_seconds=processes.timeout,
+            initialization_timeout=processes.timeout,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"Cannot join the other processes at {processes.coordinator} "
+            f"({str(error).splitlines()[0]}): start all of them within {processes.timeout} s with "
+            "the same --coordinator and --num-processes, and --process-id 0, 1, ..."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where arrays go."""
+
+    batch: NamedSharding
+    whole: NamedSharding
+
+    @property
+    def share(self) -> Share:
+        """The part of every batch that this process reads."""
+        return Share(jax.process_index(), jax.process_count())
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's share of a batch, as its part of the whole batch on all devices."""
+        return {
+            name: jax.make_array_from_process_local_data(self.batch, array)
+            for name, array in batch.items()
+        }
+
+
+def place(batch_size: int, parts: int = 1) -> Placement:
+    """The placement on all devices of batches that are computed in so many `parts`."""
+    devices = jax.device_count()
+    if batch_size % (devices * parts):
+        divisor = devices * parts
+        of = f"{devices} devices" + (f" times {parts} parts" if parts > 1 else "")
+        raise UserError(
+            f"A batch of {batch_size} does not divide over {of}: make --batch-size a multiple of "
+            f"{divisor}, such as {max(1, round(batch_size / divisor)) * divisor}."
+        )
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    return Placement(
+        NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    )

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""How often a network is right, and the command that says so."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+from tqdm import tqdm
+
+from examples.imagenet.checkpoint import Checkpoints, Description
+from examples.imagenet.data import NO_LABEL, evaluation_batches
+from examples.imagenet.devices import Placement, connect, place
+from examples.imagenet.errors import UserError
+from examples.imagenet.readers import Reader, open_reader
+from examples.imagenet.settings import Processes
+from examples.imagenet.state import Weights, make_predictor, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network read from a checkpoint."""
+
+    model: nnx.Module
+    weights: Weights
+    description: Description
+    step: int
+
+
+def load(run: pathlib.Path, step: int | None, placement: Placement, dtype: str) -> Network:
+    """The network of a run's best checkpoint, or of that of `step`."""
+    with Checkpoints(run) as checkpoints:
+        step = checkpoints.choose(step)
+        description = checkpoints.description(step)
+        # Shapes are enough: initial values would be thrown away.
+        model = nnx.eval_shape(
+            lambda: description.model.build(len(description.class_names), dtype=dtype)
+        )
+        like = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement.whole),
+            split(model)[1],
+        )
+        weights = checkpoints.restore_weights(like, step)
+    return Network(model, weights, description, step)
+
+
+def make_counter(model: nnx.Module, placement: Placement) -> Callable[[Weights, dict], jax.Array]:
+    """A function from weights and a batch to how many are right first, right in five, and all."""
+    predict = make_predictor(model)
+
+    def count(weights: Weights, batch: dict) -> jax.Array:
+        logits, labels = predict(weights, batch["image"]), batch["label"]
+        # How many classes come before the right one; a tie or a NaN is not in its favour.
+        right = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)
+        before = jnp.sum(~(logits < right), axis=1) - 1
+        real = labels != NO_LABEL
+        hits = jnp.stack([real & (before < most) for most in (1, 5, logits.shape[1])])
+        return jnp.sum(hits, axis=1, dtype=jnp.int32)
+
+    return jax.jit(count, out_shardings=placement.whole)
+
+
+def accuracy(
+    count: Callable[[Weights, dict], jax.Array],
+    weights: Weights,
+    reader: Reader,
+    placement: Placement,
+    *,
+    batch_size: int,
+    image_size: int,
+    workers: int,
+) -> dict[str, float]:
+    """The shares of images whose class is the first, and among the first five."""
+    batches = evaluation_batches(
+        reader,
+        batch_size=batch_size,
+        image_size=image_size,
+        workers=workers,
+        share=placement.share,
+    )
+    total = -(-len(reader) // batch_size) * batch_size
+    counts = jnp.zeros((3,), jnp.int32)
+    quiet = None if jax.process_index() == 0 else True
+    with tqdm(total=total, unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
+        for batch in batches:
+            counts = counts + count(weights, placement.put_batch(batch))
+            bar.update(batch_size)
+    top1, top5, images = map(int, counts)
+    return {"top1": top1 / images, "top5": top5 / images}
+
+
+def evaluate(
+    run: tyro.conf.Positional[pathlib.Path],
+    data: str,
+    *,
+    split: Literal["train", "validation"] = "validation",
+    step: int | None = None,
+    batch_size: int = 256,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    workers: int = 8,
+    processes: Processes = Processes(),
+) -> None:
+    """Tests a network: top-1 and top-5 accuracy.
+
+    Args:
+      run: Folder of a training run, or of imported weights.
+      data: As for `train`.
+      split: Which images.
+      step: Which checkpoint; by default the best.
+      batch_size: Images at a time, over all devices.
+      dtype: Of the computation.
+      workers: Processes that decode images; 0 decodes in threads.
+      processes: Other processes to share the work with.
+    """
+    connect(processes)
+    placement = place(batch_size)
+    network = load(run, step, placement, dtype)
+    reader = open_reader(data, split)
+    check_classes(reader, network.description)
+    result = accuracy(
+        make_counter(network.model, placement),
+        network.weights,
+        reader,
+        placement,
+        batch_size=batch_size,
+        image_size=network.description.model.image_size,
+        workers=workers,
+    )
+    if jax.process_index() == 0:
+        print(f"step {network.step}, {len(reader)} images: {show(result)}")
+
+
+def show(result: dict[str, float]) -> str:
+    """The two shares in words."""
+    return f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %"
+
+
+def check_classes(reader: Reader, description: Description) -> None:
+    """Refuses data with other classes than the network knows."""
+    names = list(reader.class_names)
+    if names != description.class_names:
+        raise UserError(
+            f"The network knows {len(description.class_names)} classes "
+            f"({description.class_names[0]}, ...), and the data has {len(names)} ({names[0]}, "
+            "...): choose the data that it was trained for."
+        )

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""What a training run can be told, and the presets: recipes that differ in a few values."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Literal
+
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+
+from examples.imagenet.errors import UserError
+from examples.imagenet.models import ResNet, resnet
+from jax_dcn.nnx import DeformConv
+
+CONVS = {
+    "ordinary": nnx.Conv,
+    "v1": functools.partial(DeformConv, modulated=False),
+    "v2": DeformConv,
+    # The mask starts at one: a deformable network starts as the ordinary one that it replaces.
+    "v2-exact": functools.partial(DeformConv, mask_scale=2.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which network; kept in every checkpoint, so that other commands build the same."""
+
+    depth: int = 50
+    """18, 34, 50 or 101; or 10, for trials."""
+    conv: Literal["ordinary", "v1", "v2", "v2-exact"] = "v2"
+    """Of the 3x3 convolutions in `stages`: ordinary, or deformable as in the paper of that version.
+    v2-exact has masks from 0 to 2, so that a fresh or imported network computes what the ordinary
+    one does."""
+    stages: tuple[int, ...] = (3, 4, 5)
+    """Stages c2 to c5 that have convolutions of this kind."""
+    width: int = 64
+    """Features of the first stage."""
+    image_size: int = 224
+    """Height and width of the images."""
+
+    def build(self, classes: int, seed: int = 0, dtype: str = "float32") -> ResNet:
+        """A fresh network."""
+        try:
+            return resnet(
+                self.depth,
+                classes,
+                conv=CONVS[self.conv],
+                stages=self.stages,
+                width=self.width,
+                dtype=jnp.dtype(dtype),
+                rngs=nnx.Rngs(seed),
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Several processes train as one: every one gets the same command but for its number."""
+
+    coordinator: str | None = None
+    """Address of process 0, as host:port; "auto" asks the cluster (SLURM, Open MPI, Kubernetes)."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """The number of this one, from 0."""
+    timeout: int = 100
+    """Seconds without a sign of life after which a process is taken for dead, and the rest end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A training run."""
+
+    data: str = tyro.MISSING
+    """Folder with train/ and val/, each with a folder of images for every class; or
+    arrayrecord:FOLDER, tfds:NAME, digits, generated."""
+    output: pathlib.Path = pathlib.Path("build/imagenet")
+    """Folder for checkpoints and logs. A run that finds its checkpoints there goes on with them."""
+    model: Model = Model()
+    initial: pathlib.Path | None = None
+    """Folder of a run, or of imported weights, whose weights to start with."""
+    epochs: float = 90.0
+    """How often to see every image."""
+    steps: int | None = None
+    """How many steps to train, instead of epochs."""
+    batch_size: int = 256
+    """Images in a step, over all devices and processes."""
+    accumulate: int = 1
+    """Parts a step's batch is computed in, one after the other, to save memory."""
+    learning_rate: float = 0.1
+    """At the end of the warm-up, for 256 images in a step; scaled in proportion to batch-size."""
+    warmup_epochs: float = 5.0
+    """Over which the learning rate rises from zero, before it falls along a cosine."""
+    offset_rate: float = 0.1
+    """Learning rate of the offset branch, relative to the others: the paper's."""
+    momentum: float = 0.9
+    """Of Nesterov's method."""
+    weight_decay: float = 1e-4
+    """Of kernels; biases and batch normalisation have none."""
+    label_smoothing: float = 0.1
+    """Share of the label that goes to all classes alike."""
+    average: float = 0.9999
+    """Decay of the moving average of the weights, which is what is tested; 0 tests the weights."""
+    flip: bool = True
+    """Mirror half of the images."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the computation; parameters, batch statistics and sampling positions stay in float32."""
+    seed: int = 0
+    """Of initial weights, order and crops."""
+    workers: int = 8
+    """Processes that decode images; 0 decodes in threads."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints: what a crash may lose."""
+    evaluate_every: int = 5000
+    """Steps between tests on the validation images; the last step tests, too."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    processes: Processes = Processes()
+
+    def total_steps(self, images: int) -> int:
+        """How many steps the run takes."""
+        return self.steps or max(1, round(self.epochs * images / self.batch_size))
+
+
+_TRIAL = dataclasses.replace(
+    Settings(data="digits"),
+    model=Model(depth=10, width=8, image_size=32),
+    epochs=10.0,
+    warmup_epochs=1.0,
+    batch_size=64,
+    dtype="float32",
+    workers=0,
+    flip=False,
+    average=0.99,
+    checkpoint_every=100,
+    evaluate_every=100,
+    log_every=10,
+)
+
+PRESETS = {
+    "imagenet": Settings(),
+    "digits": _TRIAL,
+    "generated": dataclasses.replace(_TRIAL, data="generated", steps=20),
+}
+DESCRIPTIONS = {
+    "imagenet": "ResNet-50 with deformable convolutions of version 2 in c3 to c5, 90 epochs.",
+    "digits": "A small network on scikit-learn's handwritten digits: minutes on a CPU.",
+    "generated": "A few steps on generated images, to see that everything runs.",
+}
+Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)

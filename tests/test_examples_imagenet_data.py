@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""What a training step of the ImageNet example sees depends on the seed and the step alone."""
+
+import functools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.imagenet.data import (
+    NO_LABEL,
+    Share,
+    centre_view,
+    evaluation_batches,
+    training_batches,
+)
+from examples.imagenet.errors import UserError
+from examples.imagenet.readers import SPLITS, open_reader
+
+IMAGE_SIZE = 9
+batches_of = functools.partial(training_batches, batch_size=6, image_size=IMAGE_SIZE, seed=3)
+
+
+class Numbered:
+    """Seven images of different sizes, each of the one colour that is its class."""
+
+    class_names = [str(index) for index in range(7)]  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        colours = np.random.default_rng(index).integers(256, size=(10 + index, 20, 3))
+        return colours.astype(np.uint8), index
+
+
+def assert_equal(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name], strict=True)
+
+
+def write_images(folder, names_of: dict[str, list[str]]):
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for class_name, names in names_of.items():
+            (folder / part / class_name).mkdir(parents=True)
+            for name in names:
+                pixels = random.integers(256, size=(12, 17, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / class_name / name)
+
+
+def test_every_epoch_sees_every_image_once_in_another_order():
+    labels = np.concatenate([batch["label"] for batch in batches_of(Numbered(), range(7))])
+    epochs = labels.reshape(6, 7)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(7), (6, 1)))
+    assert len(np.unique(epochs, axis=0)) > 1
+
+
+def test_epochs_crop_the_same_image_differently():
+    batches = list(batches_of(Numbered(), range(7)))
+    images = np.concatenate([batch["image"] for batch in batches])
+    labels = np.concatenate([batch["label"] for batch in batches])
+    crops = images[labels == 0]
+    assert len(np.unique(crops.reshape(len(crops), -1), axis=0)) == len(crops)
+
+
+def test_resumed_batches_equal_uninterrupted_ones():
+    uninterrupted = list(batches_of(Numbered(), range(5)))
+    assert_equal(uninterrupted[2:], batches_of(Numbered(), range(2, 5)))
+
+
+def test_worker_processes_change_nothing():
+    reader = open_reader("digits", "train")  # Workers import it: a class of this file would not do.
+    assert_equal(batches_of(reader, range(3)), batches_of(reader, range(3), workers=2))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_training_processes_share_the_batch_of_one(count):
+    shares = [batches_of(Numbered(), range(4), share=Share(index, count)) for index in range(count)]
+    joined = (
+        {name: np.concatenate([share[name] for share in together]) for name in together[0]}
+        for together in zip(*shares, strict=True)
+    )
+    assert_equal(batches_of(Numbered(), range(4)), joined)
+
+
+def test_evaluation_sees_every_image_once():
+    batches = list(evaluation_batches(Numbered(), batch_size=4, image_size=IMAGE_SIZE))
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(labels, [*range(7), NO_LABEL])
+    expected = np.stack([centre_view(Numbered()[index][0], IMAGE_SIZE) for index in range(7)])
+    images = np.concatenate([batch["image"] for batch in batches])
+    np.testing.assert_array_equal(images[:7], expected)
+
+
+def test_evaluation_sees_the_middle():
+    image = np.zeros((40, 64, 3), np.uint8)
+    image[3:37, 15:49] = 255  # The middle 7/8 of 40 pixels are one more on every side.
+    assert 0 < centre_view(image, 5).min() < 255
+    image[2:38, 14:50] = 255
+    assert centre_view(image, 5).min() == 255
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_flip_mirrors_half_of_the_images(flip):
+    class Sloped(Numbered):
+        def __getitem__(self, index):
+            return np.tile(np.arange(0, 250, 10, np.uint8)[:, None], (25, 1, 3)), index
+
+    images = np.concatenate(
+        [batch["image"] for batch in batches_of(Sloped(), range(10), flip=flip)]
+    ).astype(int)
+    mirrored = images[:, 0, 0, 0] > images[:, 0, -1, 0]
+    assert 0.25 < mirrored.mean() < 0.75 if flip else not mirrored.any()
+
+
+@pytest.mark.parametrize("data", ["digits", "generated"])
+def test_parts_of_built_in_data_share_no_image(data):
+    readers = [open_reader(data, split) for split in SPLITS]
+    assert readers[0].class_names == readers[1].class_names and len(readers[0].class_names) == 10
+    kept = [{reader[index][0].tobytes() for index in range(len(reader))} for reader in readers]
+    assert not kept[0] & kept[1] and min(map(len, kept)) >= 100
+
+
+def test_folder_gives_every_image_with_the_class_of_its_folder(tmp_path):
+    write_images(tmp_path, {"b dog": ["2.PNG", "1.png"], "a cat": ["3.png", "notes.png"]})
+    (tmp_path / "train" / "a cat" / "notes.png").rename(tmp_path / "train" / "a cat" / "notes.txt")
+    reader = open_reader(str(tmp_path), "train")
+    assert list(reader.class_names) == ["a cat", "b dog"] and len(reader) == 3
+    for index, name in enumerate(["a cat/3.png", "b dog/1.png", "b dog/2.PNG"]):
+        image, label = reader[index]
+        np.testing.assert_array_equal(image, Image.open(tmp_path / "train" / name))
+        assert label == int("dog" in name)
+
+
+def test_missing_folder_says_what_is_expected(tmp_path):
+    with pytest.raises(UserError, match=r"no folder val or validation in .*folder of images"):
+        open_reader(str(tmp_path / "nowhere"), "validation")
+
+
+def test_folder_without_classes_says_what_is_expected(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="images of every class into one"):
+        open_reader(str(tmp_path), "train")
+
+
+def test_empty_class_folder_is_named(tmp_path):
+    write_images(tmp_path, {"cat": ["1.png"], "dog": []})
+    with pytest.raises(UserError, match=r"train/dog has no images .*delete the folder, or fill it"):
+        open_reader(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_corrupt_image_is_named(tmp_path, workers):
+    write_images(tmp_path, {"cat": [f"{index}.jpg" for index in range(4)]})
+    corrupt = tmp_path / "train" / "cat" / "2.jpg"
+    corrupt.write_bytes(corrupt.read_bytes()[:300])
+    reader = open_reader(str(tmp_path), "train")
+    with pytest.raises(UserError, match=r"Cannot decode .*cat/2.jpg \(.*replace the file"):
+        list(batches_of(reader, range(2), workers=workers))
+
+
+@pytest.mark.parametrize("data", ["arrayrecord:", "tfds:"])
+def test_data_that_is_not_there_says_how_to_get_it(tmp_path, data):
+    with pytest.raises(UserError, match=r"pack|pip install|folder"):
+        open_reader(f"{data}{tmp_path}", "train")
