@@ -12,16 +12,16 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cpu/kernels/*
 demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
 
-test: $(ENVIRONMENT)/test
+test: $(ENVIRONMENT)/development
 	$(RUN) -m pytest --numprocesses auto
 
-lint: $(ENVIRONMENT)/lint
+lint: $(ENVIRONMENT)/development
 	PATH="$(CURDIR)/$(ENVIRONMENT)/bin:$$PATH" pre-commit run --all-files
 
-sanitize: $(ENVIRONMENT)/test
+sanitize: $(ENVIRONMENT)/development
 	$(RUN) tests/native/sanitize.py
 
-fuzz: $(ENVIRONMENT)/test
+fuzz: $(ENVIRONMENT)/development
 	$(RUN) tests/native/fuzz.py --calls 10000
 
 benchmark: $(ENVIRONMENT)/demo
@@ -32,9 +32,8 @@ clean:
 
 # Each environment file marks that the packages for its purpose are installed, and the kernels built.
 $(ENVIRONMENT)/demo: EXTRAS = examples
-$(ENVIRONMENT)/test: EXTRAS = test,parity
-$(ENVIRONMENT)/lint: EXTRAS = lint
-$(ENVIRONMENT)/demo $(ENVIRONMENT)/test $(ENVIRONMENT)/lint: $(SOURCES) | $(ENVIRONMENT)
+$(ENVIRONMENT)/development: EXTRAS = development
+$(ENVIRONMENT)/demo $(ENVIRONMENT)/development: $(SOURCES) | $(ENVIRONMENT)
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 

@@ -35,7 +35,7 @@ def describe(platform: str) -> str:
         return _unavailable[platform]
     extension = _extensions[platform]
     version = ".".join(map(str, extension.FFI_VERSION))
-    return f"{extension.describe()}, XLA FFI {version}"
+    return f"{extension.DESCRIPTION}, XLA FFI {version}"
 
 
 def _register(platform: str, module_name: str, xla_platform: str) -> None:

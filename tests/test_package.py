@@ -51,7 +51,7 @@ def test_import_does_not_need_flax():
     python("-c", "import sys; sys.modules['flax'] = None; import jax_dcn")
 
 
-KERNELS = "from jax_dcn import _cpu; print(_cpu.describe(), end='')"
+KERNELS = "from jax_dcn import _cpu; print(_cpu.DESCRIPTION, end='')"
 CHECK = "tests/test_deform_conv2d.py::test_value_tangent_and_gradients_match_reference"
 
 

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+// The library jax_dcn_cpu: a list of the CPU's XLA targets.
+
+#include "common/library.h"
+
+#include "cpu/deform_conv2d.h"
+#include "cpu/instruction_set.h"
+
+namespace jax_dcn {
+
+JAX_DCN_EXPORT const Library& CpuLibrary() {
+  static const Library library = {
+      Name(CurrentInstructionSet()),
+      {
+          {"jax_dcn_deform_conv2d_forward", DeformConv2dForward},
+          {"jax_dcn_deform_conv2d_jvp", DeformConv2dJvp},
+          {"jax_dcn_deform_conv2d_backward", DeformConv2dBackward},
+      },
+  };
+  return library;
+}
+
+}  // namespace jax_dcn
