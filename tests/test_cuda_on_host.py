@@ -4,6 +4,8 @@
 import ctypes
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,3 +55,9 @@ def test_emulator_tells_a_missing_barrier_by_its_result(planted, kernel, law):
 )
 def test_emulator_refuses_threads_that_never_meet(planted, kernel, failure):
     assert failure in run(planted, kernel, np.zeros(64, np.int32))
+
+
+def test_kernels_match_the_reference_under_sanitizers():
+    command = [sys.executable, build.HERE.parent / "cuda_on_host.py", "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

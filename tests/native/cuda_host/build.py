@@ -28,8 +28,8 @@ def build(
     """Compiles the `.cu` files `sources` and the emulator into a shared library."""
     command = [
         *(os.environ.get("CXX", "c++"), "-std=gnu++17", "-O1", "-g", "-shared", "-fPIC"),
-        *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags),
-        *(f"-I{ROOT}", f"-I{HERE}", "-isystem", jax.ffi.include_dir()),
+        *("-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas", *flags),
+        *(f"-I{HERE}", f"-I{ROOT}", "-isystem", jax.ffi.include_dir()),
         *("-x", "c++", *map(str, [*sources, HERE / "grid.cc"]), "-o", str(library)),
     ]
     subprocess.run(command, check=True)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""What `cuda_on_host.py` checks: problems for the CUDA kernels, and what `jax_dcn.reference` says."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import Case
+
+from jax_dcn import reference
+from jax_dcn._primitives import deform_conv2d
+
+# What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
+SPACING = {"float32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+# Channels and features that the fused kernels take, and otherwise odd: pixels and features that are
+# no multiple of a tile, more taps than are located at a time.
+FUSED = [
+    Case("plain", 2, (7, 9), channels=32, features=40, kernel=(3, 2)),
+    Case("wide", 3, (5, 13), channels=64, features=264, kernel=(2, 1), modulated=False),
+    Case(
+        "every_option",
+        batch=2,
+        image=(13, 10),
+        channels=128,
+        features=144,
+        kernel=(2, 3),
+        strides=(2, 1),
+        padding=((1, 0), (2, 3)),
+        kernel_dilation=(3, 2),
+        feature_group_count=2,
+        offset_groups=4,
+    ),
+    Case("many_taps", 1, (6, 8), 64, 24, kernel=(4, 5), padding=(2, 1), boundary="legacy"),
+    Case("one_pixel", 1, (1, 1), 32, 8, padding=1),
+    Case("empty_batch", 0, (6, 5), 32, 8),
+]
+
+
+def operands(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
+    """Those of the primitive. Some offsets lead far away, or nowhere."""
+    x, kernel, offset, mask, bias = case.arrays(seed=seed)
+    random = np.random.default_rng(seed)
+    odd = random.choice([np.inf, -np.inf, np.nan, 1e30, -3e9], offset.shape)
+    offset = np.where(random.random(offset.shape) < 0.01, odd, offset).astype(np.float32)
+    mask = np.zeros((*offset.shape[:4], 0), np.float32) if mask is None else mask
+    narrow = [np.asarray(jnp.asarray(a).astype(dtype)) for a in (x, kernel, bias)]
+    return [narrow[0], narrow[1], offset, mask, narrow[2]]
+
+
+def widened(arrays: list) -> list[np.ndarray]:
+    return [np.asarray(a, np.float64) for a in arrays]
+
+
+def expect_close(name: str, actual, expected, magnitude, dtype: str) -> None:
+    """`magnitude` is the sum of the absolute terms that the result is a sum of.
+
+    Each is a product of two numbers that were rounded by half the spacing at most, and the result
+    is rounded once more; NaN is where it is expected.
+    """
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected)
+    bound = 2 * SPACING[dtype] * np.asarray(magnitude)
+    wrong = np.isnan(actual) != np.isnan(expected)
+    wrong |= np.abs(actual - expected) > bound
+    assert not wrong.any(), f"{name}: {wrong.sum()} of {wrong.size} are wrong"
+
+
+def check_fused_forward(case: Case, dtype: str, seed: int) -> None:
+    arrays = operands(case, dtype, seed)
+    y = jax.ShapeDtypeStruct((case.batch, *case.output, case.features), dtype)
+    actual = deform_conv2d._call("forward", y, arrays, case.geometry)
+    compute = jax.jit(lambda *a: reference.deform_conv2d(*a, geometry=case.geometry))
+    x, kernel, offset, mask, bias = widened(arrays)
+    magnitude = compute(abs(x), abs(kernel), offset, mask, abs(bias))
+    expect_close(str(case), actual, compute(x, kernel, offset, mask, bias), magnitude, dtype)
+
+
+CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
+    "fused_forward": (check_fused_forward, FUSED, ("float32", "bfloat16", "float16")),
+}
