@@ -16,10 +16,8 @@ import sys
 import tempfile
 import types
 
-import jax
-
-sys.path[:0] = [str(pathlib.Path(__file__).parents[i]) for i in (1, 2)]
 import fuzz
+import jax
 from cuda_host.build import ROOT, SANITIZE, build
 
 SOURCES = ("deform_conv2d_forward.cu", "deform_conv2d_forward.cc")
@@ -39,6 +37,7 @@ def stand_in(library: str) -> None:
 def check(library: str, seeds: int, only: str) -> None:
     """Runs in the sanitized process."""
     jax.config.update("jax_enable_x64", True)
+    sys.path += [str(ROOT), str(ROOT / "tests")]
     stand_in(library)
     import cuda_checks
 
