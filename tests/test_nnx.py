@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jax_dcn
-from jax_dcn.nnx import DeformConv
+from jax_dcn.nnx import DeformConv, is_offset_branch
 
 OPTIONS = dict(
     kernel_size=(3, 2),
@@ -83,6 +83,61 @@ def test_sampling_positions_are_grid_plus_offset():
         base = (oy * 2 - 1 + i * 1, ox * 1 - 2 + j * 2)
         expected = offset[:, oy, ox, 0, i * 2 + j] + jnp.asarray([base], jnp.float32)
         np.testing.assert_allclose(positions[:, oy, ox, 0, i * 2 + j], expected, atol=1e-5)
+
+
+def test_positions_are_captured_in_networks_of_layers():
+    network = nnx.List([displaced(layer()), displaced(DeformConv(10, 4, 3, rngs=nnx.Rngs(1)))])
+    forward = lambda network, x: network[1](network[0](x))
+    _, sown = nnx.capture(forward, nnx.Intermediate)(network, images())
+    for index, x in enumerate([images(), network[0](images())]):
+        positions, mask = network[index].sampling_positions(x)
+        offset, _ = network[index].offset_and_mask(x)
+        expected = {"sampling_positions": positions, "mask": mask, "offset": offset}
+        for name, value in expected.items():
+            np.testing.assert_array_equal(sown[index][name][0], value)
+
+
+def test_calls_leave_nothing_in_the_layer():
+    module = layer()
+    before = nnx.state(module)
+    module(images())
+    nnx.capture(module, nnx.Intermediate)(images())
+    assert jax.tree.structure(nnx.state(module)) == jax.tree.structure(before)
+
+
+def test_bfloat16_layer_keeps_float32_parameters_and_positions():
+    module = displaced(layer(dtype=jnp.bfloat16))
+    y, expected = module(images()), displaced(layer())(images())
+    assert y.dtype == jnp.bfloat16 and module.sampling_positions(images())[0].dtype == jnp.float32
+    gradient = nnx.grad(lambda m: jnp.mean(m(images()).astype(jnp.float32) ** 2))(module)
+    assert {g.dtype for g in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    # Offsets of about one pixel are rounded to 1/256 of their size, and move values of about one.
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.1)
+
+
+def test_parameters_may_be_narrow():
+    module = layer(param_dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("bfloat16")}
+    assert module(images().astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_offset_branch_trains_with_a_tenth_of_the_learning_rate():
+    module = displaced(layer())
+    gradient = nnx.grad(lambda m: jnp.mean(m(images()) ** 2))(module)
+    slower = optax.chain(optax.sgd(0.1), optax.masked(optax.scale(0.1), is_offset_branch))
+    labelled = optax.multi_transform(
+        {False: optax.sgd(0.1), True: optax.sgd(0.01)}, is_offset_branch
+    )
+    for transformation in (slower, labelled):
+        trained = displaced(layer())
+        nnx.Optimizer(trained, transformation, wrt=nnx.Param).update(trained, gradient)
+        for path, rate in [(("kernel",), 0.1), (("offset_conv", "kernel"), 0.01)]:
+            before, after, g = (
+                dict(nnx.to_flat_state(nnx.state(tree)))[path][...]
+                for tree in (module, trained, gradient)
+            )
+            assert g.any()
+            np.testing.assert_allclose(after, before - rate * g, rtol=1e-5, atol=1e-7)
 
 
 def test_layer_trains_under_jit():

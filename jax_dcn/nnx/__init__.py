@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
 """Flax NNX modules."""
 
+from jax_dcn.layers import is_offset_branch as is_offset_branch
 from jax_dcn.nnx.deform_conv import DeformConv as DeformConv

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jax_dcn.geometry import Padding, conv_geometry
-from jax_dcn.ops import deform_conv2d
-from jax_dcn.sampling import sampling_positions
+from jax_dcn import layers
+from jax_dcn.geometry import Padding
 
 
 class DeformConv(nnx.Module):
@@ -22,6 +21,9 @@ class DeformConv(nnx.Module):
     starts at zero and shares `strides`, `padding` and `kernel_dilation`. A fresh layer therefore
     samples the regular grid: with `modulated=False` or `mask_scale=2.0` it equals `nnx.Conv` with
     the same kernel; with the default `mask_scale=1.0`, the paper's, every tap counts half.
+
+    `"offset"`, `"mask"` and `"sampling_positions"` are sown as `nnx.Intermediate` while
+    `nnx.capture` listens.
 
     Args:
       in_features: Number of input channels `C`.
@@ -48,13 +50,28 @@ class DeformConv(nnx.Module):
       >>> from flax import nnx
       >>> import jax.numpy as jnp, jax_dcn.nnx
       >>> layer = jax_dcn.nnx.DeformConv(8, 16, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
-      >>> layer(jnp.ones((4, 32, 32, 8))).shape
+      >>> x = jnp.ones((4, 32, 32, 8))
+      >>> layer(x).shape
       (4, 16, 16, 16)
 
+      Where it looked, to draw it, from a layer anywhere in a network (flax 0.12.6 or newer):
+
+      >>> y, sown = nnx.capture(layer, nnx.Intermediate)(x)
+      >>> sown["sampling_positions"][0].shape
+      (4, 16, 16, 1, 9, 2)
+
+      A tenth of the learning rate for the offset branch, as in the papers:
+
+      >>> import optax
+      >>> optimizer = optax.chain(
+      ...     optax.sgd(0.1), optax.masked(optax.scale(0.1), jax_dcn.nnx.is_offset_branch)
+      ... )
+      >>> optimizer = nnx.Optimizer(layer, optimizer, wrt=nnx.Param)
+      >>> loss = lambda layer: (layer(x) ** 2).mean()
+      >>> optimizer.update(layer, nnx.grad(loss)(layer))
+
     References:
-      Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019. The paper
-      trains the offset branch with a tenth of the learning rate; with optax, label the parameters
-      whose path contains `"offset_conv"`.
+      Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
     """
 
     def __init__(
@@ -80,29 +97,7 @@ class DeformConv(nnx.Module):
         implementation: str | Sequence[str] | None = None,
         rngs: nnx.Rngs,
     ):
-        kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
-        shape = (*kernel_size, in_features // feature_group_count, out_features)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
-        self.bias = (
-            nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
-        )
-        self.taps = kernel_size[0] * kernel_size[1]
-        self.offset_conv = nnx.Conv(
-            in_features,
-            offset_groups * self.taps * (3 if modulated else 2),
-            kernel_size,
-            strides,
-            padding=padding,
-            kernel_dilation=kernel_dilation,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            kernel_init=nnx.initializers.zeros_init(),
-            bias_init=nnx.initializers.zeros_init(),
-            # Zeros need no randomness: a network of these layers starts with the kernels that one
-            # of ordinary convolutions gets from the same `rngs`.
-            rngs=nnx.Rngs(0),
-        )
+        self.kernel_size = kernel_size
         self.strides = strides
         self.padding = padding
         self.kernel_dilation = kernel_dilation
@@ -114,38 +109,45 @@ class DeformConv(nnx.Module):
         self.dtype = dtype
         self.precision = precision
         self.implementation = implementation
+        shape = (*layers.kernel_size(self), in_features // feature_group_count, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
+        )
+        self.offset_conv = nnx.Conv(
+            in_features,
+            layers.offset_features(self),
+            layers.kernel_size(self),
+            strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            kernel_init=nnx.initializers.zeros_init(),
+            # Zeros need no randomness: a network of these layers starts with the kernels that one
+            # of ordinary convolutions gets from the same `rngs`.
+            rngs=nnx.Rngs(0),
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images `[..., H, W, C]` to `[..., Ho, Wo, O]`."""
         offset, mask = self.offset_and_mask(x)
+        self._sow_samples(x, offset, mask)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        return deform_conv2d(
-            x,
-            kernel,
-            offset,
-            mask,
-            bias,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
-            boundary=self.boundary,
-            precision=self.precision,
-            implementation=self.implementation,
-        )
+        return layers.convolve(self, x, kernel, offset, mask, bias)
+
+    def _sow_samples(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None) -> None:
+        # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
+        if hasattr(self, "__captures__"):
+            self.sow(nnx.Intermediate, "offset", offset)
+            self.sow(nnx.Intermediate, "mask", mask)
+            self.sow(nnx.Intermediate, "sampling_positions", layers.positions(self, x, offset))
 
     def offset_and_mask(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The offsets `[..., Ho, Wo, G, K, 2]` in pixels and the mask `[..., Ho, Wo, G, K]`."""
-        predicted = self.offset_conv(x)
-        shape = (*predicted.shape[:-1], self.offset_groups, self.taps)
-        # Offsets of all groups come first, (dy, dx) interleaved, then all masks: the channel order
-        # of published checkpoints.
-        split = 2 * self.offset_groups * self.taps
-        offset = predicted[..., :split].reshape(*shape, 2)
-        if not self.modulated:
-            return offset, None
-        return offset, self.mask_scale * nnx.sigmoid(predicted[..., split:]).reshape(shape)
+        return layers.offset_and_mask(self, self.offset_conv(x))
 
     def sampling_positions(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Where every output position samples `x`, to draw it.
@@ -154,12 +156,4 @@ class DeformConv(nnx.Module):
           Positions `[..., Ho, Wo, G, K, 2]` in pixels of `x`, last axis `(y, x)`, and the mask.
         """
         offset, mask = self.offset_and_mask(x)
-        kernel_size = self.kernel.shape[:2]
-        geometry = conv_geometry(
-            x.shape[-3:-1],
-            kernel_size,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-        )
-        return sampling_positions(offset, kernel_size, geometry), mask
+        return layers.positions(self, x, offset), mask
