@@ -7,6 +7,7 @@ import pytest
 import jax_dcn
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # XLA then compiles twice as fast. The kernels, which are compiled ahead, are as users have them.

@@ -144,6 +144,63 @@ def _batched(primitive, names, result_names, operands, axes, *, geometry, **para
     return tuple(unfold(r, size, a) for r, a in zip(results, result_axes, strict=True)), result_axes
 
 
+# --------------------------------------------------------------------------------------- sharding
+
+# With one feature group, channels are summed over like the terms of a matrix product; with more,
+# the groups are operators of their own, each with its channels and its features. The rows and
+# columns of the image are needed whole, since offsets may point anywhere.
+_AXIS_NAMES: dict[str, tuple[str | None, ...]] = {
+    "x": ("batch", None, None, "channels"),
+    "kernel": (None, None, "channels", "features"),
+    "offset": ("batch", None, None, "channels", None, None),
+    "mask": ("batch", None, None, "channels", None),
+    "bias": ("features",),
+    "y": ("batch", None, None, "features"),
+}
+
+
+def _deform_conv2d_axes(x, kernel, offset, *_, geometry, **params):
+    return _axes(OPERANDS, ("y",), x, kernel, offset, geometry)
+
+
+def _deform_conv2d_jvp_axes(x, kernel, offset, *_, wrt, geometry, **params):
+    return _axes((*_PRIMALS, *wrt), ("y",), x, kernel, offset, geometry)
+
+
+def _deform_conv2d_backward_axes(x, kernel, offset, *_, wrt, geometry, **params):
+    return _axes((*_PRIMALS, "y"), wrt, x, kernel, offset, geometry)
+
+
+def _axes(operands, results, x, kernel, offset, geometry):
+    groups, offset_groups = geometry.feature_group_count, offset.shape[3]
+    names = dict(_AXIS_NAMES)
+    if offset_groups == 1:  # all channels are sampled at the same positions
+        names["offset"], names["mask"] = ("batch", *[None] * 5), ("batch", *[None] * 4)
+    if groups == 1:
+        parts = {"features": kernel.shape[3]}
+        parts["channels"] = x.shape[3] if offset_groups == 1 else offset_groups
+    else:
+        group: dict[str | None, str] = {"features": "groups", "channels": "groups"}
+        names = {name: tuple(group.get(a, a) for a in axes) for name, axes in names.items()}
+        names["kernel"] = (None, None, None, "groups")
+        parts = {"groups": groups if offset_groups == 1 else math.gcd(groups, offset_groups)}
+    return _define.Axes(
+        names,
+        operands,
+        results,
+        parts={"batch": x.shape[0], **parts},
+        apart={"channels": ("bias",)},
+        local=_local_params,
+    )
+
+
+def _local_params(params, splits):
+    """The parameters on one of the devices that the groups are split over."""
+    geometry = params["geometry"]
+    groups = geometry.feature_group_count // splits.get("groups", 1)
+    return params | {"geometry": dataclasses.replace(geometry, feature_group_count=groups)}
+
+
 # --------------------------------------------------------------------------------------- lowering
 
 
@@ -189,6 +246,7 @@ deform_conv2d_p = _define.define_primitive(
     jvp=_deform_conv2d_jvp,
     transpose=None,
     batching_rule=_deform_conv2d_batching,
+    axes=_deform_conv2d_axes,
 )
 
 deform_conv2d_jvp_p = _define.define_primitive(
@@ -199,6 +257,7 @@ deform_conv2d_jvp_p = _define.define_primitive(
     jvp=_deform_conv2d_jvp_jvp,
     transpose=_deform_conv2d_jvp_transpose,
     batching_rule=_deform_conv2d_jvp_batching,
+    axes=_deform_conv2d_jvp_axes,
 )
 
 deform_conv2d_backward_p = _define.define_primitive(
@@ -209,5 +268,6 @@ deform_conv2d_backward_p = _define.define_primitive(
     jvp=_deform_conv2d_backward_jvp,
     transpose=_deform_conv2d_backward_transpose,
     batching_rule=_deform_conv2d_backward_batching,
+    axes=_deform_conv2d_backward_axes,
     multiple_results=True,
 )
