@@ -12,6 +12,7 @@ import jax
 from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
+from jax.sharding import PartitionSpec as P
 
 from jax_dcn import _native
 from jax_dcn._primitives import _sharding
@@ -117,7 +118,8 @@ def define_primitive(
 
 def _typed(primitive: _Operator, abstract_eval: Callable, *avals, implementation, **params):
     """The results' avals, with the shardings that follow from those of the operands."""
-    results = _tuple_of(abstract_eval, *avals, **params)
+    unsplit = (aval.update(sharding=aval.sharding.update(spec=P())) for aval in avals)
+    results = _tuple_of(abstract_eval, *unsplit, **params)
     if split := primitive.explicit_split(avals, params | {"implementation": implementation}):
         results = tuple(
             aval.update(sharding=aval.sharding.update(spec=spec))

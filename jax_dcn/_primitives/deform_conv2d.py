@@ -9,6 +9,7 @@ Arrays are as in `jax_dcn.reference.deform_conv2d`.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax

@@ -91,7 +91,8 @@ def deform_conv2d_backward(
 def _operands(
     x: jax.Array, kernel: jax.Array, offset: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    bias = jnp.zeros(kernel.shape[-1:], x.dtype)  # derivatives do not depend on its value
+    # Derivatives do not depend on its value; it varies over the devices that the kernel varies over.
+    bias = jnp.zeros_like(kernel, shape=kernel.shape[-1:])
     return dict(zip(OPERANDS, (x, kernel, offset, mask, bias), strict=True))
 
 
