@@ -68,7 +68,7 @@ class DeformConv(nnx.Module):
       ... )
       >>> optimizer = nnx.Optimizer(layer, optimizer, wrt=nnx.Param)
       >>> loss = lambda layer: (layer(x) ** 2).mean()
-      >>> optimizer.update(layer, nnx.grad(loss)(layer))
+      >>> updates = optimizer.update(layer, nnx.grad(loss)(layer))
 
     References:
       Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
