@@ -94,12 +94,16 @@ struct OutputPixel {
   int64_t image, h, w;
 };
 
-JAX_DCN_INLINE OutputPixel OutputPixelAt(const DeformConv2dProblem& problem, int64_t pixel) {
-  const ConvGeometry& geometry = problem.geometry;
-  const int64_t row = pixel / problem.out_width, out_x = pixel - row * problem.out_width;
-  const int64_t image = row / problem.out_height, out_y = row - image * problem.out_height;
+JAX_DCN_INLINE OutputPixel OutputPixelAt(const ConvGeometry& geometry, int64_t image, int64_t out_y,
+                                         int64_t out_x) {
   return {image, out_y * geometry.strides[0] - geometry.padding[0][0],
           out_x * geometry.strides[1] - geometry.padding[1][0]};
+}
+
+JAX_DCN_INLINE OutputPixel OutputPixelAt(const DeformConv2dProblem& problem, int64_t pixel) {
+  const int64_t row = pixel / problem.out_width, out_x = pixel - row * problem.out_width;
+  const int64_t image = row / problem.out_height, out_y = row - image * problem.out_height;
+  return OutputPixelAt(problem.geometry, image, out_y, out_x);
 }
 
 // The read that a tap makes, `displacement` (dy, dx) from its place in the grid.

@@ -55,7 +55,9 @@ class DeformConv2dCall : public OperatorCall {
             ModulatedOrNull(Result<A>(kMask)), Result<T>(kBias)};
   }
 
- private:
+ protected:
+  DeformConv2dCall() = default;
+
   // A mask without taps stands for none.
   template <typename A>
   A* ModulatedOrNull(A* data) const {

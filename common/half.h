@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The 16-bit floating-point types as bits, converted on the host. Sums are never kept in them.
+// The 16-bit floating-point types as bits, and their conversions. Sums are never kept in them.
 #ifndef JAX_DCN_COMMON_HALF_H_
 #define JAX_DCN_COMMON_HALF_H_
 
@@ -35,6 +35,11 @@ JAX_DCN_INLINE float ToFloat(BFloat16 value) {
 }
 
 JAX_DCN_INLINE float ToFloat(Float16 value) {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+#else
   const uint32_t sign = (value.bits & 0x8000u) << 16, rest = value.bits & 0x7fffu;
   float magnitude;
   if (rest < 0x0400u) {  // subnormal: exact as an integer, which no mode of the processor flushes
@@ -44,6 +49,7 @@ JAX_DCN_INLINE float ToFloat(Float16 value) {
     magnitude = BitCast<float>((rest << 13) + (exponent << 23));
   }
   return BitCast<float>(BitCast<uint32_t>(magnitude) | sign);
+#endif
 }
 
 // Rounds to the nearest value, to the even one of two.
@@ -63,15 +69,26 @@ struct FromFloat<double> {
 template <>
 struct FromFloat<BFloat16> {
   static JAX_DCN_INLINE BFloat16 Round(float value) {
+#if defined(__CUDA_ARCH__)
+    BFloat16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(value));
+    return rounded;
+#else
     const uint32_t bits = BitCast<uint32_t>(value);
     if (value != value) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
     return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+#endif
   }
 };
 
 template <>
 struct FromFloat<Float16> {
   static JAX_DCN_INLINE Float16 Round(float value) {
+#if defined(__CUDA_ARCH__)
+    Float16 rounded;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(value));
+    return rounded;
+#else
     const uint32_t bits = BitCast<uint32_t>(value), sign = bits >> 16 & 0x8000u;
     const uint32_t rest = bits & 0x7fffffffu;
     uint32_t half;
@@ -86,6 +103,7 @@ struct FromFloat<Float16> {
       half = (rest - (112u << 23) + 0xfffu + (rest >> 13 & 1u)) >> 13;
     }
     return {static_cast<uint16_t>(half | sign)};
+#endif
   }
 };
 

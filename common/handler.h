@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What the XLA handlers of every operator and backend share: reading arguments, refusing wrong
-// ones.
+// ones, choosing a type.
 #ifndef JAX_DCN_COMMON_HANDLER_H_
 #define JAX_DCN_COMMON_HANDLER_H_
 
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "common/half.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_dcn {
@@ -78,6 +79,23 @@ inline void Expect(const std::string& name, const ffi::AnyBuffer& buffer, const 
   }
   if (buffer.element_type() != dtype) {
     throw Refusal(name + " has a dtype that does not go with that of x");
+  }
+}
+
+// Calls `run` with a value of the type that `dtype` names.
+template <typename F>
+void DispatchFloat(ffi::DataType dtype, const F& run) {
+  switch (dtype) {
+    case ffi::DataType::F32:
+      return run(float{});
+    case ffi::DataType::F64:
+      return run(double{});
+    case ffi::DataType::BF16:
+      return run(BFloat16{});
+    case ffi::DataType::F16:
+      return run(Float16{});
+    default:
+      throw Refusal("x must be float32, float64, bfloat16 or float16");
   }
 }
 

@@ -90,7 +90,6 @@ class OperatorCall {
     ReadResults(arrays, kind == kBackward ? wrt : Indices{y}, results);
   }
 
- private:
   void* Checked(const char* prefix, const Array& array, const ffi::AnyBuffer& buffer) const {
     const ffi::DataType accumulator =
         dtype_ == ffi::DataType::F64 ? ffi::DataType::F64 : ffi::DataType::F32;
@@ -114,6 +113,9 @@ class OperatorCall {
     return wrt;
   }
 
+  ffi::DataType dtype_;
+
+ private:
   void ReadLinear(const std::vector<Array>& arrays, int64_t primals,
                   const std::vector<int64_t>& indices, const ffi::RemainingArgs& arguments) {
     const size_t expected = primals + indices.size();
@@ -139,7 +141,6 @@ class OperatorCall {
     }
   }
 
-  ffi::DataType dtype_;
   std::vector<const void*> primals_, linear_;
   std::vector<void*> results_;
 };

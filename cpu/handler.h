@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the handlers of every operator on CPU share: XLA's threads, and the choice of a type.
+// What the handlers of every operator on CPU share: XLA's threads.
 #ifndef JAX_DCN_CPU_HANDLER_H_
 #define JAX_DCN_CPU_HANDLER_H_
 
@@ -7,7 +7,6 @@
 #include <functional>
 #include <utility>
 
-#include "common/half.h"
 #include "common/handler.h"
 #include "cpu/executor.h"
 
@@ -27,23 +26,6 @@ class XlaThreadPool final : public ThreadPool {
 inline int64_t WorkersFor(int64_t multiplications, const ThreadPool& threads) {
   constexpr int64_t kSerial = 1 << 19;
   return multiplications < kSerial ? 1 : threads.num_threads();
-}
-
-// Calls `run` with a value of the type that `dtype` names.
-template <typename F>
-void DispatchFloat(ffi::DataType dtype, const F& run) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      return run(float{});
-    case ffi::DataType::F64:
-      return run(double{});
-    case ffi::DataType::BF16:
-      return run(BFloat16{});
-    case ffi::DataType::F16:
-      return run(Float16{});
-    default:
-      throw Refusal("x must be float32, float64, bfloat16 or float16");
-  }
 }
 
 }  // namespace jax_dcn

@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace jax_dcn {
 
@@ -18,6 +19,11 @@ struct LaunchShape {
   dim3 block;
   size_t shared_bytes = 0;
 };
+
+// Blocks for so many items, when each block takes `each`.
+inline unsigned BlocksFor(int64_t items, int64_t each) {
+  return static_cast<unsigned>((items + each - 1) / each);
+}
 
 // Runs `kernel` with `arguments` on the stream; returns the error of the launch.
 template <typename... Parameters, typename... Arguments>

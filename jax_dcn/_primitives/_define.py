@@ -2,7 +2,7 @@
 """Makes a JAX primitive of its rules: the one place that knows JAX's extension interface."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ def define_primitive(
     *,
     abstract_eval: Callable,
     reference: Callable,
-    native: Callable,
+    native: Mapping[str, Callable],
     jvp: Callable,
     transpose: Callable | None,
     batching_rule: Callable,
@@ -89,7 +89,7 @@ def define_primitive(
     Args:
       abstract_eval: `(*avals, **params)` to the result's aval, or a tuple of them.
       reference: The operator in `jax.numpy`; what every platform can run.
-      native: The operator as a call of the kernel of the same name.
+      native: The operator by kernels of ours, for each platform that has them.
       jvp: `(primals, tangents, **params)` to `(result, tangent of the result)`.
       transpose: `(cotangent, *operands, **params)` to the operands' cotangents; `None` where the
         operator is not linear in any operand.
@@ -110,7 +110,8 @@ def define_primitive(
     batching.primitive_batchers[primitive] = batching_rule
     dispatch.prim_requires_devices_during_lowering.add(primitive)
     for platform in ("cpu", "cuda", None):
-        f = functools.partial(_first_available, name, platform, native, reference)
+        kernels = native.get(platform or "")
+        f = functools.partial(_first_available, name, platform, kernels, reference)
         rule = functools.partial(_lower, primitive, f)
         mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
@@ -158,7 +159,7 @@ def _tuple_of(f: Callable, *operands, **params) -> tuple:
 def _first_available(
     name: str,
     platform: str | None,
-    native: Callable,
+    native: Callable | None,
     reference: Callable,
     *operands: jax.Array,
     implementation: tuple[str, ...],
@@ -166,9 +167,11 @@ def _first_available(
 ):
     """Calls the first implementation in the list that can run on the platform lowered for."""
     reason = _native.why_not(platform or "this platform", operands[0].dtype)
+    if native is None:
+        reason = reason or f"it has no kernel for {platform}"
     if implementation[0] == "xla" or (reason and "xla" in implementation):
         return reference(*operands, **params)
-    if reason:
+    if native is None or reason:
         raise NotImplementedError(
             f'implementation="native" of {name} is not available: {reason}. '
             "Pass implementation=None to run on XLA instead."

@@ -10,15 +10,13 @@ Arrays are as in `jax_dcn.reference.deform_conv2d`.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from jax_dcn import reference
-from jax_dcn._primitives import _define, _derivatives
+from jax_dcn._primitives import _define, _derivatives, deform_conv2d_cuda
 from jax_dcn._primitives._folding import fold, mapped_size, unfold
-from jax_dcn.geometry import ConvGeometry
+from jax_dcn._primitives.deform_conv2d_call import call
 from jax_dcn.reference.deform_conv2d import OPERANDS
 
 _PRIMALS = ("x", "kernel", "offset", "mask")  # the operands that derivatives depend on
@@ -205,36 +203,22 @@ def _local_params(params, splits):
 # --------------------------------------------------------------------------------------- lowering
 
 
-def _deform_conv2d_native(*operands, geometry, precision):
+# The CPU's kernels sum in the dtype of `offset`, so that there is nothing to choose by `precision`.
+
+
+def _deform_conv2d_cpu(*operands, geometry, precision):
     y = _deform_conv2d_abstract_eval(*map(jax.typeof, operands), geometry=geometry)
-    return _call("forward", y, operands, geometry)
+    return call("forward", y, operands, geometry)
 
 
-def _deform_conv2d_jvp_native(*operands, wrt, geometry, precision):
+def _deform_conv2d_jvp_cpu(*operands, wrt, geometry, precision):
     y_dot = _deform_conv2d_abstract_eval(*map(jax.typeof, operands[:4]), geometry=geometry)
-    return _call("jvp", y_dot, operands, geometry, wrt=_indices(wrt))
+    return call("jvp", y_dot, operands, geometry, wrt)
 
 
-def _deform_conv2d_backward_native(*operands, wrt, geometry, precision):
+def _deform_conv2d_backward_cpu(*operands, wrt, geometry, precision):
     grads = _deform_conv2d_backward_abstract_eval(*map(jax.typeof, operands), wrt=wrt)
-    return tuple(_call("backward", grads, operands, geometry, wrt=_indices(wrt)))
-
-
-def _call(target, results, operands, geometry: ConvGeometry, **attributes):
-    # The kernels sum in the dtype of `offset`, so that there is nothing to choose by `precision`.
-    return jax.ffi.ffi_call(f"jax_dcn_deform_conv2d_{target}", results)(
-        *operands,
-        strides=np.array(geometry.strides, np.int64),
-        padding=np.array(geometry.padding, np.int64).ravel(),
-        kernel_dilation=np.array(geometry.kernel_dilation, np.int64),
-        feature_group_count=np.int64(geometry.feature_group_count),
-        legacy_boundary=geometry.boundary == "legacy",
-        **attributes,
-    )
-
-
-def _indices(wrt: Sequence[str]) -> np.ndarray:
-    return np.array([OPERANDS.index(name) for name in wrt], np.int64)
+    return tuple(call("backward", grads, operands, geometry, wrt))
 
 
 # ---------------------------------------------------------------------------------------- summary
@@ -243,7 +227,7 @@ deform_conv2d_p = _define.define_primitive(
     "deform_conv2d",
     abstract_eval=_deform_conv2d_abstract_eval,
     reference=reference.deform_conv2d,
-    native=_deform_conv2d_native,
+    native={"cpu": _deform_conv2d_cpu, "cuda": deform_conv2d_cuda.deform_conv2d},
     jvp=_deform_conv2d_jvp,
     transpose=None,
     batching_rule=_deform_conv2d_batching,
@@ -254,7 +238,7 @@ deform_conv2d_jvp_p = _define.define_primitive(
     "deform_conv2d_jvp",
     abstract_eval=_deform_conv2d_abstract_eval,
     reference=reference.deform_conv2d_jvp,
-    native=_deform_conv2d_jvp_native,
+    native={"cpu": _deform_conv2d_jvp_cpu, "cuda": deform_conv2d_cuda.deform_conv2d_jvp},
     jvp=_deform_conv2d_jvp_jvp,
     transpose=_deform_conv2d_jvp_transpose,
     batching_rule=_deform_conv2d_jvp_batching,
@@ -265,7 +249,7 @@ deform_conv2d_backward_p = _define.define_primitive(
     "deform_conv2d_backward",
     abstract_eval=_deform_conv2d_backward_abstract_eval,
     reference=reference.deform_conv2d_backward,
-    native=_deform_conv2d_backward_native,
+    native={"cpu": _deform_conv2d_backward_cpu, "cuda": deform_conv2d_cuda.deform_conv2d_backward},
     jvp=_deform_conv2d_backward_jvp,
     transpose=_deform_conv2d_backward_transpose,
     batching_rule=_deform_conv2d_backward_batching,

@@ -9,7 +9,7 @@ import numpy as np
 from cases import Case
 
 from jax_dcn import reference
-from jax_dcn._primitives import deform_conv2d
+from jax_dcn._primitives.deform_conv2d_call import call
 
 # What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
 SPACING = {"float32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -69,7 +69,7 @@ def expect_close(name: str, actual, expected, magnitude, dtype: str) -> None:
 def check_fused_forward(case: Case, dtype: str, seed: int) -> None:
     arrays = operands(case, dtype, seed)
     y = jax.ShapeDtypeStruct((case.batch, *case.output, case.features), dtype)
-    actual = deform_conv2d._call("forward", y, arrays, case.geometry)
+    actual = call("forward", y, arrays, case.geometry)
     compute = jax.jit(lambda *a: reference.deform_conv2d(*a, geometry=case.geometry))
     x, kernel, offset, mask, bias = widened(arrays)
     magnitude = compute(abs(x), abs(kernel), offset, mask, abs(bias))

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+// The library jax_dcn_cuda: a list of the GPU's XLA targets.
+
+#include "common/library.h"
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "cuda/deform_conv2d.h"
+
+namespace jax_dcn {
+
+JAX_DCN_EXPORT const Library& CudaLibrary() {
+  static const std::string description = "CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+                                         std::to_string(CUDART_VERSION % 1000 / 10) +
+                                         " for " JAX_DCN_CUDA_ARCHITECTURES;
+  static const Library library = {
+      description.c_str(),
+      {
+          {"jax_dcn_deform_conv2d_forward", DeformConv2dForward},
+          {"jax_dcn_deform_conv2d_columns", DeformConv2dColumns},
+          {"jax_dcn_deform_conv2d_columns_jvp", DeformConv2dColumnsJvp},
+          {"jax_dcn_deform_conv2d_columns_backward", DeformConv2dColumnsBackward},
+      },
+  };
+  return library;
+}
+
+}  // namespace jax_dcn

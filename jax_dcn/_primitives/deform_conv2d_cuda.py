@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""Deformable convolution on CUDA: our kernels sample columns, XLA multiplies them with the kernel.
+
+    y = columns · kernel + bias            columns [pixels, K, C] = m_k v_k
+
+The backward pass makes the gradient of the columns, `grad_y · kernelᵀ`, takes it back to x, offset
+and mask, puts the columns in its place and multiplies them with `grad_y`. All of this is done chunk
+by chunk, so that columns stay in the cache of the GPU and memory does not grow with the batch.
+
+The functions have the signatures of those in `jax_dcn.reference.deform_conv2d`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn._primitives._columns import (
+    Chunks,
+    times_kernel,
+    times_kernel_transposed,
+    transposed_times,
+)
+from jax_dcn._primitives.deform_conv2d_call import call
+from jax_dcn.geometry import ConvGeometry
+
+_PRIMALS = ("x", "kernel", "offset", "mask")
+
+
+def deform_conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array,
+    *,
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """The operator."""
+    options = dict(dtype=offset.dtype, precision=precision)
+    y = jnp.zeros((*offset.shape[:3], kernel.shape[-1]), offset.dtype)
+    if x.size:
+        chunks = Chunks.of(x, kernel, offset, geometry.feature_group_count, gathers=False)
+
+        def y_of(start: jax.Array) -> jax.Array:
+            columns = call("columns", chunks.columns, (x, kernel, offset, mask, start), geometry)
+            return times_kernel(columns, kernel, **options)
+
+        y = chunks.map(y_of)
+    return _plus_bias(y, bias).astype(x.dtype)
+
+
+def deform_conv2d_jvp(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    *tangents: jax.Array,
+    wrt: Sequence[str],
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """Its tangent, of which all but the bias's is one product:
+
+    ẏ = [columns, columns_dot] · [kernel_dot; kernel] + bias_dot
+    """
+    options = dict(dtype=offset.dtype, precision=precision)
+    dots = dict(zip(wrt, tangents, strict=True))
+    bias_dot, kernel_dot = dots.pop("bias", None), dots.pop("kernel", None)
+    if not mask.size:
+        dots.pop("mask", None)
+    moving = (*(["kernel"] if kernel_dot is not None else []), *dots)
+    y = jnp.zeros((*offset.shape[:3], kernel.shape[-1]), offset.dtype)
+    if x.size and moving:
+        kernels = [*([kernel_dot] if kernel_dot is not None else []), *([kernel] if dots else [])]
+        stacked = jnp.concatenate(kernels)
+        chunks = Chunks.of(x, stacked, offset, geometry.feature_group_count, gathers=False)
+
+        def y_of(start: jax.Array) -> jax.Array:
+            operands = (x, kernel, offset, mask, start, *dots.values())
+            columns = call("columns_jvp", chunks.columns, operands, geometry, moving)
+            return times_kernel(columns, stacked, **options)
+
+        y = chunks.map(y_of)
+    return (y if bias_dot is None else _plus_bias(y, bias_dot)).astype(x.dtype)
+
+
+def deform_conv2d_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    grad_y: jax.Array,
+    *,
+    wrt: Sequence[str],
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike,
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands in `wrt`."""
+    primals = dict(x=x, kernel=kernel, offset=offset, mask=mask)
+    grads = {}
+    if "bias" in wrt:
+        grads["bias"] = jnp.sum(grad_y, (0, 1, 2), offset.dtype).astype(x.dtype)
+    asked = tuple(name for name in _PRIMALS if name in wrt and primals[name].size)
+    if asked and x.size:
+        grads |= _Backward(primals, asked, geometry, precision)(grad_y)
+    # What has no elements, and the gradient of a kernel that no image was multiplied with.
+    empty = {name: jnp.zeros_like(primals[name]) for name in wrt if name not in grads}
+    return tuple((grads | empty)[name] for name in wrt)
+
+
+class _Backward:
+    """The cotangents of the primals in `wrt`, chunk by chunk."""
+
+    def __init__(
+        self,
+        primals: dict[str, jax.Array],
+        wrt: tuple[str, ...],
+        geometry: ConvGeometry,
+        precision: jax.lax.PrecisionLike,
+    ):
+        self.primals, self.wrt, self.geometry, self.precision = primals, wrt, geometry, precision
+        x, kernel, offset, _ = primals.values()
+        groups = geometry.feature_group_count
+        self.chunks = Chunks.of(x, kernel, offset, groups, gathers="x" in wrt)
+        # While chunks add to the gradients, these are in the type of sums.
+        self.types = {name: jax.typeof(primals[name]) for name in wrt}
+        for name in ("x", "kernel") if self.chunks.splits_images else ("kernel",):
+            if name in wrt:
+                self.types[name] = self.types[name].update(dtype=offset.dtype)
+
+    def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
+        starts, chunks = jnp.asarray(self.chunks.starts()), self.chunks.split(grad_y)
+        if len(starts) == 1:
+            grads = self._of_chunk(None, starts[0], chunks[0])
+        else:
+            zeros = {n: jnp.zeros(t.shape, t.dtype) for n, t in self.types.items()}
+            grads, _ = jax.lax.scan(
+                lambda sums, chunk: (self._of_chunk(sums, *chunk), None), zeros, (starts, chunks)
+            )
+        return {name: grad.astype(self.primals[name].dtype) for name, grad in grads.items()}
+
+    def _of_chunk(
+        self, sums: dict[str, jax.Array] | None, start: jax.Array, grad_y: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The gradients with those of one chunk in them; `sums` are those of the chunks before."""
+        operands, options = (*self.primals.values(), start), dict(precision=self.precision)
+        if self.wrt == ("kernel",):
+            grads = {"columns": call("columns", self.chunks.columns, operands, self.geometry)}
+        else:
+            kernel, columns = self.primals["kernel"], self.chunks.columns
+            grad_columns = times_kernel_transposed(grad_y, kernel, columns, **options)
+            grads = self._of_columns(sums, operands, grad_columns)
+        if "kernel" in self.wrt:
+            shape, dtype = self.types["kernel"].shape, self.types["kernel"].dtype
+            columns = grads.pop("columns")
+            product = transposed_times(columns, grad_y, dtype=dtype, **options).reshape(shape)
+            grads["kernel"] = product if sums is None else sums["kernel"] + product
+        return {name: grads[name] for name in self.wrt}
+
+    def _of_columns(
+        self,
+        sums: dict[str, jax.Array] | None,
+        operands: tuple[jax.Array, ...],
+        grad_columns: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """The gradients of x, offset and mask, and the columns, in the place of their gradient."""
+        results = self.types | ({"kernel": self.chunks.columns} if "kernel" in self.wrt else {})
+        operands, aliases = (*operands, grad_columns), {}
+        for index, name in enumerate(self.wrt):
+            if name == "kernel":
+                aliases[len(self.primals) + 1] = index
+            elif sums is not None:
+                aliases[len(operands)] = index
+                operands = (*operands, sums[name])
+        types = list(results.values())
+        if "x" in self.wrt:
+            scratch = (self.chunks.gather_words,)
+            types.append(self.types["x"].update(shape=scratch, dtype=np.dtype(np.int32)))
+        grads = call("columns_backward", types, operands, self.geometry, self.wrt, aliases)
+        names = ("columns" if name == "kernel" else name for name in self.wrt)
+        return dict(zip(names, grads, strict=False))  # not the scratch
+
+
+def _plus_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    return y + bias.astype(y.dtype)[None, None, None, :]
