@@ -2,10 +2,11 @@
 // Fused forward pass: samples go straight into shared memory, and from there through the tensor
 // cores. Columns never exist in device memory.
 
-#include "cuda/deform_conv2d_forward.h"
+#include "cuda/deform_conv2d_fused.h"
 #include "cuda/launch.cuh"
 #include "cuda/matrix.cuh"
 #include "cuda/packed.cuh"
+#include "cuda/pipeline.cuh"
 #include "cuda/sample.cuh"
 
 namespace jax_dcn {
@@ -23,8 +24,7 @@ struct ForwardTile {
   static constexpr int kThreads = 256;
   static constexpr int kVectors = 4;  // of 16 bytes of channels, in a step: one for each thread
   static constexpr int kChannels = kVectors * Packed<T>::kSize;
-  static constexpr int kTaps = 9;    // located at a time
-  static constexpr int kStages = 3;  // steps of the kernel in flight
+  static constexpr int kTaps = 9;  // located at a time
 
   static constexpr int kColumnStride = kChannels + Packed<T>::kSize;
   static constexpr int kKernelStride = kFeatures + 8;
@@ -32,7 +32,7 @@ struct ForwardTile {
   static constexpr int kColumns = kPixels * kColumnStride;             // elements of a step
   static constexpr int kKernel = kChannels * kKernelStride;            // elements of a step
   static constexpr int kKernelVectors = kFeatures / Packed<T>::kSize;  // in a row
-  static constexpr int kPipelineBytes = (2 * kColumns + kStages * kKernel) * sizeof(T);
+  static constexpr int kPipelineBytes = (kBuffers * kColumns + kStages * kKernel) * sizeof(T);
   static constexpr int kSharedBytes = kPipelineBytes + kPixels * kTaps * sizeof(Sample);
 
   static constexpr int kWarpRows = 2, kWarpColumns = 4;  // warps
@@ -101,7 +101,7 @@ class ForwardBlock {
   }
 
   // Locates the samples of the step's taps, unless they are those in shared memory already.
-  __device__ __forceinline__ void LocateSamples(const Steps& step) {
+  __device__ __forceinline__ void Locate(const Steps& step) {
     const int channel = group_ * static_cast<int>(problem_.group_channels()) + step.channel();
     const int offset_group = channel / static_cast<int>(problem_.offset_group_channels());
     if (offset_group == located_group_ && step.first_tap() == located_tap_) return;
@@ -131,7 +131,7 @@ class ForwardBlock {
   }
 
   // Starts to copy the step's part of the kernel.
-  __device__ __forceinline__ void CopyKernel(const Steps& step, int stage) const {
+  __device__ __forceinline__ void Copy(const Steps& step, int stage) const {
     const int64_t first_row = step.tap() * problem_.group_channels() + step.channel();
     const T* const kernel = primals_.kernel + first_row * problem_.features + first_feature_;
     const SharedMatrix<T> shared = Kernel(stage);
@@ -195,7 +195,8 @@ class ForwardBlock {
     return {SharedMemory<T>() + buffer * Tile::kColumns, Tile::kColumnStride};
   }
   static __device__ __forceinline__ SharedMatrix<T> Kernel(int stage) {
-    return {SharedMemory<T>() + 2 * Tile::kColumns + stage * Tile::kKernel, Tile::kKernelStride};
+    return {SharedMemory<T>() + kBuffers * Tile::kColumns + stage * Tile::kKernel,
+            Tile::kKernelStride};
   }
   static __device__ __forceinline__ Sample* Samples() {
     return reinterpret_cast<Sample*>(SharedMemory<unsigned char>() + Tile::kPipelineBytes);
@@ -212,8 +213,6 @@ class ForwardBlock {
   int located_group_ = -1, located_tap_ = -1;
 };
 
-// Each step, while its product is computed, the next one's corners are on their way to registers
-// and the kernel of the one after to shared memory.
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
     DeformConv2dForwardKernel(const DeformConv2dPrimals<T> primals,
@@ -224,34 +223,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   typename Tile::Product product;
   product.Clear();
 
-  Steps copied = block.AllSteps();
-  for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
-    if (!copied.done()) block.CopyKernel(copied, stage), copied.Advance();
-    CommitCopies();
-  }
-  Steps next = block.AllSteps();
-  block.LocateSamples(next);
-  block.Write(next, block.Read(next), 0);
-
-  for (int buffer = 0, stage = 0; !next.done(); buffer ^= 1) {
-    WaitForCopies<Tile::kStages - 2>();
-    __syncthreads();
-    const int free_stage = (stage + Tile::kStages - 1) % Tile::kStages;
-    if (!copied.done()) block.CopyKernel(copied, free_stage), copied.Advance();
-    CommitCopies();
-
-    next.Advance();
-    CornerChannels<T> corners;
-    if (!next.done()) {
-      block.LocateSamples(next);
-      corners = block.Read(next);
-    }
-    block.Multiply(product, buffer, stage);
-    if (!next.done()) block.Write(next, corners, buffer ^ 1);
-    stage = (stage + 1) % Tile::kStages;
-  }
-  WaitForCopies<0>();
-  __syncthreads();
+  SumProducts(block, product);
   block.Store(product, bias, y);
 }
 
@@ -271,22 +243,6 @@ cudaError_t LaunchTiles(const DeformConv2dProblem& problem, const DeformConv2dPr
 }
 
 }  // namespace
-
-const char* WhyNotFused(const DeformConv2dProblem& problem, int element_bytes) {
-  const int64_t channels = 64 / element_bytes, features = 16 / element_bytes;
-  if (problem.group_channels() % channels != 0 || problem.offset_group_channels() % channels != 0) {
-    return "the channels of a group, and of an offset group, must be a multiple of 64 bytes";
-  }
-  if (problem.group_features() % features != 0) {
-    return "the features of a group must be a multiple of 16 bytes";
-  }
-  const int64_t most = int64_t{1} << 31;
-  if (problem.image_pixels() * problem.channels >= most || problem.features >= most / 64 ||
-      problem.taps() >= most || problem.pixels() / 32 * problem.features >= most) {
-    return "an image, or the number of blocks, is too large";
-  }
-  return nullptr;
-}
 
 template <typename T>
 cudaError_t LaunchDeformConv2dForward(const DeformConv2dProblem& problem,

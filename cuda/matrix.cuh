@@ -19,8 +19,7 @@ constexpr int kFragmentRows = 16;
 template <typename T>
 constexpr int kFragmentDepth = 32 / static_cast<int>(sizeof(T));
 
-// A matrix in shared memory. Strides are such
-// that 16 bytes of each of eight rows lie in different
+// A matrix in shared memory. With the right stride, 16 bytes of each of eight rows lie in different
 // banks.
 template <typename T>
 struct SharedMatrix {

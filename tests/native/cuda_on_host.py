@@ -20,8 +20,11 @@ import fuzz
 import jax
 from cuda_host.build import ROOT, SANITIZE, build
 
-SOURCES = ("deform_conv2d_forward.cu", "deform_conv2d_forward.cc")
-TARGETS = {"jax_dcn_deform_conv2d_forward": "DeformConv2dForward"}
+SOURCES = ("deform_conv2d_forward.cu", "deform_conv2d_grad_kernel.cu", "deform_conv2d_fused.cc")
+TARGETS = {
+    "jax_dcn_deform_conv2d_forward": "DeformConv2dForward",
+    "jax_dcn_deform_conv2d_grad_kernel": "DeformConv2dGradKernel",
+}
 
 
 def stand_in(library: str) -> None:

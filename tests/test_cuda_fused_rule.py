@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""When the fused CUDA kernels are chosen."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_dcn._primitives._fused import parts_of_grad_kernel, why_not_fused
+from jax_dcn.geometry import conv_geometry
+
+
+def arrays(dtype="bfloat16", channels=256, features=256, feature_groups=1, offset_groups=1):
+    """Types of x, kernel and offset, and the geometry."""
+    x = jax.ShapeDtypeStruct((32, 14, 13, channels), jnp.dtype(dtype))
+    kernel = jax.ShapeDtypeStruct((3, 3, channels // feature_groups, features), x.dtype)
+    offset = jax.ShapeDtypeStruct((32, 14, 13, offset_groups, 9, 2), jnp.float32)
+    geometry = conv_geometry((14, 13), (3, 3), feature_group_count=feature_groups)
+    return x, kernel, offset, geometry
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_layers_of_common_networks_are_fused(dtype):
+    for channels in (64, 128, 256, 512):
+        assert why_not_fused(*arrays(dtype, channels, channels), None) is None
+    assert why_not_fused(*arrays(dtype, feature_groups=2, offset_groups=4), None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (dict(dtype="float64"), "float64"),
+        (dict(channels=48), "channels of a group"),
+        (dict(feature_groups=32), "channels of a group"),
+        (dict(offset_groups=32), "channels of a group"),
+        (dict(features=18), "features of a group"),
+        (dict(features=68), "features of a group"),
+    ],
+)
+def test_other_layers_are_not_fused(options, reason):
+    assert reason in why_not_fused(*arrays(**options), None)
+
+
+@pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGHEST, "F32_F32_F32"])
+def test_float32_is_fused_only_where_tf32_will_do(precision):
+    assert "TF32" in why_not_fused(*arrays("float32"), precision)
+    assert why_not_fused(*arrays("bfloat16"), precision) is None
+    for enough in (None, "default", "tensorfloat32", (jax.lax.Precision.HIGH,) * 2):
+        assert why_not_fused(*arrays("float32"), enough) is None
+    with jax.default_matmul_precision("highest"):
+        assert "TF32" in why_not_fused(*arrays("float32"), None)
+
+
+def test_gradient_of_the_kernel_is_split_where_it_has_few_tiles():
+    x, kernel, offset, _ = arrays(channels=128, features=128)
+    assert parts_of_grad_kernel(x, kernel, offset) > 4
+    x, kernel, offset, _ = arrays(channels=512, features=512)
+    assert parts_of_grad_kernel(x, kernel, offset) == 1
