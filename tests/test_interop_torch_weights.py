@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen as nn, nnx
 
 from examples.imagenet.models import resnet
 from jax_dcn import linen as dcn_linen, nnx as dcn_nnx
@@ -116,6 +116,32 @@ def test_whole_network_computes_what_it_computes_in_torch(theirs, ours):
     expected = torch_result(theirs, x)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(y, expected, atol=2e-4 * np.abs(expected).max())
+
+
+class LinenNetwork(nn.Module):
+    def setup(self):
+        self.layer1 = [nn.Conv(4, (3, 2)), nn.BatchNorm(use_running_average=True)]
+        self.fc = nn.Dense(5)
+
+    def __call__(self, x):
+        for layer in self.layer1:
+            x = layer(x)
+        return self.fc(x.mean((1, 2)))
+
+
+def test_networks_in_linen_compute_what_they_compute_in_torch():
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(6, 4, (3, 2), padding="same"), torch.nn.BatchNorm2d(4)
+    )
+    theirs = torch_resnet.randomize(
+        torch.nn.ModuleDict(dict(layer1=layers, fc=torch.nn.Linear(4, 5)))
+    )
+    x = channels_first(2, 6, 7, 9)
+    images = x.transpose(0, 2, 3, 1)
+    like = jax.eval_shape(LinenNetwork().init, jax.random.key(0), images)
+    y = LinenNetwork().apply(to_flax(state_dict(theirs), like), images)
+    pooled = torch_result(layers, x).mean((2, 3))
+    np.testing.assert_allclose(y, torch_result(theirs["fc"], pooled), atol=1e-5)
 
 
 def test_ordinary_network_becomes_a_deformable_one(theirs):
