@@ -120,7 +120,7 @@ def test_whole_network_computes_what_it_computes_in_torch(theirs, ours):
 
 class LinenNetwork(nn.Module):
     def setup(self):
-        self.layer1 = [nn.Conv(4, (3, 2)), nn.BatchNorm(use_running_average=True)]
+        self.layer1 = [nn.Conv(4, (3, 5)), nn.BatchNorm(use_running_average=True)]
         self.fc = nn.Dense(5)
 
     def __call__(self, x):
@@ -131,7 +131,7 @@ class LinenNetwork(nn.Module):
 
 def test_networks_in_linen_compute_what_they_compute_in_torch():
     layers = torch.nn.Sequential(
-        torch.nn.Conv2d(6, 4, (3, 2), padding="same"), torch.nn.BatchNorm2d(4)
+        torch.nn.Conv2d(6, 4, (3, 5), padding="same"), torch.nn.BatchNorm2d(4)
     )
     theirs = torch_resnet.randomize(
         torch.nn.ModuleDict(dict(layer1=layers, fc=torch.nn.Linear(4, 5)))
