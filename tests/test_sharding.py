@@ -24,10 +24,9 @@ IMAGES = dict(x=P("data"), offset=P("data"), mask=P("data"))
 FEATURES = dict(kernel=P(None, None, None, "model"), bias=P("model"))
 
 
-def mesh(**sizes: int) -> jax.sharding.Mesh:
+def mesh(kind: AxisType = AxisType.Auto, **sizes: int) -> jax.sharding.Mesh:
     devices = jax.devices("cpu")[: int(np.prod(list(sizes.values())))]
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (kind,) * len(sizes), devices=devices)
 
 
 MESH = mesh(data=4, model=2)

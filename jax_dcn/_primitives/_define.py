@@ -12,7 +12,7 @@ import jax
 from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding
 
 from jax_dcn import _native
 from jax_dcn._primitives import _sharding
@@ -119,12 +119,17 @@ def define_primitive(
 
 def _typed(primitive: _Operator, abstract_eval: Callable, *avals, implementation, **params):
     """The results' avals, with the shardings that follow from those of the operands."""
-    unsplit = (aval.update(sharding=aval.sharding.update(spec=P())) for aval in avals)
-    results = _tuple_of(abstract_eval, *unsplit, **params)
-    if split := primitive.explicit_split(avals, params | {"implementation": implementation}):
+    split = primitive.explicit_split(avals, params | {"implementation": implementation})
+    if split is None:
+        results = _tuple_of(abstract_eval, *avals, **params)
+    else:
+        unsplit = (aval.update(sharding=None) for aval in avals)
+        mesh = _sharding.explicit_mesh(avals)
         results = tuple(
-            aval.update(sharding=aval.sharding.update(spec=spec))
-            for aval, spec in zip(results, split.result_specs, strict=True)
+            aval.update(sharding=NamedSharding(mesh, spec))
+            for aval, spec in zip(
+                _tuple_of(abstract_eval, *unsplit, **params), split.result_specs, strict=True
+            )
         )
     return results if primitive.multiple_results else results[0]
 

@@ -5,13 +5,15 @@
 
 Every operand has a name (`x`, `kernel`, `offset`, `mask`, `bias`; the result is `y`), and a
 parameter `wrt` names the operands that derivatives are taken for: others cost nothing.
-Arrays are as in `jax_dcn.reference.deform_conv2d`.
+Arrays are as in `jax_dcn.reference.deform_conv2d`, but with any number of batch axes from one on:
+merged into one, they could no longer be split over devices each by itself.
 """
 
 import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 
 from jax_dcn import reference
 from jax_dcn._primitives import _define, _derivatives, deform_conv2d_cuda
@@ -22,12 +24,49 @@ from jax_dcn.reference.deform_conv2d import OPERANDS
 _PRIMALS = ("x", "kernel", "offset", "mask")  # the operands that derivatives depend on
 
 
+# The names of operands and results.
+def _arrays(_wrt=()):
+    return OPERANDS, ("y",)
+
+
+def _jvp_arrays(wrt):
+    return (*_PRIMALS, *wrt), ("y",)
+
+
+def _backward_arrays(wrt):
+    return (*_PRIMALS, "y"), wrt
+
+
+# The axes of an image, after the batch axes; other arrays have none of the latter.
+_IMAGE_RANK = {"x": 3, "offset": 5, "mask": 4, "y": 3}
+
+
+def _on_one_batch_axis(f, arrays):
+    """`f`, a function of images with one batch axis, as one of images with any number of them."""
+
+    def reshaped(names, values, batch):
+        for name, value in zip(names, values, strict=True):
+            rank = _IMAGE_RANK.get(name)
+            yield value.reshape(*batch, *value.shape[-rank:]) if rank else value
+
+    def call(x, *rest, **params):
+        operand_names, result_names = arrays(params.get("wrt"))
+        batch = x.shape[:-3]
+        flat = reshaped(operand_names, (x, *rest), (math.prod(batch),))
+        results = f(*flat, **params)
+        if isinstance(results, tuple):
+            return tuple(reshaped(result_names, results, batch))
+        return next(reshaped(result_names, (results,), batch))
+
+    return call
+
+
 # ---------------------------------------------------------------------------- abstract evaluation
 
 
 def _deform_conv2d_abstract_eval(x, kernel, offset, mask, *_, geometry, **params):
-    size = geometry.output_size(x.shape[1:3], kernel.shape[:2])
-    return x.update(shape=(x.shape[0], *size, kernel.shape[-1]), weak_type=False)
+    size = geometry.output_size(x.shape[-3:-1], kernel.shape[:2])
+    return x.update(shape=(*x.shape[:-3], *size, kernel.shape[-1]), weak_type=False)
 
 
 def _deform_conv2d_backward_abstract_eval(x, kernel, offset, mask, grad_y, *, wrt, **params):
@@ -55,7 +94,7 @@ def _deform_conv2d_jvp(primals, tangents, **params):
 def _deform_conv2d_jvp_jvp(primals, tangents, **params):
     return _derivatives.jvp_of_linear(
         deform_conv2d_jvp_p,
-        reference.deform_conv2d_jvp,
+        _on_one_batch_axis(reference.deform_conv2d_jvp, _jvp_arrays),
         len(_PRIMALS),
         primals,
         tangents,
@@ -66,7 +105,7 @@ def _deform_conv2d_jvp_jvp(primals, tangents, **params):
 def _deform_conv2d_backward_jvp(primals, tangents, **params):
     return _derivatives.jvp_of_linear(
         deform_conv2d_backward_p,
-        reference.deform_conv2d_backward,
+        _on_one_batch_axis(reference.deform_conv2d_backward, _backward_arrays),
         len(_PRIMALS),
         primals,
         tangents,
@@ -88,59 +127,64 @@ def _deform_conv2d_backward_transpose(cotangents, *operands, **params):
 
 # --------------------------------------------------------------------------------------- batching
 
-# The axes along which the operator is a set of independent operators: images that share a kernel,
-# and groups (of features, of offsets, of output channels) that have a kernel each.
-_BATCH_AXIS: dict[str, int | None] = {
-    "x": 0,
-    "kernel": None,
-    "offset": 0,
-    "mask": 0,
-    "bias": None,
-    "y": 0,
-}
-_GROUP_AXIS: dict[str, int | None] = {
-    "x": 3,
-    "kernel": 3,
-    "offset": 3,
-    "mask": 3,
-    "bias": 0,
-    "y": 3,
-}
+# Images that share a kernel are one more batch axis. Where each has its own, they become groups (of
+# features, of offsets, of output channels), which lie along these axes.
+_GROUP_AXIS = {"x": -1, "kernel": -1, "offset": -3, "mask": -2, "bias": -1, "y": -1}
 
 
 def _deform_conv2d_batching(operands, axes, **params):
-    return _batched(deform_conv2d_p, OPERANDS, ("y",), operands, axes, **params)
+    return _batched(deform_conv2d_p, _arrays(), operands, axes, **params)
 
 
 def _deform_conv2d_jvp_batching(operands, axes, *, wrt, **params):
-    names = (*_PRIMALS, *wrt)
-    return _batched(deform_conv2d_jvp_p, names, ("y",), operands, axes, wrt=wrt, **params)
+    return _batched(deform_conv2d_jvp_p, _jvp_arrays(wrt), operands, axes, wrt=wrt, **params)
 
 
 def _deform_conv2d_backward_batching(operands, axes, *, wrt, **params):
-    names = (*_PRIMALS, "y")
-    return _batched(deform_conv2d_backward_p, names, wrt, operands, axes, wrt=wrt, **params)
+    arrays = _backward_arrays(wrt)
+    return _batched(deform_conv2d_backward_p, arrays, operands, axes, wrt=wrt, **params)
 
 
-def _batched(primitive, names, result_names, operands, axes, *, geometry, **params):
-    """Folds the mapped axis into the batch, or into the groups where kernels differ along it."""
-    size = mapped_size(operands, axes)
+def _batched(primitive, arrays, operands, axes, **params):
+    names, result_names = arrays
     mapped = {name for name, axis in zip(names, axes, strict=True) if axis is not None}
-    if {"kernel", "bias"} & (mapped | set(result_names)):
-        fold_axes = _GROUP_AXIS
-        groups = size * geometry.feature_group_count
-        geometry = dataclasses.replace(geometry, feature_group_count=groups)
-    else:
-        fold_axes = _BATCH_AXIS
-    folded = (
-        fold(operand, axis, size, fold_axes[name])
-        for operand, axis, name in zip(operands, axes, names, strict=True)
-    )
-    results = primitive.bind(*folded, geometry=geometry, **params)
+    batched = _grouped if {"kernel", "bias"} & (mapped | set(result_names)) else _as_batch_axis
+    return batched(primitive, arrays, operands, axes, **params)
+
+
+def _as_batch_axis(primitive, arrays, operands, axes, **params):
+    """Makes the mapped axis a batch axis."""
+    names, _ = arrays
+    size = mapped_size(operands, axes)
+
+    def batch_first(name, operand, axis):
+        if name not in _IMAGE_RANK:
+            return operand
+        if axis is None:
+            return jnp.broadcast_to(operand[None], (size, *operand.shape))
+        return jnp.moveaxis(operand, axis, 0)
+
+    results = primitive.bind(*map(batch_first, names, operands, axes), **params)
+    return results, (0,) * len(results) if primitive.multiple_results else 0
+
+
+def _grouped(primitive, arrays, operands, axes, *, geometry, **params):
+    """Folds the mapped axis, along which kernels differ, into the groups."""
+    names, result_names = arrays
+    size = mapped_size(operands, axes)
+    groups = size * geometry.feature_group_count
+    geometry = dataclasses.replace(geometry, feature_group_count=groups)
+
+    def folded(name, operand, axis):
+        rank = operand.ndim - (axis is not None)
+        return fold(operand, axis, size, rank + _GROUP_AXIS[name])
+
+    results = primitive.bind(*map(folded, names, operands, axes), geometry=geometry, **params)
     if not primitive.multiple_results:
-        return unfold(results, size, fold_axes["y"]), fold_axes["y"]
-    result_axes = tuple(fold_axes[name] for name in result_names)
-    return tuple(unfold(r, size, a) for r, a in zip(results, result_axes, strict=True)), result_axes
+        results = (results,)
+    places = [r.ndim + _GROUP_AXIS[n] for r, n in zip(results, result_names, strict=True)]
+    unfolded = [unfold(r, size, a) for r, a in zip(results, places, strict=True)]
+    return (unfolded, places) if primitive.multiple_results else (unfolded[0], places[0])
 
 
 # --------------------------------------------------------------------------------------- sharding
@@ -149,45 +193,48 @@ def _batched(primitive, names, result_names, operands, axes, *, geometry, **para
 # the groups are operators of their own, each with its channels and its features. The rows and
 # columns of the image are needed whole, since offsets may point anywhere.
 _AXIS_NAMES: dict[str, tuple[str | None, ...]] = {
-    "x": ("batch", None, None, "channels"),
+    "x": (None, None, "channels"),
     "kernel": (None, None, "channels", "features"),
-    "offset": ("batch", None, None, "channels", None, None),
-    "mask": ("batch", None, None, "channels", None),
+    "offset": (None, None, "channels", None, None),
+    "mask": (None, None, "channels", None),
     "bias": ("features",),
-    "y": ("batch", None, None, "features"),
+    "y": (None, None, "features"),
 }
 
 
-def _deform_conv2d_axes(x, kernel, offset, *_, geometry, **params):
-    return _axes(OPERANDS, ("y",), x, kernel, offset, geometry)
+def _deform_conv2d_axes(*operands, geometry, **params):
+    return _axes(_arrays(), operands, geometry)
 
 
-def _deform_conv2d_jvp_axes(x, kernel, offset, *_, wrt, geometry, **params):
-    return _axes((*_PRIMALS, *wrt), ("y",), x, kernel, offset, geometry)
+def _deform_conv2d_jvp_axes(*operands, wrt, geometry, **params):
+    return _axes(_jvp_arrays(wrt), operands, geometry)
 
 
-def _deform_conv2d_backward_axes(x, kernel, offset, *_, wrt, geometry, **params):
-    return _axes((*_PRIMALS, "y"), wrt, x, kernel, offset, geometry)
+def _deform_conv2d_backward_axes(*operands, wrt, geometry, **params):
+    return _axes(_backward_arrays(wrt), operands, geometry)
 
 
-def _axes(operands, results, x, kernel, offset, geometry):
-    groups, offset_groups = geometry.feature_group_count, offset.shape[3]
+def _axes(arrays, operands, geometry):
+    x, kernel, offset, *_ = operands
+    groups, offset_groups = geometry.feature_group_count, offset.shape[-3]
     names = dict(_AXIS_NAMES)
     if offset_groups == 1:  # all channels are sampled at the same positions
-        names["offset"], names["mask"] = ("batch", *[None] * 5), ("batch", *[None] * 4)
+        names["offset"], names["mask"] = (None,) * 5, (None,) * 4
     if groups == 1:
         parts = {"features": kernel.shape[3]}
-        parts["channels"] = x.shape[3] if offset_groups == 1 else offset_groups
+        parts["channels"] = x.shape[-1] if offset_groups == 1 else offset_groups
     else:
         group: dict[str | None, str] = {"features": "groups", "channels": "groups"}
         names = {name: tuple(group.get(a, a) for a in axes) for name, axes in names.items()}
         names["kernel"] = (None, None, None, "groups")
         parts = {"groups": groups if offset_groups == 1 else math.gcd(groups, offset_groups)}
+    operand_names, result_names = arrays
+    batch = {f"batch{index}": size for index, size in enumerate(x.shape[:-3])}
     return _define.Axes(
-        names,
-        operands,
-        results,
-        parts={"batch": x.shape[0], **parts},
+        {name: (*batch, *axes) if name in _IMAGE_RANK else axes for name, axes in names.items()},
+        operand_names,
+        result_names,
+        parts=batch | parts,
         apart={"channels": ("bias",)},
         local=_local_params,
     )
@@ -223,11 +270,21 @@ def _deform_conv2d_backward_cpu(*operands, wrt, geometry, precision):
 
 # ---------------------------------------------------------------------------------------- summary
 
+
+def _implementations(arrays, reference, **native):
+    native = {platform: _on_one_batch_axis(f, arrays) for platform, f in native.items()}
+    return {"reference": _on_one_batch_axis(reference, arrays), "native": native}
+
+
 deform_conv2d_p = _define.define_primitive(
     "deform_conv2d",
     abstract_eval=_deform_conv2d_abstract_eval,
-    reference=reference.deform_conv2d,
-    native={"cpu": _deform_conv2d_cpu, "cuda": deform_conv2d_cuda.deform_conv2d},
+    **_implementations(
+        _arrays,
+        reference.deform_conv2d,
+        cpu=_deform_conv2d_cpu,
+        cuda=deform_conv2d_cuda.deform_conv2d,
+    ),
     jvp=_deform_conv2d_jvp,
     transpose=None,
     batching_rule=_deform_conv2d_batching,
@@ -237,8 +294,12 @@ deform_conv2d_p = _define.define_primitive(
 deform_conv2d_jvp_p = _define.define_primitive(
     "deform_conv2d_jvp",
     abstract_eval=_deform_conv2d_abstract_eval,
-    reference=reference.deform_conv2d_jvp,
-    native={"cpu": _deform_conv2d_jvp_cpu, "cuda": deform_conv2d_cuda.deform_conv2d_jvp},
+    **_implementations(
+        _jvp_arrays,
+        reference.deform_conv2d_jvp,
+        cpu=_deform_conv2d_jvp_cpu,
+        cuda=deform_conv2d_cuda.deform_conv2d_jvp,
+    ),
     jvp=_deform_conv2d_jvp_jvp,
     transpose=_deform_conv2d_jvp_transpose,
     batching_rule=_deform_conv2d_jvp_batching,
@@ -248,8 +309,12 @@ deform_conv2d_jvp_p = _define.define_primitive(
 deform_conv2d_backward_p = _define.define_primitive(
     "deform_conv2d_backward",
     abstract_eval=_deform_conv2d_backward_abstract_eval,
-    reference=reference.deform_conv2d_backward,
-    native={"cpu": _deform_conv2d_backward_cpu, "cuda": deform_conv2d_cuda.deform_conv2d_backward},
+    **_implementations(
+        _backward_arrays,
+        reference.deform_conv2d_backward,
+        cpu=_deform_conv2d_backward_cpu,
+        cuda=deform_conv2d_cuda.deform_conv2d_backward,
+    ),
     jvp=_deform_conv2d_backward_jvp,
     transpose=_deform_conv2d_backward_transpose,
     batching_rule=_deform_conv2d_backward_batching,

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The public function `deform_conv2d`."""
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -109,24 +108,23 @@ def deform_conv2d(
 
     # Coordinates and sums: never narrower than float32, and as wide as the images.
     sum_dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    batch = x.shape[:-3]
-    flat = (math.prod(batch),)
+    batch = x.shape[:-3] or (1,)
     if mask is None:
         mask = jnp.zeros((*offset.shape[:-2], 0), sum_dtype)
     if bias is None:
         bias = jnp.zeros(kernel.shape[-1:], x.dtype)
     with jax.named_scope("deform_conv2d"):
         y = deform_conv2d_p.bind(
-            x.reshape(flat + x.shape[-3:]),
+            x.reshape(batch + x.shape[-3:]),
             kernel,
-            offset.reshape(flat + offset.shape[-5:]).astype(sum_dtype),
-            mask.reshape(flat + mask.shape[-4:]).astype(sum_dtype),
+            offset.reshape(batch + offset.shape[-5:]).astype(sum_dtype),
+            mask.reshape(batch + mask.shape[-4:]).astype(sum_dtype),
             bias,
             geometry=geometry,
             precision=precision,
             implementation=implementation_names(implementation),
         )
-    return checkpoint_name(y.reshape(batch + y.shape[1:]), "deform_conv2d")
+    return checkpoint_name(y.reshape(x.shape[:-3] + y.shape[-3:]), "deform_conv2d")
 
 
 def _check_ranks(x: jax.Array, kernel: jax.Array) -> None:
