@@ -88,7 +88,7 @@ def check_fused_grad_kernel(case: Case, dtype: str, seed: int) -> None:
     kernel = arrays[1].shape
     parts = 1 + seed % 3
     results = jax.ShapeDtypeStruct(kernel, dtype), jax.ShapeDtypeStruct((parts, *kernel), "float32")
-    actual, _ = deform_conv2d._call("grad_kernel", results, arrays, case.geometry)
+    actual, _ = call("grad_kernel", results, arrays, case.geometry)
     compute = jax.jit(
         lambda *a: reference.deform_conv2d_backward(*a, wrt=("kernel",), geometry=case.geometry)[0]
     )
