@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     "cuda" in _native._unavailable, reason=_native._unavailable.get("cuda", "")
 )
 CASE = Case("layer", 2, (17, 13), 24, 40, kernel=(3, 2), offset_groups=3)
+FUSED = Case("fused_layer", 2, (17, 13), 64, 128, kernel=(3, 2), offset_groups=2)
 CHUNK_BYTES = 40e6
 
 
@@ -73,6 +74,25 @@ def test_all_gradients_are_one_call_and_three_products():
     assert "stablehlo.transpose" not in text
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_fused_layer_is_one_call(dtype):
+    text = lowered(operator(FUSED), *abstract(FUSED, dtype))
+    assert targets(text) == ["forward"] and not re.search("dot_general|transpose|while", text)
+
+
+def test_fused_gradient_of_the_kernel_is_one_call_beside_those_of_the_columns():
+    text = lowered(jax.grad(loss(FUSED), argnums=1), *abstract(FUSED, "bfloat16"))
+    assert targets(text) == ["grad_kernel"] and "dot_general" not in text
+    text = lowered(jax.grad(loss(FUSED), argnums=range(5)), *abstract(FUSED, "bfloat16"))
+    assert sorted(targets(text)) == ["columns_backward", "grad_kernel"]
+    assert text.count("dot_general") == 1
+
+
+def test_full_precision_is_not_fused():
+    f = functools.partial(operator(FUSED), precision=jax.lax.Precision.HIGHEST)
+    assert targets(lowered(f, *abstract(FUSED, "float32"))) == ["columns"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -117,11 +137,13 @@ def test_columns_and_lists_are_bounded_whatever_the_size(case, dtype):
     assert "stablehlo.while" in text  # more than one chunk
     held = 0
     for call in re.findall(r"custom_call @jax_dcn_deform_conv2d_columns_backward.*", text):
-        results = call[call.rindex("->") :]
-        for shape, kind in re.findall(r"tensor<([\dx]+)x(bf16|f32|i32)>", results):
-            sizes = tuple(map(int, shape.split("x")))
-            if len(sizes) in (1, 5) and sizes[-2:] != (case.offset_groups, 9):
-                held += math.prod(sizes) * (2 if kind == "bf16" else 4)
+        operands, results = call.rsplit("->", 1)
+        # The gradient of the columns, in whose place the columns may be, and the lists.
+        for text, axes in ((operands, 5), (results, 1)):
+            for shape, kind in re.findall(r"tensor<([\dx]+)x(bf16|f32|i32)>", text):
+                sizes = tuple(map(int, shape.split("x")))
+                if len(sizes) == axes and sizes[-2:] != (case.offset_groups, 9):
+                    held += math.prod(sizes) * (2 if kind == "bf16" else 4)
     assert 0.5 * CHUNK_BYTES < held <= CHUNK_BYTES
 
 

@@ -7,6 +7,8 @@ The backward pass makes the gradient of the columns, `grad_y · kernelᵀ`, take
 and mask, puts the columns in its place and multiplies them with `grad_y`. All of this is done chunk
 by chunk, so that columns stay in the cache of the GPU and memory does not grow with the batch.
 
+Where a fused kernel can do better, it does (`_fused.py`): columns are then never held in memory.
+
 The functions have the signatures of those in `jax_dcn.reference.deform_conv2d`.
 """
 
@@ -22,6 +24,7 @@ from jax_dcn._primitives._columns import (
     times_kernel_transposed,
     transposed_times,
 )
+from jax_dcn._primitives._fused import parts_of_grad_kernel, why_not_fused
 from jax_dcn._primitives.deform_conv2d_call import call
 from jax_dcn.geometry import ConvGeometry
 
@@ -39,6 +42,9 @@ def deform_conv2d(
     precision: jax.lax.PrecisionLike,
 ) -> jax.Array:
     """The operator."""
+    if why_not_fused(x, kernel, offset, geometry, precision) is None:
+        y_type = jax.typeof(x).update(shape=(*offset.shape[:3], kernel.shape[-1]))
+        return call("forward", y_type, (x, kernel, offset, mask, bias), geometry)
     options = dict(dtype=offset.dtype, precision=precision)
     y = jnp.zeros((*offset.shape[:3], kernel.shape[-1]), offset.dtype)
     if x.size:
@@ -104,11 +110,24 @@ def deform_conv2d_backward(
     if "bias" in wrt:
         grads["bias"] = jnp.sum(grad_y, (0, 1, 2), offset.dtype).astype(x.dtype)
     asked = tuple(name for name in _PRIMALS if name in wrt and primals[name].size)
+    if (
+        "kernel" in asked
+        and x.size
+        and why_not_fused(x, kernel, offset, geometry, precision) is None
+    ):
+        asked = tuple(name for name in asked if name != "kernel")
+        grads["kernel"] = _fused_grad_kernel(x, kernel, offset, mask, grad_y, geometry)
     if asked and x.size:
         grads |= _Backward(primals, asked, geometry, precision)(grad_y)
     # What has no elements, and the gradient of a kernel that no image was multiplied with.
     empty = {name: jnp.zeros_like(primals[name]) for name in wrt if name not in grads}
     return tuple((grads | empty)[name] for name in wrt)
+
+
+def _fused_grad_kernel(x, kernel, offset, mask, grad_y, geometry: ConvGeometry) -> jax.Array:
+    parts = (parts_of_grad_kernel(x, kernel, offset), *kernel.shape)
+    results = jax.typeof(kernel), jax.typeof(kernel).update(shape=parts, dtype=offset.dtype)
+    return call("grad_kernel", results, (x, kernel, offset, mask, grad_y), geometry)[0]
 
 
 class _Backward:
