@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Deformable convolution for JAX."""
 
-from jax_dcn.implementation import available_implementations as available_implementations
+from jax_dcn.implementation import (
+    available_implementations as available_implementations,
+    export_disabled_checks as export_disabled_checks,
+)
 from jax_dcn.ops import deform_conv2d as deform_conv2d
 from jax_dcn.show_config import show_config as show_config
 

@@ -38,6 +38,11 @@ def describe(platform: str) -> str:
     return f"{extension.DESCRIPTION}, XLA FFI {version}"
 
 
+def targets() -> list[str]:
+    """Names of the custom calls that programs with our kernels contain."""
+    return sorted({name for extension in _extensions.values() for name in extension.TARGETS})
+
+
 def _register(platform: str, module_name: str, xla_platform: str) -> None:
     try:
         extension = importlib.import_module(module_name)

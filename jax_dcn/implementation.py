@@ -4,10 +4,22 @@
 from collections.abc import Sequence
 
 import jax
+from jax import export
 
 from jax_dcn import _native
 
 NAMES = ("native", "xla")
+
+
+export_disabled_checks = tuple(
+    export.DisabledSafetyCheck.custom_call(name) for name in _native.targets()
+)
+"""For `jax.export.export(..., disabled_checks=jax_dcn.export_disabled_checks)`.
+
+JAX refuses to export custom calls that it does not know to stay the same, since a saved program may
+be run years later: ours run where this version of `jax_dcn` is imported. `implementation="xla"` needs
+no exception.
+"""
 
 
 def implementation_names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: MIT
 """The suite runs in 64 bits, under JAX's strict promotion rules, with warnings as errors."""
 
+import os
+
 import jax
 import pytest
 
 import jax_dcn
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # XLA then compiles twice as fast. The kernels, which are compiled ahead, are as users have them.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# A process has one number of devices: test_sharding.py runs the tests in this folder in another.
+if "JAX_DCN_TEST_DEVICES" in os.environ:
+    jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_DCN_TEST_DEVICES"]))
+else:
+    collect_ignore = ["several_devices"]
 
 
 def pytest_report_header() -> list[str]:

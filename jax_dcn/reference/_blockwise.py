@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 import jax
+from jax import export
 
 # Arrays of samples are made in blocks of at most this size: the backward pass holds about a dozen
 # arrays of it.
@@ -14,6 +15,9 @@ def blockwise(f: Callable[..., jax.Array], arrays: tuple, item_bytes: int) -> ja
     """Maps `f` over the leading axis, vectorised over as many items as fit into a block."""
     items = arrays[0].shape[0]
     block = max(1, _BLOCK_BYTES // max(1, item_bytes))
+    if export.is_symbolic_dim(items):
+        # Nobody knows whether all fit, nor whether blocks divide them: one by one.
+        return jax.lax.map(jax.checkpoint(lambda item: f(*item)), arrays)
     if items <= block:
         return jax.vmap(f)(*arrays)
     # Recomputing a block in the backward pass is what keeps its memory bounded there, too.

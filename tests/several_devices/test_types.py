@@ -8,7 +8,7 @@ import pytest
 from cases import ARGUMENTS, Case
 from collectives import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from test_sharding import FEATURES, IMAGES, PLAIN, mesh, operator
+from test_automatic import FEATURES, IMAGES, PLAIN, mesh, operator
 
 CHANNELS = dict(x=P(None, None, None, "model"), kernel=P(None, None, "model"))
 EXPLICIT = mesh(AxisType.Explicit, data=4, model=2)
