@@ -4,6 +4,7 @@
 #include "common/library.h"
 
 #include "cpu/deform_conv2d.h"
+#include "cpu/deform_roi_pool.h"
 #include "cpu/instruction_set.h"
 
 namespace jax_dcn {
@@ -15,6 +16,9 @@ JAX_DCN_EXPORT const Library& CpuLibrary() {
           {"jax_dcn_deform_conv2d_forward", DeformConv2dForward},
           {"jax_dcn_deform_conv2d_jvp", DeformConv2dJvp},
           {"jax_dcn_deform_conv2d_backward", DeformConv2dBackward},
+          {"jax_dcn_deform_roi_pool_forward", DeformRoIPoolForward},
+          {"jax_dcn_deform_roi_pool_jvp", DeformRoIPoolJvp},
+          {"jax_dcn_deform_roi_pool_backward", DeformRoIPoolBackward},
       },
   };
   return library;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cuda/deform_conv2d.h"
+#include "cuda/deform_roi_pool.h"
 
 namespace jax_dcn {
 
@@ -23,6 +24,9 @@ JAX_DCN_EXPORT const Library& CudaLibrary() {
           {"jax_dcn_deform_conv2d_columns", DeformConv2dColumns},
           {"jax_dcn_deform_conv2d_columns_jvp", DeformConv2dColumnsJvp},
           {"jax_dcn_deform_conv2d_columns_backward", DeformConv2dColumnsBackward},
+          {"jax_dcn_deform_roi_pool_forward", DeformRoIPoolForward},
+          {"jax_dcn_deform_roi_pool_jvp", DeformRoIPoolJvp},
+          {"jax_dcn_deform_roi_pool_backward", DeformRoIPoolBackward},
       },
   };
   return library;

@@ -25,7 +25,7 @@ def _config() -> dict[str, str]:
         "devices": ", ".join(str(device) for device in jax.devices()),
         "CPU kernels": _native.describe("cpu"),
         "CUDA kernels": _native.describe("cuda"),
-        "deform_conv2d": "the first that can run of:",
+        "operators": "the first that can run of:",
         **implementations,
     }
 

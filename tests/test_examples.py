@@ -2,6 +2,7 @@
 """The examples run from the command line to the files they leave, on tiny budgets."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from examples.digits.data import CANVAS, CLASSES, DIGIT, Scans, Warp, load_scans
 from examples.digits.models import NETWORKS
 from examples.digits.report import Result, load_parameters, paired_gains, save_parameters, table
 from examples.digits.train import Budget, accuracy, train, warped_test_set
+from examples.roi_pool.__main__ import main as pool_boxes
 
 
 def fake_scans(count: int = 20) -> Scans:
@@ -123,3 +125,11 @@ def test_command_line_refuses_nonsense(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_displaced_bins_find_the_box_that_was_missed(optax_promotion, tmp_path, capsys):
+    picture = tmp_path / "pooled.png"
+    pool_boxes(["--steps", "60", "--output", str(picture)])
+    before, after = (float(n) for n in re.findall(r"differ by ([0-9.]+)", capsys.readouterr().out))
+    assert after < 0.6 * before
+    assert 1000 < picture.stat().st_size < 500_000

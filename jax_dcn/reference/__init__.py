@@ -6,3 +6,8 @@ from jax_dcn.reference.deform_conv2d import (
     deform_conv2d_backward as deform_conv2d_backward,
     deform_conv2d_jvp as deform_conv2d_jvp,
 )
+from jax_dcn.reference.deform_roi_pool import (
+    deform_roi_pool as deform_roi_pool,
+    deform_roi_pool_backward as deform_roi_pool_backward,
+    deform_roi_pool_jvp as deform_roi_pool_jvp,
+)

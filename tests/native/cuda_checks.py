@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import Case
+from cuda_roi_checks import ROI_CASES, check_roi_pool
 
 from jax_dcn import reference
 from jax_dcn._primitives.deform_conv2d_call import call
@@ -100,4 +101,5 @@ def check_fused_grad_kernel(case: Case, dtype: str, seed: int) -> None:
 CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
     "fused_forward": (check_fused_forward, FUSED, FUSED_DTYPES),
     "fused_grad_kernel": (check_fused_grad_kernel, FUSED, FUSED_DTYPES),
+    "roi_pool": (check_roi_pool, ROI_CASES, ("float32", "float64", "bfloat16", "float16")),
 }

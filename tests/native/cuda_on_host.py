@@ -20,10 +20,19 @@ import fuzz
 import jax
 from cuda_host.build import ROOT, SANITIZE, build
 
-SOURCES = ("deform_conv2d_forward.cu", "deform_conv2d_grad_kernel.cu", "deform_conv2d_fused.cc")
+SOURCES = (
+    "deform_conv2d_forward.cu",
+    "deform_conv2d_grad_kernel.cu",
+    "deform_conv2d_fused.cc",
+    "deform_roi_pool.cu",
+    "deform_roi_pool.cc",
+)
 TARGETS = {
     "jax_dcn_deform_conv2d_forward": "DeformConv2dForward",
     "jax_dcn_deform_conv2d_grad_kernel": "DeformConv2dGradKernel",
+    "jax_dcn_deform_roi_pool_forward": "DeformRoIPoolForward",
+    "jax_dcn_deform_roi_pool_jvp": "DeformRoIPoolJvp",
+    "jax_dcn_deform_roi_pool_backward": "DeformRoIPoolBackward",
 }
 
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""What `cuda_on_host.py` checks of pooling regions: every call against `jax_dcn.reference`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from roi_cases import CASES, RoICase
+
+from jax_dcn import reference
+from jax_dcn._primitives import deform_roi_pool as primitives
+from jax_dcn.roi_geometry import RoIGeometry
+
+# More features than a block has threads, in classes that its chunks cut, and more pixels than a
+# tile; several displacements to a bin, and bins without any.
+ROI_CASES = [
+    *CASES,
+    RoICase("chunks", 1, (6, 11), 195, 3, 2, samples=2, classes=3, part_size=1),
+    RoICase("more_parts_than_bins", 2, (9, 5), 7, 4, 2, samples=3, part_size=3),
+]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 2.0**-8, "float16": 2.0**-10}
+
+
+def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
+    arrays, geometry = _operands(case, dtype, seed)
+    dots, grad_y = _operands(case, dtype, seed + 100)[0], _cotangent(case, dtype, seed)
+    compute = jax.jit(lambda *a: _reference(geometry, *a))
+    expected = compute(_widened(arrays), _widened(dots), np.asarray(grad_y, np.float64))
+    actual = _native(geometry, arrays, dots, grad_y)
+    for name, a, e in zip(("y", "y_dot", "x", "offset", "mask"), actual, expected, strict=True):
+        _expect_close(f"{case} {dtype} {seed}: {name}", a, e, dtype)
+
+
+def _native(geometry, arrays, dots, grad_y) -> list:
+    y = jax.ShapeDtypeStruct(grad_y.shape, grad_y.dtype)
+    wrt = dict(wrt=np.array([0, 2, 3]))
+    grads = [jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in wrt["wrt"]]
+    linear = [dots[i] for i in wrt["wrt"]]
+    return [
+        primitives._call("forward", y, arrays, geometry),
+        primitives._call("jvp", y, [*arrays, *linear], geometry, **wrt),
+        *primitives._call("backward", grads, [*arrays, grad_y], geometry, **wrt),
+    ]
+
+
+def _reference(geometry, arrays, dots, grad_y) -> list:
+    x, rois, offset, mask = arrays
+    f = lambda x, offset, mask: reference.deform_roi_pool(x, rois, offset, mask, geometry=geometry)
+    y, vjp = jax.vjp(f, x, offset, mask)
+    return [y, jax.jvp(f, (x, offset, mask), (dots[0], *dots[2:]))[1], *vjp(grad_y)]
+
+
+def _operands(case: RoICase, dtype: str, seed: int) -> tuple[list[np.ndarray], RoIGeometry]:
+    """Those of the primitive. Some regions have no image, and some bins lie nowhere."""
+    x, rois, offset, mask = case.arrays("float32", seed)
+    random = np.random.default_rng(seed)
+    rois[3::4, 0] = random.choice([-1, case.images, np.nan, 1e30], rois[3::4, 0].shape)
+    if offset is None:
+        offset = np.zeros((case.regions, 0, 0, 1, 2))
+    mask = np.zeros((case.regions, 0, 0)) if mask is None else mask
+    odd = random.choice([np.inf, -np.inf, np.nan, 1e30], offset.shape)
+    offset = np.where(random.random(offset.shape) < 0.05, odd, offset)
+    wide = "float64" if dtype == "float64" else "float32"
+    samples, scale = list(case.options.values())[-2:]
+    geometry = RoIGeometry(
+        case.spatial_scale, case.bins, samples, scale, case.group_size, case.aligned
+    )
+    narrow = np.asarray(jnp.asarray(x).astype(dtype))
+    return [narrow, *(np.asarray(a, wide) for a in (rois, offset, mask))], geometry
+
+
+def _cotangent(case: RoICase, dtype: str, seed: int) -> np.ndarray:
+    return np.asarray(jnp.asarray(case.cotangent("float32", seed)).astype(dtype))
+
+
+def _widened(arrays) -> list[np.ndarray]:
+    # Positions stay as they are: rounded otherwise, samples would lie on other pixels.
+    return [np.asarray(a, np.float64) for a in arrays]
+
+
+def _expect_close(name: str, actual, expected, dtype: str) -> None:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert (np.isnan(actual) == np.isnan(expected)).all(), f"{name}: NaN elsewhere"
+    finite = np.where(np.isnan(expected), 0, expected)
+    bound = TOLERANCE[dtype] * max(1.0, np.max(np.abs(finite), initial=0))
+    wrong = np.abs(np.where(np.isnan(actual), 0, actual) - finite) > bound
+    assert not wrong.any(), f"{name}: {wrong.sum()} of {wrong.size} are wrong"
