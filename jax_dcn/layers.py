@@ -41,6 +41,16 @@ def offset_features(layer: DeformConvOptions) -> int:
     return layer.offset_groups * height * width * (3 if layer.modulated else 2)
 
 
+def offset_convolution(
+    x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, quicker on CPU for the offset branch's 18 or 27 channels."""
+    # XLA's CPU convolution takes a path two to three times slower unless there are a multiple of 8.
+    features = kernel.shape[-1]
+    kernel = jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -features % 8)])
+    return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)[..., :features]
+
+
 def offset_and_mask(
     layer: DeformConvOptions, predicted: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:

@@ -97,6 +97,7 @@ class DeformConv(nn.Module):
             param_dtype=self.param_dtype,
             precision=self.precision,
             kernel_init=nn.initializers.zeros_init(),
+            conv_general_dilated=layers.offset_convolution,
         )
 
     @nn.compact

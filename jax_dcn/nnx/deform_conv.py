@@ -125,6 +125,7 @@ class DeformConv(nnx.Module):
             param_dtype=param_dtype,
             precision=precision,
             kernel_init=nnx.initializers.zeros_init(),
+            conv_general_dilated=layers.offset_convolution,
             # Zeros need no randomness: a network of these layers starts with the kernels that one
             # of ordinary convolutions gets from the same `rngs`.
             rngs=nnx.Rngs(0),
