@@ -154,7 +154,7 @@ def resnet(
 class _Layers:
     """Makes the layers of one network: what all of them share is said once."""
 
-    def __init__(self, zero_init_residual, dtype, param_dtype, rngs: nnx.Rngs):
+    def __init__(self, zero_init_residual: bool, dtype, param_dtype, rngs: nnx.Rngs):
         options = dict(param_dtype=param_dtype, rngs=rngs)
         self._conv_options = options | dict(dtype=dtype, use_bias=False, kernel_init=_conv_init)
         # torch's momentum 0.1 is the weight of the new value, flax's 0.9 that of the old.
