@@ -2,6 +2,8 @@
 """What a training step of the ImageNet example sees depends on the seed and the step alone."""
 
 import functools
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from examples.imagenet.data import (
     training_batches,
 )
 from examples.imagenet.errors import UserError
+from examples.imagenet.pack import pack
 from examples.imagenet.readers import SPLITS, open_reader
 
 IMAGE_SIZE = 9
@@ -164,7 +167,46 @@ def test_corrupt_image_is_named(tmp_path, workers):
         list(batches_of(reader, range(2), workers=workers))
 
 
-@pytest.mark.parametrize("data", ["arrayrecord:", "tfds:"])
-def test_data_that_is_not_there_says_how_to_get_it(tmp_path, data):
-    with pytest.raises(UserError, match=r"pack|pip install|folder"):
-        open_reader(f"{data}{tmp_path}", "train")
+def test_packed_images_are_those_of_the_folder(tmp_path):
+    write_images(tmp_path / "images", {"cat": ["1.png", "2.png"], "dog": ["3.png"]})
+    pack(tmp_path / "images", tmp_path / "packed", files=2)
+    for split in SPLITS:
+        folder = open_reader(str(tmp_path / "images"), split)
+        packed = open_reader(f"arrayrecord:{tmp_path / 'packed'}", split)
+        assert list(packed.class_names) == ["cat", "dog"] and len(packed) == 3
+        assert images_by_class(packed) == images_by_class(folder)
+
+
+def images_by_class(reader) -> set[tuple[int, bytes]]:
+    return {
+        (label, image.tobytes()) for image, label in map(reader.__getitem__, range(len(reader)))
+    }
+
+
+def test_dataset_of_tfds_is_read_with_its_classes(monkeypatch):
+    """With a stand-in for the package, which brings much that nothing else here needs."""
+    examples = [{"image": np.full((4, 5, 1), 7, np.uint8), "label": np.int64(1)}]
+    builder = SimpleNamespace(
+        info=SimpleNamespace(
+            splits={"train": None, "test": None},
+            features={"label": SimpleNamespace(names=["cat", "dog"])},
+        ),
+        as_data_source=lambda split: {"test": examples}[split],
+    )
+    stand_in = SimpleNamespace(builder=lambda name: {"pets": builder}[name])
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", stand_in)
+    reader = open_reader("tfds:pets", "validation")
+    image, label = reader[0]
+    assert len(reader) == 1 and label == 1 and reader.class_names == ["cat", "dog"]
+    np.testing.assert_array_equal(image, np.full((4, 5, 3), 7))
+
+
+def test_missing_packed_images_say_how_to_make_them(tmp_path):
+    with pytest.raises(UserError, match=r"no train-\*.arrayrecord .*pack"):
+        open_reader(f"arrayrecord:{tmp_path}", "train")
+
+
+def test_missing_tfds_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match="pip install tensorflow-datasets"):
+        open_reader("tfds:mnist", "train")

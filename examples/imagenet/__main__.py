@@ -7,12 +7,26 @@ from collections.abc import Sequence
 
 import tyro
 
+from examples.imagenet.bench import bench
 from examples.imagenet.errors import UserError
 from examples.imagenet.evaluate import evaluate
+from examples.imagenet.pack import pack
+from examples.imagenet.predict import predict
 from examples.imagenet.train import train
+from examples.imagenet.visualize import visualize
+from examples.imagenet.weights import export, import_weights
 
 _DESCRIPTION = "Trains, tests and shows image classifiers with deformable convolutions."
-_COMMANDS = {"train": train, "eval": evaluate}
+_COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "visualize": visualize,
+    "import-weights": import_weights,
+    "export": export,
+    "pack": pack,
+    "bench": bench,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -135,9 +135,9 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"The checkpoint of step {step} in {self.folder.resolve()} is not one of this "
-                f"program's training runs with these settings ({str(error).splitlines()[0]}): "
-                "choose another --output."
+                f"The checkpoint of step {step} in {self.folder.resolve()} does not fit these "
+                f"options ({str(error).splitlines()[0]}): choose those that it was made with, or "
+                "another folder."
             ) from error
 
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """All devices of all processes as one mesh: batches are split over it, everything else is whole."""
 
+import contextlib
 import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +28,7 @@ def connect(processes: Processes) -> None:
             *((None, None, None) if processes.coordinator == "auto" else given),
             heartbeat_timeout_seconds=processes.timeout,
             initialization_timeout=processes.timeout,
+            shutdown_timeout_seconds=processes.timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -31,6 +36,23 @@ def connect(processes: Processes) -> None:
             f"({str(error).splitlines()[0]}): start all of them within {processes.timeout} s with "
             "the same --coordinator and --num-processes, and --process-id 0, 1, ..."
         ) from error
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process with a message when another one does not answer any more."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"error: Process {jax.process_index()} lost another one ({str(error).splitlines()[0]})"
+            ": start all of them again, to go on from the last checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # Every other way out waits for the one that is gone.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +75,19 @@ class Placement:
         }
 
 
-def place(batch_size: int, parts: int = 1) -> Placement:
-    """The placement on all devices of batches that are computed in so many `parts`."""
-    devices = jax.device_count()
-    if batch_size % (devices * parts):
-        divisor = devices * parts
-        of = f"{devices} devices" + (f" times {parts} parts" if parts > 1 else "")
+def place(
+    batch_size: int, parts: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Placement:
+    """The placement on `devices`, by default all, of batches computed in so many `parts`."""
+    devices = jax.devices() if devices is None else devices
+    divisor = len(devices) * parts
+    if batch_size % divisor:
+        over = f"{len(devices)} devices" + (f" times {parts} parts" if parts > 1 else "")
         raise UserError(
-            f"A batch of {batch_size} does not divide over {of}: make --batch-size a multiple of "
+            f"A batch of {batch_size} does not divide over {over}: make --batch-size a multiple of "
             f"{divisor}, such as {max(1, round(batch_size / divisor)) * divisor}."
         )
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Placement(
-        NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+        *(NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     )

@@ -85,9 +85,13 @@ class FolderReader:
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        label = int(self._labels[index])
-        path = self._root / self.class_names[label] / self._files[index].decode()
+        path, label = self.file(index)
         return decode(path), label
+
+    def file(self, index: int) -> tuple[pathlib.Path, int]:
+        """The file of an image, and the index of its class."""
+        label = int(self._labels[index])
+        return self._root / self.class_names[label] / self._files[index].decode(), label
 
 
 def _split_folder(folder: pathlib.Path, split: str) -> pathlib.Path:

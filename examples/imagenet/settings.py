@@ -6,6 +6,7 @@ import functools
 import pathlib
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 from flax import nnx
@@ -42,6 +43,8 @@ class Model:
 
     def build(self, classes: int, seed: int = 0, dtype: str = "float32") -> ResNet:
         """A fresh network."""
+        if dtype == "float64" and not jax.config.jax_enable_x64:
+            raise UserError("--dtype float64 needs the environment variable JAX_ENABLE_X64=1.")
         try:
             return resnet(
                 self.depth,
@@ -50,6 +53,7 @@ class Model:
                 stages=self.stages,
                 width=self.width,
                 dtype=jnp.dtype(dtype),
+                param_dtype=jnp.promote_types(dtype, jnp.float32),
                 rngs=nnx.Rngs(seed),
             )
         except ValueError as error:
@@ -106,8 +110,8 @@ class Settings:
     """Decay of the moving average of the weights, which is what is tested; 0 tests the weights."""
     flip: bool = True
     """Mirror half of the images."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the computation; parameters, batch statistics and sampling positions stay in float32."""
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """Of the computation; parameters and batch statistics have at least float32."""
     seed: int = 0
     """Of initial weights, order and crops."""
     workers: int = 8

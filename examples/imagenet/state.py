@@ -131,17 +131,17 @@ def _accumulated_gradient(loss_of: Callable, weights: Weights, batch: dict, part
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def one_part(carry, part: dict):
-        loss_sum, gradient_sum, stats = carry
+        gradient_sum, stats = carry
         (loss, stats), gradient = gradient_of(weights.params, stats, part["image"], part["label"])
-        return (loss_sum + loss, jax.tree.map(jnp.add, gradient_sum, gradient), stats), None
+        return (jax.tree.map(jnp.add, gradient_sum, gradient), stats), loss
 
     # Every device's images are next to each other: each part takes some from every device.
     batch = jax.tree.map(
         lambda array: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0), batch
     )
-    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights.params))
-    (loss, gradient, stats), _ = jax.lax.scan(one_part, (*zeros, weights.stats), batch)
-    return loss / parts, jax.tree.map(lambda total: total / parts, gradient), stats
+    zeros = jax.tree.map(jnp.zeros_like, weights.params)
+    (gradient, stats), losses = jax.lax.scan(one_part, (zeros, weights.stats), batch)
+    return jnp.mean(losses), jax.tree.map(lambda total: total / parts, gradient), stats
 
 
 def _moved_average(state: TrainState, weights: Weights, decay: float) -> Weights | None:

@@ -2,29 +2,28 @@
 """The training loop."""
 
 import math
-import pathlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import Batch, training_batches
-from examples.imagenet.devices import Placement, connect, place
+from examples.imagenet.devices import connect, place, together
 from examples.imagenet.errors import UserError
-from examples.imagenet.evaluate import accuracy, check_classes, load, make_counter, show
+from examples.imagenet.evaluate import accuracy, check_classes, make_counter, show
 from examples.imagenet.logs import Log
 from examples.imagenet.readers import SPLITS, open_reader
 from examples.imagenet.settings import Preset, Settings
 from examples.imagenet.state import (
-    Arrays,
     TrainState,
-    Weights,
     initial_state,
     learning_rate,
     make_optimizer,
     make_train_step,
     split,
 )
+from examples.imagenet.weights import initial_weights
 
 
 def train(settings: Preset) -> None:
@@ -33,7 +32,7 @@ def train(settings: Preset) -> None:
     Run the same command again to resume: the result is the same as without the interruption.
     """
     connect(settings.processes)
-    with Checkpoints(settings.output, write=True) as checkpoints:
+    with Checkpoints(settings.output, write=True) as checkpoints, together():
         Training(settings, checkpoints).run()
 
 
@@ -58,6 +57,9 @@ class Training:
         weights = split(model)[1]
         if settings.initial is not None:
             weights = initial_weights(settings.initial, weights, self.placement)
+        # Batch normalisation makes its statistics in float32 whatever it is told.
+        wide = jnp.promote_types(settings.dtype, jnp.float32)
+        weights = jax.tree.map(lambda array: array.astype(wide), weights)
         optimizer = make_optimizer(settings, self.schedule)
         state = initial_state(weights, optimizer, settings.average > 0)
         self.state: TrainState = jax.device_put(state, whole)
@@ -130,43 +132,3 @@ class Training:
         log.write(step, **result)
         log.say(f"step {step}: {show(result)}")
         return result
-
-
-def initial_weights(run: pathlib.Path, fresh: Weights, placement: Placement) -> Weights:
-    """The weights of another run.
-
-    What it does not have stays fresh: the offset branch, if it is of ordinary convolutions, and the
-    head, if it has other classes.
-    """
-    network = load(run, None, placement, "float32")
-    mixed = [_over(new, old) for new, old in zip(fresh, network.weights, strict=True)]
-    strangers = [
-        *(
-            name
-            for new, old in zip(fresh, network.weights, strict=True)
-            for name in old
-            if name not in new
-        ),
-        *(
-            name
-            for new, chosen in zip(fresh, mixed, strict=True)
-            for name in new
-            if chosen[name] is new[name] and not _may_be_fresh(name)
-        ),
-    ]
-    if strangers:
-        raise UserError(
-            f"{run} has another kind of network than this run ({strangers[0]} and "
-            f"{len(strangers) - 1} more do not fit): choose the same --model.depth and "
-            "--model.width."
-        )
-    return Weights(*mixed)
-
-
-def _over(fresh: Arrays, kept: Arrays) -> Arrays:
-    fits = {name for name in fresh if name in kept and kept[name].shape == fresh[name].shape}
-    return {name: kept[name] if name in fits else array for name, array in fresh.items()}
-
-
-def _may_be_fresh(name: str) -> bool:
-    return "offset_conv" in name or name.startswith("fc.")

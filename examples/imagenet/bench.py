@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""How many images a second can be read, trained on and tested here."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import jax_dcn
+from examples.imagenet.data import Batch, training_batches
+from examples.imagenet.devices import place
+from examples.imagenet.readers import Reader, open_reader
+from examples.imagenet.settings import Preset, Settings
+from examples.imagenet.state import (
+    initial_state,
+    learning_rate,
+    make_optimizer,
+    make_predictor,
+    make_train_step,
+    split,
+)
+
+_STEPS = 20  # That are timed, unless --steps says otherwise.
+_UNTIMED = 3  # Before them.
+
+
+def bench(settings: Preset) -> None:
+    """Measures what `train` would do with the same options, part by part.
+
+    A run takes as long as the slower of reading and training.
+    """
+    steps = settings.steps or _STEPS
+    print(
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
+        f"jax_dcn {jax_dcn.__version__}; native kernels: "
+        f"{jax_dcn.available_implementations()['native']}."
+    )
+    reader = open_reader(settings.data, "train")
+    batches = training_batches(
+        reader,
+        range(_UNTIMED + steps),
+        batch_size=settings.batch_size,
+        image_size=settings.model.image_size,
+        workers=settings.workers,
+    )
+    batch = next(batches)
+    functions = {"reading": lambda: next(batches)} | _compiled(settings, reader, batch)
+    for name, function in functions.items():
+        seconds = _seconds(function, steps)
+        print(f"{name:10}{settings.batch_size / seconds:12,.1f} images/s")
+
+
+def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Callable]:
+    placement = place(settings.batch_size, settings.accumulate)
+    placed = placement.put_batch(batch)
+    model = settings.model.build(len(reader.class_names), settings.seed, settings.dtype)
+    optimizer = make_optimizer(settings, learning_rate(settings, len(reader)))
+    state = initial_state(split(model)[1], optimizer, settings.average > 0)
+    state = jax.device_put(state, placement.whole)
+    train_step = jax.jit(make_train_step(model, optimizer, settings))
+    predict = jax.jit(make_predictor(model))
+    return {
+        "training": lambda: train_step(state, placed),
+        "testing": lambda: predict(state.tested, placed["image"]),
+    }
+
+
+def _seconds(function: Callable[[], Any], steps: int) -> float:
+    """Of one call, the first ones, which compile and fill buffers, left out."""
+    for _ in range(_UNTIMED - 1):
+        jax.block_until_ready(function())
+    start = time.perf_counter()
+    for _ in range(steps):
+        result = function()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / steps

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""Packs folders of images into few large files, which network disks read faster."""
+
+import pathlib
+
+import tyro
+from tqdm import tqdm
+
+from examples.imagenet.errors import UserError
+from examples.imagenet.readers import SPLITS, FolderReader, pack_record
+
+
+def pack(
+    images: tyro.conf.Positional[pathlib.Path],
+    output: tyro.conf.Positional[pathlib.Path],
+    *,
+    files: int = 64,
+) -> None:
+    """Packs folders of images into ArrayRecord files, for `--data arrayrecord:OUTPUT`.
+
+    Args:
+      images: Folder with train/ and val/, each with a folder of images for every class.
+      output: Folder to fill.
+      files: How many files the training images go into; the validation images go into one.
+    """
+    readers = {split: FolderReader(str(images), split) for split in SPLITS}
+    output.mkdir(parents=True, exist_ok=True)
+    if any(output.iterdir()):
+        raise UserError(f"{output} is not empty: choose another folder.")
+    (output / "classes.txt").write_text(
+        "".join(f"{name}\n" for name in readers["train"].class_names)
+    )
+    for split, count in (("train", files), ("validation", 1)):
+        for index in range(count):
+            path = output / f"{split}-{index:05}-of-{count:05}.arrayrecord"
+            _pack_file(readers[split], range(index, len(readers[split]), count), path)
+    print(f"Wrote {output}.")
+
+
+def _pack_file(reader: FolderReader, indices: range, path: pathlib.Path) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # One record to a group: images are read in random order.
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for index in tqdm(indices, path.name, unit=" images", unit_scale=True, disable=None):
+        image, label = reader.file(index)
+        writer.write(pack_record(label, image.read_bytes()))
+    writer.close()

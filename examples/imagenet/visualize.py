@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Draws where the deformable layers of a network look, and how much each tap counts."""
+
+import pathlib
+
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from examples.imagenet.errors import UserError
+from examples.imagenet.predict import load_on_one_device, view_of
+from examples.imagenet.samples import Samples, samples_of, trace
+
+
+def visualize(
+    run: tyro.conf.Positional[pathlib.Path],
+    image: tyro.conf.Positional[pathlib.Path],
+    *,
+    output: pathlib.Path = pathlib.Path("build/samples.png"),
+    at: tuple[float, float] = (0.5, 0.5),
+    layers: int = 3,
+    step: int | None = None,
+) -> None:
+    """Draws what the last deformable layers sample in an image.
+
+    Args:
+      run: Folder of a training run, or of imported weights.
+      image: An image file.
+      output: Picture to write.
+      at: The output position whose samples are drawn, as shares of height and width.
+      layers: How many of the last deformable layers to look through.
+      step: Which checkpoint; by default the best.
+    """
+    network = load_on_one_device(run, step)
+    if network.description.model.conv == "ordinary":
+        raise UserError(f"{run} holds an ordinary network, which has no samples to draw.")
+    view = view_of(network, image)
+    samples = samples_of(network.model, network.weights, view)[-layers:]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw(view, samples, np.array(at), output)
+    print(f"Wrote {output}.")
+
+
+def draw(view: np.ndarray, layers: list[Samples], at: np.ndarray, path: pathlib.Path) -> None:
+    """Writes the picture: what one position samples, then offsets and masks of every layer."""
+    columns = 1 + len(layers)
+    figure = Figure(figsize=(3.2 * columns, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, columns)
+    last = layers[-1]
+    cells = np.array(last.mask.shape[:2])
+    start = np.minimum((at * cells).astype(int), cells - 1) * last.scale
+    through = f"through {len(layers)} layers"
+    _draw_samples(axes[0, 0], view, layers, start, f"deformable, {through}")
+    ordinary = [layer.undeformed() for layer in layers]
+    _draw_samples(axes[1, 0], view, ordinary, start, f"ordinary, {through}")
+    for layer, (above, below) in zip(layers, axes[:, 1:].T, strict=True):
+        title = f"{layer.name}: mean offset, pixels"
+        _draw_map(figure, above, view, layer.offset_size, title, "viridis")
+        _draw_map(figure, below, view, layer.mask.mean(-1), "mean mask", "coolwarm")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_samples(
+    axis: Axes, view: np.ndarray, layers: list[Samples], start: np.ndarray, title: str
+) -> None:
+    position, weight = trace(layers, start)
+    heaviest = weight.max() or 1.0
+    axis.imshow(view)
+    axis.scatter(
+        *position.T[::-1], s=9 * weight / heaviest, c="red", alpha=0.6, linewidths=0, clip_on=True
+    )
+    axis.plot(*start[::-1], "+", color="lime", markersize=11, markeredgewidth=2)
+    axis.set_title(title, fontsize=9)
+    margin = 0.1 * np.array(view.shape[:2])
+    axis.set(
+        xlim=(-margin[1], view.shape[1] + margin[1]),
+        ylim=(view.shape[0] + margin[0], -margin[0]),
+    )
+    axis.set_axis_off()
+
+
+def _draw_map(
+    figure: Figure, axis: Axes, view: np.ndarray, values: np.ndarray, title: str, colours: str
+) -> None:
+    axis.imshow(view.mean(-1), cmap="gray")
+    height, width = view.shape[:2]
+    # An output position is drawn around the pixel that it is at.
+    half_y, half_x = np.divide((height, width), values.shape) / 2
+    extent = (-half_x, width - half_x, height - half_y, -half_y)
+    picture = axis.imshow(values, cmap=colours, alpha=0.65, extent=extent)
+    axis.set_title(title, fontsize=9)
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.set_axis_off()
+    figure.colorbar(picture, ax=axis, shrink=0.7)
