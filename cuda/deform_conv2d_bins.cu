@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kBinThreads) SortBinsKernel(Bins bins) {
 
 // Each thread owns some words of the bitmap, one apart from the next thread's, so that all read
 // from different banks.
-constexpr int kOwnedWords = 32;
+constexpr int kOwnedWords = 8;
 constexpr int kBitmapStride = kOwnedWords + 1;
 constexpr int kBitmapWords = kBinThreads * kBitmapStride;
 constexpr int kBitmapBits = kBinThreads * kOwnedWords * 32;

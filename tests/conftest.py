@@ -23,8 +23,11 @@ else:
 
 def pytest_report_header() -> list[str]:
     devices = f"jax {jax.__version__}, devices: {jax.devices()}"
+    # What a run without one cannot have proven is said in cuda/README.md.
+    gpu = "" if jax.default_backend() == "gpu" else "no GPU: the CUDA kernels ran on no device"
     return [
         devices,
+        *([gpu] if gpu else []),
         *(f"{name}: {state}" for name, state in jax_dcn.available_implementations().items()),
     ]
 

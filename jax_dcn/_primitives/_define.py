@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax import export
 
 # Private: the set of primitives whose lowering must know the devices, as that of
 # `custom_partitioning` does; there is no public way to say so (0.8.1 to 0.12.0).
@@ -174,6 +175,8 @@ def _first_available(
     reason = _native.why_not(platform or "this platform", operands[0].dtype)
     if native is None:
         reason = reason or f"it has no kernel for {platform}"
+    if platform == "cuda" and any(map(export.is_symbolic_dim, operands[0].shape)):
+        reason = reason or "on cuda it needs a batch of known size"
     if implementation[0] == "xla" or (reason and "xla" in implementation):
         return reference(*operands, **params)
     if native is None or reason:
