@@ -10,6 +10,7 @@ from cases import Case
 from cuda_roi_checks import ROI_CASES, check_roi_pool
 
 from jax_dcn import reference
+from jax_dcn._primitives._fused import why_not_fused
 from jax_dcn._primitives.deform_conv2d_call import call
 
 # What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
@@ -100,7 +101,28 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
         expect_close(f"{name} of {case}", actual, value, magnitude, dtype)
 
 
+# Each has one thing that the rule in Python, too, leaves to columns in memory.
+NOT_FUSED = [
+    Case("channels", 1, (4, 5), channels=48, features=64),
+    Case("offset_group_channels", 1, (4, 5), channels=64, features=64, offset_groups=4),
+    Case("features", 1, (4, 5), channels=64, features=68),
+]
+
+
+def check_refused(case: Case, dtype: str, seed: int) -> None:
+    arrays = operands(case, dtype, seed)
+    assert why_not_fused(*map(jnp.asarray, arrays[:3]), case.geometry, None) is not None
+    y = jax.ShapeDtypeStruct((case.batch, *case.output, case.features), dtype)
+    try:
+        jax.block_until_ready(call("forward", y, arrays, case.geometry))
+    except jax.errors.JaxRuntimeError as error:
+        assert "INVALID_ARGUMENT: jax_dcn: the " in str(error), error
+    else:
+        raise AssertionError(f"{case} was computed")
+
+
 CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
+    "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "fused": (check_fused, FUSED, FUSED_DTYPES),
     "roi_pool": (check_roi_pool, ROI_CASES, ("float32", "float64", "bfloat16", "float16")),
 }
