@@ -212,8 +212,9 @@ def test_every_command_works_on_a_trained_network(photographs, uninterrupted, tm
     assert run("predict", imported, image, photographs / "val" / "china" / "1.jpg") == 0
     assert capsys.readouterr().out == predicted
 
-    view = centre_view(decode(image), 32)[None]
-    probabilities = jax.export.deserialize(bytearray(program.read_bytes())).call(view)
+    views = np.tile(centre_view(decode(image), 32), (3, 1, 1, 1))
+    exported = jax.export.deserialize(bytearray(program.read_bytes()))
+    probabilities = exported.call(views)[2]
     best = json.loads(program.with_suffix(".json").read_text())[int(np.argmax(probabilities))]
     assert f"{image}\n  {100 * np.max(probabilities):5.1f} %  {best}" in predicted
 

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Weights from elsewhere, and weights and programs for elsewhere."""
 
-import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -114,7 +112,6 @@ def export(
     run: tyro.conf.Positional[pathlib.Path],
     output: tyro.conf.Positional[pathlib.Path],
     *,
-    batch_size: int = 1,
     step: int | None = None,
 ) -> None:
     """Writes a network for use without this program.
@@ -123,14 +120,10 @@ def export(
       run: Folder of a training run, or of imported weights.
       output: A file .safetensors gets the weights; a file .stablehlo gets a program that needs JAX
         alone, on CPU, GPU or TPU: `jax.export.deserialize(bytes).call(images)` makes probabilities
-        of images `[N, size, size, 3]` of uint8. Beside it go the names of classes.
-      batch_size: How many images the program takes, N.
+        of any number of images `[N, size, size, 3]` of uint8. Beside it go the names of classes.
       step: Which checkpoint; by default the best.
     """
-    writers: dict[str, Callable[[Network], bytes]] = {
-        ".safetensors": _weights_as_bytes,
-        ".stablehlo": functools.partial(_program_as_bytes, batch_size=batch_size),
-    }
+    writers = {".safetensors": _weights_as_bytes, ".stablehlo": _program_as_bytes}
     if output.suffix not in writers:
         raise UserError(f"{output} must end in {' or '.join(writers)}.")
     network = load_on_one_device(run, step)
@@ -148,13 +141,14 @@ def _weights_as_bytes(network: Network) -> bytes:
     return save({name: np.asarray(array) for name, array in (params | stats).items()})
 
 
-def _program_as_bytes(network: Network, *, batch_size: int) -> bytes:
+def _program_as_bytes(network: Network) -> bytes:
     for _, layer in nnx.iter_modules(network.model):
         if isinstance(layer, DeformConv):
             layer.implementation = "xla"  # Runs where this package is not installed.
     predict = make_predictor(network.model)
     weights = jax.tree.map(np.asarray, network.weights)
     size = network.description.model.image_size
-    images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+    (count,) = jax.export.symbolic_shape("count")
+    images = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
     program = jax.jit(lambda images: jax.nn.softmax(predict(weights, images)))
     return jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(images).serialize()
