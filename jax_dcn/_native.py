@@ -2,15 +2,28 @@
 """Loads the compiled kernels, registers them with XLA and says why a platform has none."""
 
 import importlib
+import importlib.metadata
 import pathlib
 import re
 import types
+import warnings
 
 import jax
+import jaxlib
 import numpy as np
 
 # JAX's platform name -> (our extension module, XLA's platform name).
 _EXTENSIONS = {"cpu": ("jax_dcn._cpu", "cpu"), "cuda": ("jax_dcn._cuda", "CUDA")}
+
+_HOW_TO_GET = {
+    "cpu": "reinstall it from a wheel, or from source where there is a C++ compiler",
+    "cuda": 'rebuild it where nvcc is, with pip install "jax-dcn[cuda13-local]" --no-binary jax-dcn',
+}
+
+_CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+
+# Operators that are options of another one's kernel.
+_SHARED_KERNELS = {"deform_roi_align": "deform_roi_pool"}
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -34,8 +47,22 @@ def describe(platform: str) -> str:
     if platform in _unavailable:
         return _unavailable[platform]
     extension = _extensions[platform]
-    version = ".".join(map(str, extension.FFI_VERSION))
-    return f"{extension.DESCRIPTION}, XLA FFI {version}"
+    return f"{extension.DESCRIPTION}, built for XLA FFI {_dotted(extension.FFI_VERSION)}"
+
+
+def has_kernel(platform: str, operator: str) -> bool:
+    """Whether the library of `platform` is loaded and holds a kernel of `operator`."""
+    extension, kernel = _extensions.get(platform), _SHARED_KERNELS.get(operator, operator)
+    return extension is not None and f"jax_dcn_{kernel}_forward" in extension.TARGETS
+
+
+def ffi_version() -> tuple[int, int] | None:
+    """The version of XLA's extension interface that the installed jaxlib speaks; `None` if unknown."""
+    header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
+    if not header.exists():
+        return None
+    found = dict(re.findall(r"XLA_FFI_API_(MAJOR|MINOR)\s+(\d+)", header.read_text()))
+    return int(found["MAJOR"]), int(found["MINOR"])
 
 
 def targets() -> list[str]:
@@ -47,9 +74,11 @@ def _register(platform: str, module_name: str, xla_platform: str) -> None:
     try:
         extension = importlib.import_module(module_name)
     except ImportError as error:
-        _unavailable[platform] = f"jax_dcn was built without {platform} kernels ({error})"
+        _unavailable[platform] = (
+            f"jax_dcn was built without {platform} kernels ({error}); {_HOW_TO_GET[platform]}"
+        )
         return
-    if reason := _newer_than_runtime(extension.FFI_VERSION):
+    if reason := _newer_than_runtime(extension.FFI_VERSION) or _out_of_step(platform):
         _unavailable[platform] = reason
         return
     _extensions[platform] = extension
@@ -59,16 +88,50 @@ def _register(platform: str, module_name: str, xla_platform: str) -> None:
 
 def _newer_than_runtime(built: tuple[int, int]) -> str | None:
     """XLA refuses handlers built for a newer interface than its own, one cryptic call at a time."""
-    header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
-    found = dict(re.findall(r"XLA_FFI_API_(MAJOR|MINOR)\s+(\d+)", header))
-    runtime = int(found["MAJOR"]), int(found["MINOR"])
-    if built <= runtime:
+    runtime = ffi_version()
+    if runtime is None or built <= runtime:
         return None
     return (
-        f"jax_dcn was built for version {built[0]}.{built[1]} of XLA's extension interface, but the "
-        f"installed jaxlib speaks {runtime[0]}.{runtime[1]}; rebuild jax_dcn or upgrade jax"
+        f"jax_dcn was built for version {_dotted(built)} of XLA's extension interface, but the "
+        f"installed jaxlib speaks {_dotted(runtime)}; rebuild jax_dcn or upgrade jax"
     )
+
+
+def _out_of_step(platform: str) -> str | None:
+    """XLA's own sentence for a plugin of another version names neither the plugin nor the remedy."""
+    for package, version in _plugins().items() if platform == "cuda" else ():
+        if version.split(".")[:2] != jaxlib.__version__.split(".")[:2]:
+            extra = package.split("-")[1]
+            return (
+                f"{package} {version} and jaxlib {jaxlib.__version__} are out of step; "
+                f'pip install "jax[{extra}]=={jax.__version__}"'
+            )
+    return None
+
+
+def _plugins() -> dict[str, str]:
+    """The installed plugins that bring CUDA to JAX, and their versions."""
+    found = {}
+    for package in _CUDA_PLUGINS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _warn_of_missing_kernels() -> None:
+    """Slow results would be the only sign that kernels are missing which this machine could use."""
+    for platform, expected in (("cpu", True), ("cuda", bool(_plugins()))):
+        if expected and platform in _unavailable:
+            reason = f"On {platform}, jax_dcn runs on XLA, slowly: {_unavailable[platform]}."
+            warnings.warn(reason, RuntimeWarning, stacklevel=1)
 
 
 for _platform, (_module_name, _xla_platform) in _EXTENSIONS.items():
     _register(_platform, _module_name, _xla_platform)
+_warn_of_missing_kernels()

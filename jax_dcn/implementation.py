@@ -37,14 +37,19 @@ def implementation_names(implementation: str | Sequence[str] | None) -> tuple[st
 
 def available_implementations() -> dict[str, str]:
     """What can run on this machine's devices: a sentence for each implementation."""
-    platforms = sorted({_platform(device) for device in jax.devices()} | {"cpu"})
     native = "; ".join(
-        f"{platform}: {_native.why_not(platform) or 'available'}" for platform in platforms
+        f"{platform}: {_native.why_not(platform) or 'available'}" for platform in platforms()
     )
     return {"native": native, "xla": "available on every platform"}
 
 
-def _platform(device: jax.Device) -> str:
+def platforms() -> list[str]:
+    """The platforms of this machine's devices, as programs are lowered for them."""
+    return sorted({platform_of(device) for device in jax.devices()} | {"cpu"})
+
+
+def platform_of(device: jax.Device) -> str:
+    """The platform that programs for `device` are lowered for."""
     # JAX calls every GPU "gpu"; the platform that programs are lowered for is more exact.
     if device.platform != "gpu":
         return device.platform

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The package as installed."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 import jax_dcn
 from jax_dcn import _native
+from jax_dcn.installation import selfcheck, show_config
 
 
 def python(*arguments: str, **environment: str) -> str:
@@ -21,11 +23,6 @@ def python(*arguments: str, **environment: str) -> str:
         check=True,
     )
     return run.stdout
-
-
-def test_public_names_are_those_of_the_contract():
-    for name in ("deform_conv2d", "show_config", "available_implementations", "__version__"):
-        assert hasattr(jax_dcn, name)
 
 
 def test_native_kernels_are_installed():
@@ -44,7 +41,77 @@ def test_handlers_newer_than_jaxlib_are_not_registered():
 
 def test_show_config_names_versions_and_implementations():
     text = python("-m", "jax_dcn")
-    assert jax.__version__ in text and "native:" in text and "CPU kernels:" in text
+    assert jax.__version__ in text and "CPU kernels:" in text
+    assert "deform_conv2d on cpu: native" in text
+
+
+def test_every_operator_has_a_line_in_the_configuration_and_a_check():
+    assert "deform_conv2d" in show_config.operators()
+    assert set(selfcheck.PROBLEMS) == set(show_config.operators())
+
+
+def test_selfcheck_passes_here(capsys):
+    assert selfcheck.selfcheck()
+    assert "deform_conv2d native, cpu, bfloat16: ok" in capsys.readouterr().out
+
+
+def test_selfcheck_finds_a_wrong_gradient(monkeypatch, capsys):
+    def planted(*arrays, implementation):
+        x, *others = arrays
+        x = jax.lax.stop_gradient(x) if implementation == "native" else x
+        return problem.function(x, *others, implementation=implementation)
+
+    problem = selfcheck.PROBLEMS["deform_conv2d"]
+    wrong = dataclasses.replace(problem, function=planted)
+    monkeypatch.setattr(selfcheck, "PROBLEMS", {"deform_conv2d": wrong})
+    monkeypatch.setattr(selfcheck, "_TOLERANCE", {"float32": 1e-5})
+    assert not selfcheck.selfcheck()
+    assert "deform_conv2d native, cpu, float32: WRONG" in capsys.readouterr().out
+
+
+RUN_ON_XLA = """
+import sys, types, warnings
+sys.modules["jax_dcn._cpu"] = {module}
+with warnings.catch_warnings(record=True) as caught:
+    import jax, jax.numpy as jnp, jax_dcn
+print([str(w.message) for w in caught if w.category is RuntimeWarning])
+call = lambda implementation: jax_dcn.deform_conv2d(
+    jnp.ones((1, 4, 5, 2)), jnp.ones((1, 1, 2, 3)), jnp.zeros((1, 4, 5, 1, 1, 2)),
+    implementation=implementation,
+)
+print(call(None).shape)
+try:
+    call("native")
+except NotImplementedError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("None", "jax_dcn was built without cpu kernels"),
+        (
+            "types.SimpleNamespace(FFI_VERSION=(0, 99))",
+            "jax_dcn was built for version 0.99 of XLA's extension interface",
+        ),
+    ],
+    ids=["missing", "too new"],
+)
+def test_without_kernels_it_imports_runs_on_xla_and_says_why(module, sentence):
+    warned, shape, refused = python("-c", RUN_ON_XLA.format(module=module)).splitlines()
+    assert warned.count("On cpu, jax_dcn runs on XLA, slowly: " + sentence) == 1
+    assert shape == "(1, 4, 5, 3)"
+    assert sentence in refused
+
+
+def test_a_plugin_out_of_step_with_jaxlib_is_named_with_the_remedy(monkeypatch):
+    assert _native._out_of_step("cuda") is None
+    monkeypatch.setattr(_native, "_plugins", lambda: {"jax-cuda13-plugin": "0.1.2"})
+    reason = _native._out_of_step("cuda")
+    assert "jax-cuda13-plugin 0.1.2 and jaxlib" in reason
+    assert f'pip install "jax[cuda13]=={jax.__version__}"' in reason
+    assert _native._out_of_step("cpu") is None
 
 
 def test_import_does_not_need_flax():

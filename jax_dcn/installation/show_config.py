@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""What is installed, and what each operator would run on here."""
+
+import importlib.metadata
+import platform
+
+import jax
+
+from jax_dcn import _native, ops
+from jax_dcn.implementation import available_implementations, platforms
+
+_PACKAGES = ("jax_dcn", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "numpy")
+
+
+def show_config() -> None:
+    """Prints versions, devices and implementations; `python -m jax_dcn` does the same.
+
+    For each operator and platform it names the implementation that `implementation=None` takes, and
+    why one that comes before it cannot run.
+
+    Example:
+      >>> import jax_dcn
+      >>> jax_dcn.show_config()  # doctest: +ELLIPSIS
+      python: ...
+    """
+    config = _config()
+    width = max(map(len, config)) + 1
+    print("\n".join(f"{name + ':':{width}} {value}" for name, value in config.items()))
+
+
+def operators() -> list[str]:
+    """Names of the operators, those of `jax_dcn.ops`."""
+    return sorted(name for name, value in vars(ops).items() if callable(value))
+
+
+def _config() -> dict[str, str]:
+    versions = {name: version(name) for name in _PACKAGES}
+    implementations = {
+        f"{operator} on {name}": _chosen(operator, name)
+        for operator in operators()
+        for name in platforms()
+    }
+    return {
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: number for name, number in versions.items() if number},
+        "XLA FFI": _runtime_ffi(),
+        "devices": ", ".join(str(device) for device in jax.devices()),
+        "CPU kernels": _native.describe("cpu"),
+        "CUDA kernels": _native.describe("cuda"),
+        **available_implementations(),
+        **implementations,
+    }
+
+
+def _chosen(operator: str, platform: str) -> str:
+    """What `implementation=None` takes, and why not the kernels where it does not take those."""
+    if reason := _native.why_not(platform):
+        return f"xla, because {reason}"
+    if not _native.has_kernel(platform, operator):
+        return f"xla, because the library of {platform} kernels has none for it"
+    return 'native; "xla" can be asked for'
+
+
+def _runtime_ffi() -> str:
+    spoken = _native.ffi_version()
+    return "of an unknown version" if spoken is None else ".".join(map(str, spoken))
+
+
+def version(package: str) -> str | None:
+    """The version of an installed package; `None` where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

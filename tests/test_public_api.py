@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""The public interface is frozen: a change here is a change for users, and belongs in the changelog."""
+
+import importlib
+import inspect
+
+import pytest
+
+PUBLIC = {
+    "jax_dcn": [
+        "available_implementations",
+        "deform_conv2d",
+        "deform_roi_align",
+        "deform_roi_pool",
+        "show_config",
+    ],
+    "jax_dcn.interop.onnx": ["deform_conv", "evaluate", "to_onnx"],
+    "jax_dcn.interop.torchvision": ["deform_conv2d"],
+}
+PARAMETERS = {
+    "jax_dcn.deform_conv2d": "x kernel offset mask bias * strides padding kernel_dilation "
+    "feature_group_count boundary precision implementation",
+    "jax_dcn.deform_roi_pool": "x rois offset mask * spatial_scale pooled_size output_dim group_size "
+    "part_size samples_per_part trans_std implementation",
+    "jax_dcn.deform_roi_align": "x rois offset mask * spatial_scale pooled_size sampling_ratio gamma "
+    "implementation",
+    "jax_dcn.nnx.DeformConv": "in_features out_features kernel_size strides * padding "
+    "kernel_dilation feature_group_count offset_groups modulated mask_scale use_bias boundary dtype "
+    "param_dtype precision kernel_init bias_init implementation rngs",
+    "jax_dcn.interop.torchvision.deform_conv2d": "input offset weight bias stride padding dilation "
+    "mask",
+    "jax_dcn.interop.onnx.deform_conv": "X W offset B mask * dilations group kernel_shape "
+    "offset_group pads strides",
+    "jax_dcn.interop.onnx.evaluate": "node inputs",
+}
+
+
+def functions(module: str) -> list[str]:
+    found = vars(importlib.import_module(module)).items()
+    return sorted(
+        name
+        for name, value in found
+        if inspect.isfunction(value)
+        and value.__module__.startswith("jax_dcn")
+        and not name.startswith("_")
+    )
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_those_of_the_contract(module):
+    assert functions(module) == PUBLIC[module]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_keep_their_names_and_order(name):
+    module, attribute = name.rsplit(".", 1)
+    public = getattr(importlib.import_module(module), attribute)
+    function = public.__init__ if inspect.isclass(public) else public
+    listed: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in listed:
+            listed.append("*")
+        listed.append(parameter.name)
+    assert listed == PARAMETERS[name].split()
+
+
+def test_every_public_function_is_documented():
+    for module, names in PUBLIC.items():
+        for name in names:
+            function = getattr(importlib.import_module(module), name)
+            sections = ("Args:", "Returns:", "Raises:")
+            wanted = sections if inspect.signature(function).parameters else ()
+            missing = [section for section in wanted if section not in inspect.getdoc(function)]
+            assert not missing, (name, missing)
