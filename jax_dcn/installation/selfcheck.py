@@ -142,15 +142,30 @@ def _deform_conv2d_arrays(dtype):
     return x.astype(dtype), kernel.astype(dtype), offset, mask, bias.astype(dtype)
 
 
-def _deform_roi_pool(*arrays, implementation):
-    options = dict(spatial_scale=0.5, pooled_size=3, output_dim=4, group_size=2, trans_std=0.1)
-    return ops.deform_roi_pool(arrays[0], _ROIS, *arrays[1:], implementation=implementation, **options)
+def _deform_roi_pool(x, offset, mask, *, implementation):
+    return ops.deform_roi_pool(
+        x,
+        jnp.asarray(_ROIS),
+        offset,
+        mask,
+        spatial_scale=0.5,
+        pooled_size=3,
+        output_dim=4,
+        group_size=2,
+        trans_std=0.1,
+        implementation=implementation,
+    )
 
 
-def _deform_roi_align(*arrays, implementation):
-    options = dict(spatial_scale=0.5, pooled_size=3)
+def _deform_roi_align(x, offset, mask, *, implementation):
     return ops.deform_roi_align(
-        arrays[0], _ROIS, *arrays[1:], implementation=implementation, **options
+        x,
+        jnp.asarray(_ROIS),
+        offset,
+        mask,
+        spatial_scale=0.5,
+        pooled_size=3,
+        implementation=implementation,
     )
 
 
