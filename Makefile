@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cpu/kernels/*
 # Code for one GPU architecture, which newer ones translate: all six take a minute more to build.
 export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 
-.PHONY: demo test lint sanitize fuzz benchmark clean
+.PHONY: demo test lint docs versions sanitize fuzz benchmark clean
 
 demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
@@ -19,6 +19,13 @@ test: $(ENVIRONMENT)/development
 
 lint: $(ENVIRONMENT)/development
 	PATH="$(CURDIR)/$(ENVIRONMENT)/bin:$$PATH" pre-commit run --all-files
+
+docs: $(ENVIRONMENT)/development
+	$(RUN) -m mkdocs build --strict
+
+versions:
+	$(PYTHON) tests/packaging/versions.py
+	$(PYTHON) tests/packaging/versions.py newest --debian build/trixie
 
 sanitize: $(ENVIRONMENT)/development
 	$(RUN) tests/native/sanitize.py
