@@ -14,11 +14,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # XLA then compiles twice as fast. The kernels, which are compiled ahead, are as users have them.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# A process has one number of devices: test_sharding.py runs the tests in this folder in another.
-if "JAX_DCN_TEST_DEVICES" in os.environ:
-    jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_DCN_TEST_DEVICES"]))
-else:
-    collect_ignore = ["several_devices"]
+# A process has one number of devices: two for the examples' tests, and more in another process for
+# the tests in this folder, which test_sharding.py runs.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_DCN_TEST_DEVICES", "2")))
+collect_ignore = [] if "JAX_DCN_TEST_DEVICES" in os.environ else ["several_devices"]
 
 
 def pytest_report_header() -> list[str]:
