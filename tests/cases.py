@@ -117,6 +117,7 @@ CASES = [
     ),
     Case("legacy", 2, (8, 11), 6, 5, kernel=(3, 1), offset_groups=2, boundary="legacy"),
     Case("depthwise", 2, (6, 7), 10, 20, padding=2, feature_group_count=10, offset_groups=5),
+    Case("depthwise_alone", 1, (5, 6), 11, 11, kernel=(2, 3), padding=1, feature_group_count=11),
     Case("one_by_one", 3, (5, 4), 7, 6, kernel=(1, 1), padding="SAME"),
     Case("one_by_five", 2, (3, 8), 5, 4, kernel=(1, 5), padding="SAME", kernel_dilation=(1, 2)),
     Case("seven_by_seven", 1, (6, 8), 2, 3, kernel=(7, 7), padding="SAME", boundary="legacy"),

@@ -7,7 +7,9 @@
 #include <cstdint>
 
 #include "common/deform_conv2d.h"
+#include "cpu/kernels/arrays.h"
 #include "cpu/kernels/channel_blocks.h"
+#include "cpu/kernels/depthwise.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/parallel.h"
 #include "cpu/kernels/samples.h"
@@ -19,12 +21,13 @@ namespace jax_dcn::JAX_DCN_ISA {
 // Depth of a product whose right panel stays in the first-level cache.
 constexpr int64_t kDepth = 256;
 
-// An image whose samples are added to the columns: by the weights of the value, m w, or by those of
+// Images whose samples are added to the columns: by the weights of the value, m w, or by those of
 // its tangent, ṁ w + m ẇ.
 template <typename T>
 struct ColumnSource {
-  const T* image;
+  const T* images;
   bool tangent;
+  const typename Accumulator<T>::type* wide = nullptr;  // those of the images that are visited
 };
 
 // Columns times a kernel: a term of the result.
@@ -54,24 +57,67 @@ class ColumnProducts {
   void Add(const ColumnProduct<T>& product) { products_[product_count_++] = product; }
 
   void Run(Executor& executor) {
-    const int64_t pixels = problem_.pixels(), workers = executor.workers();
-    // As few tiles as fit in cache, but a whole number for each thread.
-    const int64_t sums_bytes = kSumsInPlace<T> ? 0 : problem_.features * sizeof(A);
-    const int64_t tiles = workers * CeilDiv(pixels, workers * StripPixels(problem_, sums_bytes));
-    tile_pixels_ = RoundUp(CeilDiv(pixels, Max(1, tiles)), kTileRows);
-    const int64_t items = CeilDiv(pixels, Max(1, tile_pixels_));
-    ParallelFor(executor, items, TileScratch(nullptr).bytes, [this](int64_t item, char* scratch) {
-      const int64_t begin = item * tile_pixels_;
-      Tile({begin, Min(begin + tile_pixels_, problem_.pixels())}, TileScratch(scratch));
-    });
+    const int64_t bytes = SourceCount() * ImageSize() * static_cast<int64_t>(sizeof(A));
+    const int64_t most = kSumsInPlace<T> ? problem_.batch : Max(1, kWideImageBytes / Max(1, bytes));
+    Shared memory(kSumsInPlace<T> ? 0 : Min(most, problem_.batch) * (bytes + 64 * SourceCount()));
+    for (Range images = {0, 0}; images.end < problem_.batch;) {
+      images = {images.end, Min(images.end + most, problem_.batch)};
+      ForEachSource([&, arena = memory.arena()](ColumnSource<T>& source) mutable {
+        source.wide = Wide(executor, source.images, images, arena);
+      });
+      Visit(executor, images);
+    }
   }
 
  private:
+  int64_t ImageSize() const { return problem_.image_pixels() * problem_.channels; }
+
+  template <typename F>
+  void ForEachSource(F f) {
+    for (int p = 0; p < product_count_; ++p) {
+      for (int i = 0; i < products_[p].source_count; ++i) f(products_[p].sources[i]);
+    }
+  }
+
+  int64_t SourceCount() {
+    int64_t count = 0;
+    ForEachSource([&](const ColumnSource<T>&) { ++count; });
+    return count;
+  }
+
+  const A* Wide(Executor& executor, const T* source, Range images, Arena& arena) const {
+    const T* first = source + images.begin * ImageSize();
+    if constexpr (kSumsInPlace<T>) {
+      return first;
+    } else {
+      A* wide = arena.Take<A>(images.size() * ImageSize());
+      ParallelWiden(executor, wide, first, images.size() * ImageSize());
+      return wide;
+    }
+  }
+
+  void Visit(Executor& executor, Range images) {
+    const int64_t image_pixels = problem_.out_height * problem_.out_width;
+    const Range pixels = {images.begin * image_pixels, images.end * image_pixels};
+    first_image_ = images.begin;
+    // As few tiles as fit in cache, but a whole number for each thread.
+    const int64_t workers = executor.workers();
+    const int64_t sums_bytes = kSumsInPlace<T> ? 0 : problem_.features * sizeof(A);
+    const int64_t most = workers * StripPixels(problem_, sums_bytes);
+    const int64_t tiles = workers * CeilDiv(pixels.size(), most);
+    tile_pixels_ = RoundUp(CeilDiv(pixels.size(), Max(1, tiles)), kTileRows);
+    const int64_t items = CeilDiv(pixels.size(), Max(1, tile_pixels_));
+    ParallelFor(executor, items, TileScratch(nullptr).bytes, [=](int64_t item, char* scratch) {
+      const int64_t begin = pixels.begin + item * tile_pixels_;
+      Tile({begin, Min(begin + tile_pixels_, pixels.end)}, TileScratch(scratch));
+    });
+  }
+
   struct Scratch {
     BilinearSample<A>* samples;  // [tile pixels, K]
     A* columns;                  // [tile pixels, taps, channels] of a block
     A* panel;                    // [taps, channels, kPanel] of a block
-    T* zeros;                    // [channels] of a block
+    A* zeros;                    // [channels] of a block
     A* sums;                     // [tile pixels, O], unless the result itself is
     int64_t bytes;
   };
@@ -83,14 +129,14 @@ class ColumnProducts {
     scratch.samples = arena.Take<BilinearSample<A>>(tile_pixels_ * problem_.taps());
     scratch.columns = arena.Take<A>(tile_pixels_ * depth);
     scratch.panel = arena.Take<A>(depth * kPanel<A>);
-    scratch.zeros = arena.Take<T>(blocks_.most_channels());
+    scratch.zeros = arena.Take<A>(blocks_.most_channels());
     scratch.sums = arena.Take<A>(kSumsInPlace<T> ? 0 : tile_pixels_ * problem_.features);
     scratch.bytes = arena.bytes();
     return scratch;
   }
 
   void Tile(Range pixels, Scratch scratch) const {
-    __builtin_memset(scratch.zeros, 0, blocks_.most_channels() * sizeof(T));
+    __builtin_memset(scratch.zeros, 0, blocks_.most_channels() * sizeof(A));
     T* result = y_ + pixels.begin * problem_.features;
     if constexpr (kSumsInPlace<T>) scratch.sums = result;
     FillWithBias(pixels, scratch);
@@ -101,6 +147,10 @@ class ColumnProducts {
         const Range taps = {tap, Min(tap + block_taps_, problem_.taps())};
         for (int p = 0; p < product_count_; ++p) {
           Sample(pixels, block, taps, products_[p], scratch);
+          if (IsDepthwise(problem_)) {
+            MultiplyDepthwise(pixels, block, taps, products_[p].kernel, scratch);
+            continue;
+          }
           block.ForEachPiece(problem_, [&](const Piece& piece) {
             Multiply(pixels, block, piece, taps, products_[p].kernel, scratch);
           });
@@ -111,11 +161,12 @@ class ColumnProducts {
   }
 
   void FillWithBias(Range pixels, const Scratch& scratch) const {
-    A* sum = scratch.sums;
-    for (int64_t i = 0; i < pixels.size(); ++i) {
-      for (int64_t o = 0; o < problem_.features; ++o) {
-        *sum++ = bias_ == nullptr ? A(0) : ToFloat(bias_[o]);
-      }
+    const int64_t features = problem_.features;
+    for (int64_t o = 0; o < features; ++o) {
+      scratch.sums[o] = bias_ == nullptr ? A(0) : ToFloat(bias_[o]);
+    }
+    for (int64_t i = 1; i < pixels.size(); ++i) {
+      __builtin_memcpy(scratch.sums + i * features, scratch.sums, features * sizeof(A));
     }
   }
 
@@ -138,15 +189,15 @@ class ColumnProducts {
   void SampleFrom(Range pixels, const ChannelBlock& block, Range taps,
                   const ColumnSource<T>& source, const Scratch& scratch) const {
     const int64_t channels = block.channels.size();
-    const int64_t image_size = problem_.image_pixels() * problem_.channels;
     A* column = scratch.columns;
     for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
-      const T* image = source.image + problem_.ImageOf(pixel) * image_size + block.channels.begin;
+      const int64_t local_image = problem_.ImageOf(pixel) - first_image_;
+      const A* image = source.wide + local_image * ImageSize() + block.channels.begin;
       const BilinearSample<A>* samples = scratch.samples + (pixel - pixels.begin) * problem_.taps();
       for (int64_t tap = taps.begin; tap < taps.end; ++tap, column += channels) {
         const auto corners = CornersOf(samples[tap], image, problem_.channels, scratch.zeros);
         const auto weights = Weights(source, samples[tap], pixel, block.offset_group, tap);
-        Interpolation<kAdd, T, A> interpolation = {corners, weights, column};
+        Interpolation<kAdd, A> interpolation = {corners, weights, column};
         Vectorised<A>(channels, interpolation);
       }
     }
@@ -187,6 +238,19 @@ class ColumnProducts {
     }
   }
 
+  void MultiplyDepthwise(Range pixels, const ChannelBlock& block, Range taps, const T* kernel,
+                         const Scratch& scratch) const {
+    const int64_t channels = block.channels.size(), features = problem_.features;
+    const T* rows = kernel + taps.begin * features + block.channels.begin;
+    const A* columns = scratch.columns;
+    A* sums = scratch.sums + block.channels.begin;
+    for (int64_t i = 0; i < pixels.size(); ++i, sums += features) {
+      DepthwiseProduct<T, A> product = {columns, channels, rows, features, taps.size(), sums};
+      Vectorised<A>(channels, product);
+      columns += taps.size() * channels;
+    }
+  }
+
   const DeformConv2dProblem& problem_;
   const DeformConv2dPrimals<T>& primals_;
   const DeformConv2dTangents<T>& tangents_;
@@ -194,7 +258,7 @@ class ColumnProducts {
   T* const y_;
   const ChannelBlocks blocks_;
   const int64_t block_taps_;
-  int64_t tile_pixels_ = 0;
+  int64_t tile_pixels_ = 0, first_image_ = 0;
   ColumnProduct<T> products_[2];
   int product_count_ = 0;
 };

@@ -13,15 +13,15 @@ namespace jax_dcn::JAX_DCN_ISA {
 
 // The four pixels of a sample, at the first channel of a block. Those outside are a row of zeros:
 // never the image multiplied by zero, which would turn an infinity into a NaN.
-template <typename T>
+template <typename A>
 struct Corners {
-  const T* row[kCorners];
+  const A* row[kCorners];
 };
 
-template <typename T, typename A>
-JAX_DCN_INLINE Corners<T> CornersOf(const BilinearSample<A>& sample, const T* image,
-                                    int64_t channels, const T* zeros) {
-  Corners<T> corners;
+template <typename A>
+JAX_DCN_INLINE Corners<A> CornersOf(const BilinearSample<A>& sample, const A* image,
+                                    int64_t channels, const A* zeros) {
+  Corners<A> corners;
   for (int i = 0; i < kCorners; ++i) {
     const int64_t pixel = sample.corner[i];
     corners.row[i] = pixel == kOutside ? zeros : image + pixel * channels;
@@ -47,9 +47,9 @@ JAX_DCN_INLINE CornerSums<A> CornerSumsOf(const BilinearSample<A>& sample, A* im
 }
 
 // column = (column +) Σ_i w_i row_i
-template <bool kAdd, typename T, typename A>
+template <bool kAdd, typename A>
 struct Interpolation {
-  const Corners<T> corners;
+  const Corners<A> corners;
   const CornerWeights<A> weights;
   A* const column;
 
@@ -64,9 +64,9 @@ struct Interpolation {
 
 // What a sample contributes to gradients, given the gradient g of its column:
 //   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g     and in the place of g, Σ_i w_i row_i
-template <bool kDots, bool kSums, bool kColumn, typename T, typename A>
+template <bool kDots, bool kSums, bool kColumn, typename A>
 struct SampleGradients {
-  const Corners<T> corners;
+  const Corners<A> corners;
   const CornerWeights<A> weights;
   const CornerSums<A> sums;
   A* const column;

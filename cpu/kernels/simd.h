@@ -81,6 +81,15 @@ JAX_DCN_INLINE Vector<float> LoadSums(const BFloat16* data) {
   return BitCast<Vector<float>>(__builtin_convertvector(halves, Words) << 16);
 }
 
+JAX_DCN_INLINE void StoreRounded(BFloat16* data, Vector<float> sums) {
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+  const Words bits = BitCast<Words>(sums), nan = bits >> 16 | 0x40u;
+  const Words nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const Halves halves = __builtin_convertvector(sums != sums ? nan : nearest, Halves);
+  __builtin_memcpy(data, &halves, sizeof(halves));
+}
+
 #if defined(__F16C__) && !defined(JAX_DCN_EMULATE_AVX512)
 #if defined(__AVX512F__)
 JAX_DCN_INLINE Vector<float> LoadSums(const Float16* data) {

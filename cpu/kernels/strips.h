@@ -19,6 +19,10 @@ constexpr int64_t kStripPixels = 192, kStripBytes = 128 << 10, kStripSampleBytes
 template <typename T>
 constexpr bool kSumsInPlace = sizeof(T) == sizeof(typename Accumulator<T>::type);
 
+// Images of a narrower type are widened before they are sampled, since every pixel is read dozens
+// of times: as many at once as fit into this, at least one.
+constexpr int64_t kWideImageBytes = 4 << 20;
+
 // Pixels of a strip that keeps `pixel_bytes` for each in cache.
 JAX_DCN_INLINE int64_t StripPixels(const DeformConv2dProblem& problem, int64_t pixel_bytes) {
   const int64_t sample_bytes = problem.taps() * sizeof(BilinearSample<double>);

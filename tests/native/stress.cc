@@ -83,6 +83,7 @@ DeformConv2dProblem DrawProblem(Random& random) {
     p.offset_groups = Draw(random, 1, 3);
     p.channels = geometry.feature_groups * p.offset_groups * Draw(random, 1, 24);
     p.features = geometry.feature_groups * Draw(random, 1, 40);
+    if (Draw(random, 0, 4) == 0) geometry.feature_groups = p.features = p.channels;  // depthwise
     p.modulated = Draw(random, 0, 3) != 0;
     p.out_height = geometry.OutputSize(0, p.height, p.kernel_height);
     p.out_width = geometry.OutputSize(1, p.width, p.kernel_width);

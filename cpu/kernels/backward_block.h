@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+// What one thread does in a backward pass: a block of channels, a strip of pixels after the other.
+#ifndef JAX_DCN_CPU_KERNELS_BACKWARD_BLOCK_H_
+#define JAX_DCN_CPU_KERNELS_BACKWARD_BLOCK_H_
+
+#include <cstdint>
+
+#include "cpu/kernels/backward_pass.h"
+#include "cpu/kernels/depthwise.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/parallel.h"
+#include "cpu/kernels/samples.h"
+#include "cpu/kernels/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+template <typename T>
+class BackwardBlock {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+    return BackwardBlock(pass, 0, nullptr).scratch_bytes_;
+  }
+
+  BackwardBlock(const BackwardPass<T>& pass, int64_t index, char* scratch)
+      : pass_(pass),
+        problem_(pass.problem),
+        index_(index),
+        block_(pass.blocks[index]),
+        depthwise_(IsDepthwise(pass.problem)) {
+    Arena arena(scratch);
+    const int64_t channels = pass.blocks.most_channels(), pixels = pass.strip_pixels;
+    columns_ = arena.Take<A>(pixels * channels);
+    right_ = arena.Take<A>(depthwise_ ? 0 : MostPieces() * FeaturePanels() * pixels * kPanel<A>);
+    wide_ = arena.Take<A>(kSumsInPlace<T> ? 0 : pixels * problem_.features);
+    zeros_ = arena.Take<A>(channels);
+    nowhere_ = arena.Take<A>(channels);
+    scratch_bytes_ = arena.bytes();
+  }
+
+  void Run(Range pixels) {
+    __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(A));
+    __builtin_memset(nowhere_, 0, block_.channels.size() * sizeof(A));
+    // Strips of equal size: a short last one would waste its packing.
+    const int64_t strips = CeilDiv(pixels.size(), pass_.strip_pixels);
+    const int64_t strip_pixels = RoundUp(CeilDiv(pixels.size(), strips), kTileRows);
+    for (int64_t begin = pixels.begin; begin < pixels.end; begin += strip_pixels) {
+      const Range strip = {begin, Min(begin + strip_pixels, pixels.end)};
+      ReadGradY(strip);
+      for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
+        if (pass_.want_columns_grad) MultiplyByKernel(strip, tap);
+        VisitSamples(pixels.begin, strip, tap);
+        if (pass_.grads.kernel != nullptr) AddToKernelGrad(strip, tap);
+      }
+    }
+  }
+
+ private:
+  int64_t FeaturePanels() const { return CeilDiv(problem_.group_features(), kPanel<A>); }
+
+  int64_t MostPieces() const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < pass_.blocks.count(); ++i) {
+      int64_t pieces = 0;
+      pass_.blocks[i].ForEachPiece(problem_, [&](const Piece&) { ++pieces; });
+      most = Max(most, pieces);
+    }
+    return most;
+  }
+
+  void ReadGradY(Range strip) {
+    const int64_t features = problem_.features, group_features = problem_.group_features();
+    const T* grad_y = pass_.grad_y + strip.begin * features;
+    if constexpr (kSumsInPlace<T>) {
+      grad_y_ = grad_y;
+    } else {
+      Widen(wide_, grad_y, strip.size() * features);
+      grad_y_ = wide_;
+    }
+    if (pass_.grads.kernel == nullptr || depthwise_) return;
+    A* panel = right_;
+    block_.ForEachPiece(problem_, [&](const Piece& piece) {
+      for (int64_t o = 0; o < group_features; o += kPanel<A>) {
+        const A* rows = grad_y_ + piece.feature_group * group_features + o;
+        panel = PackRows(rows, strip.size(), features, Min(kPanel<A>, group_features - o), panel);
+      }
+    });
+  }
+
+  // The gradient of one tap's columns: grad_y times the transposed kernel.
+  void MultiplyByKernel(Range strip, int64_t tap) const {
+    const int64_t channels = block_.channels.size(), group_features = problem_.group_features();
+    __builtin_memset(columns_, 0, strip.size() * channels * sizeof(A));
+    if (depthwise_) return MultiplyDepthwise(strip, tap);
+    const A* panel = pass_.kernel.Tap(index_, tap);
+    block_.ForEachPiece(problem_, [&](const Piece& piece) {
+      const LeftMatrix<A> left = {grad_y_ + piece.feature_group * group_features, problem_.features,
+                                  1, 0, group_features};
+      A* columns = columns_ + piece.channels.begin - block_.channels.begin;
+      for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
+        MultiplyPanel<A, false>(strip.size(), left, panel,
+                                {columns + c, channels, Min(kPanel<A>, piece.channels.size() - c)});
+        panel += group_features * kPanel<A>;
+      }
+    });
+  }
+
+  void MultiplyDepthwise(Range strip, int64_t tap) const {
+    const int64_t channels = block_.channels.size(), features = problem_.features;
+    const A* grad_y = grad_y_ + block_.channels.begin;
+    const T* kernel = pass_.primals.kernel + tap * features + block_.channels.begin;
+    for (int64_t i = 0; i < strip.size(); ++i) {
+      DepthwiseProduct<T, A> product = {grad_y + i * features,  0, kernel, 0, 1,
+                                        columns_ + i * channels};
+      Vectorised<A>(channels, product);
+    }
+  }
+
+  // For each sample of one tap: its dot products, its part of the gradient of x, and its column.
+  void VisitSamples(int64_t first_pixel, Range strip, int64_t tap) const {
+    WithFlag(pass_.want_dots, [&](auto dots) {
+      WithFlag(pass_.grads.x != nullptr, [&](auto sums) {
+        WithFlag(pass_.grads.kernel != nullptr, [&](auto column) {
+          using Gradients = SampleGradients<dots.value, sums.value, column.value, A>;
+          VisitSamples<Gradients>(first_pixel, strip, tap);
+        });
+      });
+    });
+  }
+
+  template <typename Gradients>
+  void VisitSamples(int64_t first_pixel, Range strip, int64_t tap) const {
+    const int64_t channels = block_.channels.size(), group = block_.offset_group;
+    A* column = columns_;
+    for (int64_t pixel = strip.begin; pixel < strip.end; ++pixel, column += channels) {
+      const int64_t local = pixel - first_pixel;
+      const int64_t image = (problem_.ImageOf(pixel) - pass_.first_image) * pass_.ImageSize();
+      const BilinearSample<A>& sample = *pass_.SampleAt(local, group, tap);
+      CornerSums<A> sums = {};
+      if (pass_.grads.x != nullptr) {
+        A* image_sums = pass_.x_sums + image + block_.channels.begin;
+        sums = CornerSumsOf(sample, image_sums, problem_.channels, nowhere_);
+      }
+      const A* x = pass_.x + image + block_.channels.begin;
+      const A mask = MaskAt<T, A>(problem_, pass_.primals, pixel, group, tap);
+      Gradients gradients = {CornersOf(sample, x, problem_.channels, static_cast<const A*>(zeros_)),
+                             ValueWeights(sample, mask), sums, column};
+      Vectorised<A>(channels, gradients);
+      if (pass_.want_dots) gradients.StoreDots(pass_.DotsAt(index_, local, tap));
+    }
+  }
+
+  void AddToKernelGrad(Range strip, int64_t tap) const {
+    const int64_t channels = block_.channels.size();
+    const int64_t features = problem_.features, group_features = problem_.group_features();
+    if (depthwise_) {
+      DepthwiseProduct<A, A> product = {
+          columns_, channels,     grad_y_ + block_.channels.begin,
+          features, strip.size(), pass_.kernel_sums + tap * features + block_.channels.begin};
+      return Vectorised<A>(channels, product);
+    }
+    const A* panel = right_;
+    block_.ForEachPiece(problem_, [&](const Piece& piece) {
+      const LeftMatrix<A> columns = {columns_ + piece.channels.begin - block_.channels.begin,
+                                     channels, 1, 0, strip.size()};
+      A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap, 0);
+      for (int64_t o = 0; o < group_features; o += kPanel<A>) {
+        MultiplyPanel<A, true>(piece.channels.size(), columns, panel,
+                               {sums + o, features, Min(kPanel<A>, group_features - o)});
+        panel += strip.size() * kPanel<A>;
+      }
+    });
+  }
+
+  const BackwardPass<T>& pass_;
+  const DeformConv2dProblem& problem_;
+  const int64_t index_;
+  const ChannelBlock block_;
+  const bool depthwise_;
+  const A* grad_y_ = nullptr;  // [strip pixels, O]
+  A* columns_;                 // [strip pixels, channels]: their gradient, in its place the columns
+  A* right_;    // panels of grad_y, [feature panels, strip pixels, kPanel] for each piece
+  A* wide_;     // [strip pixels, O], where grad_y is narrower
+  A* zeros_;    // [channels]
+  A* nowhere_;  // [channels]
+  int64_t scratch_bytes_;
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_KERNELS_BACKWARD_BLOCK_H_
