@@ -33,8 +33,9 @@ sanitize: $(ENVIRONMENT)/development
 fuzz: $(ENVIRONMENT)/development
 	$(RUN) tests/native/fuzz.py --calls 10000
 
-benchmark: $(ENVIRONMENT)/demo
-	$(RUN) -m benchmarks.bench_deform_conv2d
+benchmark: $(ENVIRONMENT)/benchmark
+	$(RUN) -m benchmarks.cpu --json benchmarks/results/cpu.json
+	$(RUN) -m benchmarks.cpu.report
 
 clean:
 	rm -rf $(ENVIRONMENT) build
@@ -42,7 +43,8 @@ clean:
 # Each environment file marks that the packages for its purpose are installed, and the kernels built.
 $(ENVIRONMENT)/demo: EXTRAS = examples
 $(ENVIRONMENT)/development: EXTRAS = development
-$(ENVIRONMENT)/demo $(ENVIRONMENT)/development: $(SOURCES) | $(ENVIRONMENT)
+$(ENVIRONMENT)/benchmark: EXTRAS = benchmark
+$(ENVIRONMENT)/demo $(ENVIRONMENT)/development $(ENVIRONMENT)/benchmark: $(SOURCES) | $(ENVIRONMENT)
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Times the operator on CPU against other engines and against ordinary convolutions."""

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""Makes the tables and the plot of a results file: `python -m benchmarks.cpu.report`.
+
+Writes docs/images/cpu.png, and into README.md what stands between its two markers.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+
+from benchmarks.cpu.engines import CONVOLUTIONS, ENGINES, OURS, PEERS
+from benchmarks.cpu.measure import MODES
+from benchmarks.cpu.plot import plot
+from benchmarks.cpu.results import TITLES, TORCHVISION, Results, mean, relative, targets
+
+ROOT = pathlib.Path(__file__).parents[2]
+PICTURE = "![Times relative to an ordinary convolution](docs/images/cpu.png)"
+MARKER = re.compile("(<!-- made by benchmarks.cpu.report -->\n).*(<!-- end -->)", re.DOTALL)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def times_table(results: Results, mode: str, threads: int) -> str:
+    """Milliseconds of every engine, and the roofline: how much of the peak the products reach."""
+    engines = [e for e in ENGINES if results.fastest([e], results.workloads[0], mode, threads)]
+    peak = results.report["peak_gflops"][str(threads)]
+    header = ["", *(TITLES.get(e, e) for e in engines), "GFLOP/s", f"of {peak:.0f}"]
+    rows = [header]
+    for group in results.workloads:
+        times = [results.milliseconds(group, mode, threads, engine=e) for e in engines]
+        gflops = results.gflops(group, mode, threads)
+        cells = ["-" if t is None else f"{t:.2f}" for t in times]
+        rows.append([group, *cells, f"{gflops:.1f}", f"{gflops / peak:.0%}"])
+    return markdown(rows)
+
+
+def targets_table(results: Results) -> str:
+    rows = [["time of jax_dcn / time of", "worst", "geometric mean", "must", "aim", "reached"]]
+    for t in targets(results):
+        rows.append(
+            [
+                t.name,
+                f"{t.worst:.3g}",
+                f"{t.geometric_mean:.3g}",
+                f"{t.must:.3g}",
+                f"{t.aim:.3g}",
+                t.verdict,
+            ]
+        )
+    return markdown(rows)  # fmt: skip
+
+
+def provenance(results: Results) -> str:
+    report = results.report
+    machine = report["machine"]
+    versions = ", ".join(f"{TITLES.get(n, n)} {v}" for n, v in report["versions"].items())
+    lines = [
+        f"{machine['cores']} cores of {machine['cpu']}, kernels: {machine['kernels']}; "
+        f"Python {machine['python']}; {versions}.",
+        f"`{report['command']}`",
+    ]
+    lines += [f"Left out: {name} ({why})." for name, why in report["left_out"].items()]
+    return "\n".join(lines)
+
+
+def text(results: Results) -> str:
+    """Everything, for people."""
+    parts = [provenance(results)]
+    for threads in results.threads:
+        for mode in MODES if results.workloads else ():
+            title = f"{mode}, {threads} threads, float32 (ms)"
+            parts.append(f"{title}\n\n{times_table(results, mode, threads)}")
+    parts.append(targets_table(results))
+    for threads, memory in results.report["memory"].items():
+        sizes = ", ".join(f"{name} {size:.1f} MB" for name, size in memory.items())
+        parts.append(f"memory in training, {threads} threads: {sizes}")
+    return "\n\n".join(parts)
+
+
+def summary(results: Results) -> str:
+    """The README's table: times relative to the fastest ordinary convolution of the same shape."""
+    threads = results.threads[-1]
+    rows = [[f"threads: {threads}", "forward", "forward and all gradients"]]
+    for engine in (OURS, *PEERS, *CONVOLUTIONS):
+        cells = [_mean_and_range(relative(results, engine, m, threads).values()) for m in MODES]
+        rows.append([TITLES.get(engine, f"**{engine}**"), *cells])
+    published = [TORCHVISION.get((mode, threads)) for mode in MODES]
+    rows.append(
+        ["torchvision (measured elsewhere)", *("-" if p is None else f"{p:.1f}" for p in published)]
+    )
+    return markdown(rows)  # fmt: skip
+
+
+def _mean_and_range(ratios) -> str:
+    found = [r for r in ratios if r]
+    if not found:
+        return "-"
+    return f"{mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def write_readme(results: Results, readme: pathlib.Path) -> None:
+    content = readme.read_text()
+    parts = summary(results), provenance(results), PICTURE
+    section = "\\g<1>{}\\g<2>".format("\n\n".join(parts) + "\n")
+    assert MARKER.search(content), f"{readme} has no place for the table"
+    readme.write_text(MARKER.sub(section, content))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=pathlib.Path, default=ROOT / "benchmarks/results/cpu.json")
+    arguments = parser.parse_args()
+    results = Results(json.loads(arguments.json.read_text()))
+    print(text(results))
+    plot(results, ROOT / "docs/images/cpu.png")
+    write_readme(results, ROOT / "README.md")
+
+
+if __name__ == "__main__":
+    main()
