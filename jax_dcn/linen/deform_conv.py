@@ -53,7 +53,8 @@ class DeformConv(nn.Module):
       Where it looked, to draw it, from a layer anywhere in a network:
 
       >>> y, sown = layer.apply(variables, x, mutable="intermediates")
-      >>> sown["intermediates"]["sampling_positions"][0].shape
+      >>> (positions,) = sown["intermediates"].get("sampling_positions")
+      >>> positions.shape
       (4, 16, 16, 1, 9, 2)
 
       A tenth of the learning rate for the offset branch, as in the papers:

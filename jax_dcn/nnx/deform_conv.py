@@ -57,7 +57,8 @@ class DeformConv(nnx.Module):
       Where it looked, to draw it, from a layer anywhere in a network (flax 0.12.6 or newer):
 
       >>> y, sown = nnx.capture(layer, nnx.Intermediate)(x)
-      >>> sown["sampling_positions"][0].shape
+      >>> (positions,) = sown["sampling_positions"]
+      >>> positions.shape
       (4, 16, 16, 1, 9, 2)
 
       A tenth of the learning rate for the offset branch, as in the papers:
