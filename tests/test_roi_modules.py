@@ -10,6 +10,7 @@ from flax import nnx
 import jax_dcn
 import jax_dcn.linen
 import jax_dcn.nnx
+from jax_dcn.interop import torch_weights
 
 SCALE = 0.25
 ROIS = jnp.array([[0, 3, 1, 30, 27], [1, 10, 4, 22, 31], [0, 0, 0, 12, 16]], jnp.float32)
@@ -107,6 +108,27 @@ def test_linen_is_the_twin_of_nnx(options):
     assert jax.tree.map(jnp.shape, parameters) == jax.tree.map(jnp.shape, shapes.get("params", {}))
     y = twin.apply({"params": parameters}, x, rois)
     np.testing.assert_array_equal(y, pool(x, rois))
+
+
+@pytest.mark.parametrize("options", PACKS[1:4], ids=str)
+def test_weights_of_published_packs_are_found_by_name(options):
+    # Linear layers of 36 pooled features, as `state_dict` of the packs of the original and of mmcv
+    # has them under the name that the pack has in its network.
+    random, weights = np.random.default_rng(2), {}
+    for name, branch in branches(layer(**options)).items():
+        for i, linear in branch.items():
+            weights[f"head.{name}.{i}.weight"] = random.normal(size=linear["kernel"].shape[::-1])
+            weights[f"head.{name}.{i}.bias"] = random.normal(size=linear["bias"].shape)
+    pool = layer(**options)
+    nnx.update(pool, torch_weights.to_flax(weights, nnx.state(pool), prefix="head."))
+    for name, branch in branches(pool).items():
+        for i, linear in branch.items():
+            expected = weights[f"head.{name}.{i}.weight"].T.astype(np.float32)
+            np.testing.assert_array_equal(linear["kernel"], expected)
+    twin = jax_dcn.linen.DeformRoIPool(4, 3, spatial_scale=SCALE, hidden_features=5, **options)
+    like = jax.eval_shape(twin.init, jax.random.key(0), images(), ROIS)
+    variables = torch_weights.to_flax(weights, like, prefix="head.")
+    np.testing.assert_array_equal(twin.apply(variables, images(), ROIS), pool(images(), ROIS))
 
 
 @pytest.mark.parametrize("aligned", [False, True])
