@@ -58,9 +58,10 @@ def deform_roi_pool(
         sums = sums_of(wide, image, rows, columns, geometry.group_size)
         divisor = rows.divisor * columns.divisor
         means = sums * _inverse_or_zero(divisor)[..., None]
-        y = (means + (rows.undefined + columns.undefined)[..., None]).reshape(
-            *means.shape[:2], features
-        )
+        total = rows.total + columns.total
+        # Squared, so that the derivative of what is undefined is so, too.
+        undefined = jnp.where(jnp.isnan(total), total, 0) ** 2
+        y = (means + undefined[..., None]).reshape(*means.shape[:2], features)
         if mask.shape[-1]:
             y = y * mask[..., None]
         return jnp.where(has_image, y, 0)

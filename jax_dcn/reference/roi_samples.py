@@ -20,7 +20,7 @@ class Samples(NamedTuple):
       fraction: How far the sample lies from the first to the second.
       inside: Whether it is read.
       divisor: What the mean divides by, `[P_h, P_w, classes]`.
-      undefined: NaN where positions are not numbers, and else zero.
+      total: Sum of the positions: not a number where they are none.
     """
 
     low: jax.Array
@@ -28,7 +28,7 @@ class Samples(NamedTuple):
     fraction: jax.Array
     inside: jax.Array
     divisor: jax.Array
-    undefined: jax.Array
+    total: jax.Array
 
 
 def offset_of_bins(offset: jax.Array, geometry: RoIGeometry) -> jax.Array:
@@ -70,8 +70,6 @@ def samples_along(
     before = jnp.floor(clamped)
     # The derivative at a whole number is the right-hand one if aligned, and else zero.
     after = jnp.minimum(before + 1, pixels - 1) if geometry.aligned else jnp.ceil(clamped)
-    # Squared, so that the derivative of what is undefined is so, too.
-    undefined = jnp.where(jnp.isnan(position) & ~(i >= number), position, 0).sum(-1) ** 2
     divisor = number if geometry.aligned else inside.sum(-1).astype(bin_size.dtype)
     return Samples(
         before.astype(jnp.int32),
@@ -79,7 +77,7 @@ def samples_along(
         clamped - before,
         inside,
         jnp.broadcast_to(divisor, first.shape),
-        undefined,
+        jnp.where(i >= number, 0, position).sum(-1),
     )
 
 

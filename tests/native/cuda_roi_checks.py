@@ -22,7 +22,8 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 2.0**-8, "float16": 
 
 def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
     arrays, geometry = _operands(case, dtype, seed)
-    dots, grad_y = _operands(case, dtype, seed + 100)[0], _cotangent(case, dtype, seed)
+    dots = [_finite(a) for a in _operands(case, dtype, seed + 100)[0]]
+    grad_y = _cotangent(case, dtype, seed)
     compute = jax.jit(lambda *a: _reference(geometry, *a))
     expected = compute(_widened(arrays), _widened(dots), np.asarray(grad_y, np.float64))
     actual = _native(geometry, arrays, dots, grad_y)
@@ -70,6 +71,11 @@ def _operands(case: RoICase, dtype: str, seed: int) -> tuple[list[np.ndarray], R
 
 def _cotangent(case: RoICase, dtype: str, seed: int) -> np.ndarray:
     return np.asarray(jnp.asarray(case.cotangent("float32", seed)).astype(dtype))
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    wide = np.asarray(array, np.float64)
+    return np.where(np.abs(wide) < 1e3, wide, 0).astype(array.dtype)
 
 
 def _widened(arrays) -> list[np.ndarray]:

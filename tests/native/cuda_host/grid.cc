@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -198,8 +199,10 @@ const char* RunGrid(dim3 grid, dim3 block_size, size_t shared_bytes, void (*body
     const unsigned rest = i / grid.x;
     blockIdx = {static_cast<unsigned>(i % grid.x), rest % grid.y, rest / grid.y};
     // No larger than asked for, so that the sanitizer sees what is read or written beyond it.
-    std::unique_ptr<void, decltype(&std::free)> shared(
-        std::aligned_alloc(128, shared_bytes == 0 ? 128 : shared_bytes), std::free);
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, shared_bytes == 0 ? 1 : shared_bytes) != 0)
+      throw std::bad_alloc();
+    std::unique_ptr<void, decltype(&std::free)> shared(memory, std::free);
     std::memset(shared.get(), kPoison, shared_bytes);
     Block current(fibers, threads, body, context, shared.get(), random());
     block = &current;
