@@ -15,8 +15,9 @@ namespace {
 // Not tuned: no GPU was at hand. The samples of a block share corners, and fit into 8 KB.
 constexpr unsigned kThreads = 256;
 constexpr int kBlockSamples = 128;
-// Blocks for each multiprocessor, which leaves 64 registers for a thread, and 80 for sums in
-// double.
+// Blocks for each multiprocessor, which leaves 64 registers for a thread, and 80 for gradients and
+// for sums in double: with 64 some of these spill.
+constexpr int kGradientBlocks = 3;
 template <typename T>
 constexpr int kBlocks = sizeof(typename Accumulator<T>::type) == sizeof(float) ? 4 : 3;
 
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 // the four dot products of g with the corners, Σ_c g x_i. `columns` may be `grad_columns`: each
 // number is read before the same thread writes it.
 template <typename T, int kSize>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kGradientBlocks)
     DeformConv2dSampleGradientsKernel(const DeformConv2dPrimals<T> primals, ChunkStart start,
                                       const T* grad_columns, const DeformConv2dCotangents<T> grads,
                                       T* columns, const DeformConv2dChunk chunk) {
