@@ -44,12 +44,10 @@ def to_onnx(
       ValueError: for an `opset` below 19.
 
     Example:
-      >>> from jax_dcn.interop.onnx import to_onnx
-      >>> from jax_dcn.nnx import DeformConv
-      >>> from flax import nnx
-      >>> model = to_onnx(DeformConv(3, 8, (3, 3), rngs=nnx.Rngs(0)), [("batch", 9, 9, 3)])
-      >>> [node.op_type for node in model.graph.node].count("DeformConv")
-      1
+      A layer, for batches of any size, in a file::
+
+          layer = jax_dcn.nnx.DeformConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+          to_onnx(layer, [("batch", 9, 9, 3)], return_mode="file", output_path="layer.onnx")
     """
     if opset < 19:
         raise ValueError(f"opset must be at least 19, which brought DeformConv, got {opset}.")

@@ -95,7 +95,7 @@ def run_in_debian(folder: pathlib.Path, versions: list[str], options: list[str])
     script = f'{inside} && exec chroot . python3 /project/{{script}} "$@" --work /root/versions'
     script = script.format(root=ROOT, script=pathlib.Path(__file__).relative_to(ROOT))
     command = ["unshare", "--mount", "sh", "-c", f"cd {folder} && {script}", "sh"]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
     pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     done = subprocess.run([*command, *versions, *options], env=environment | pip)
     return done.returncode
