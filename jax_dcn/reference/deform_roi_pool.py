@@ -59,8 +59,8 @@ def deform_roi_pool(
         divisor = rows.divisor * columns.divisor
         means = sums * _inverse_or_zero(divisor)[..., None]
         total = rows.total + columns.total
-        # Squared, so that the derivative of what is undefined is so, too.
-        undefined = jnp.where(jnp.isnan(total), total, 0) ** 2
+        # With both displacements, and squared, so that both have a derivative that is undefined.
+        undefined = jnp.where(jnp.isnan(total), total + displacement.sum(-1), 0) ** 2
         y = (means + undefined[..., None]).reshape(*means.shape[:2], features)
         if mask.shape[-1]:
             y = y * mask[..., None]

@@ -13,7 +13,7 @@ from jax_dcn.roi_geometry import RoIGeometry
 # More features than a block has threads, in classes that its chunks cut, and more pixels than a
 # tile; several displacements to a bin, and bins without any.
 ROI_CASES = [
-    *CASES,
+    *(case for case in CASES if case.name not in ("pool", "version_1", "one_pixel", "align")),
     RoICase("chunks", 1, (6, 11), 195, 3, 2, samples=2, classes=3, part_size=1),
     RoICase("more_parts_than_bins", 2, (9, 5), 7, 4, 2, samples=3, part_size=3),
 ]
