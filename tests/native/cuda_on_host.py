@@ -21,6 +21,10 @@ import jax
 from cuda_host.build import ROOT, SANITIZE, build
 
 SOURCES = (
+    "deform_conv2d_bins.cu",
+    "deform_conv2d_columns.cc",
+    "deform_conv2d_columns.cu",
+    "deform_conv2d_gather.cu",
     "deform_conv2d_forward.cu",
     "deform_conv2d_grad_kernel.cu",
     "deform_conv2d_fused.cc",
@@ -28,6 +32,9 @@ SOURCES = (
     "deform_roi_pool.cc",
 )
 TARGETS = {
+    "jax_dcn_deform_conv2d_columns": "DeformConv2dColumns",
+    "jax_dcn_deform_conv2d_columns_jvp": "DeformConv2dColumnsJvp",
+    "jax_dcn_deform_conv2d_columns_backward": "DeformConv2dColumnsBackward",
     "jax_dcn_deform_conv2d_forward": "DeformConv2dForward",
     "jax_dcn_deform_conv2d_grad_kernel": "DeformConv2dGradKernel",
     "jax_dcn_deform_roi_pool_forward": "DeformRoIPoolForward",
