@@ -15,7 +15,7 @@ demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
 
 test: $(ENVIRONMENT)/development
-	$(RUN) -m pytest --numprocesses auto
+	$(RUN) -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(ENVIRONMENT)/development
 	PATH="$(CURDIR)/$(ENVIRONMENT)/bin:$$PATH" pre-commit run --all-files

@@ -26,12 +26,13 @@ from examples.imagenet.readers import decode
 
 DEVICES = jax.devices()  # The suite has several.
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS = 6
+pytestmark = pytest.mark.xdist_group("imagenet")  # They share a run.
+STEPS = 20
 # In float64, because the difference that rounding makes grows: fresh offsets are zero, where the
 # derivative jumps.
 TRAIN = (
     "train imagenet --depth 10 --width 8 --stages 4 5 --image-size 32 --dtype float64 --workers 0 "
-    f"--batch-size 8 --steps {STEPS} --warmup-epochs 0.2 --checkpoint-every 2 --log-every 1"
+    f"--batch-size 8 --steps {STEPS} --warmup-epochs 0.2 --checkpoint-every 5 --log-every 1"
 ).split()
 
 
@@ -126,7 +127,7 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     command = [*TRAIN, "--data", photographs, "--output", tmp_path]
 
     def interrupt(log, step, **_):
-        if step == 5:
+        if step == 12:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -134,7 +135,7 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
         assert run(*command) == 130
     assert "same command" in capsys.readouterr().err
     assert run(*command) == 0
-    assert "Resumes after step 4 of 6." in capsys.readouterr().out
+    assert f"Resumes after step 10 of {STEPS}." in capsys.readouterr().out
     assert_same_arrays(uninterrupted, tmp_path)
 
 
@@ -143,11 +144,11 @@ import os, signal, sys
 from examples.imagenet.__main__ import main
 from examples.imagenet.data import centre_view
 rename = os.rename
-def killed_before_checkpoint_4(source, target, *rest):
-    if str(target).endswith("checkpoints/4"):
+def killed_before_checkpoint_10(source, target, *rest):
+    if str(target).endswith("checkpoints/10"):
         os.kill(os.getpid(), signal.SIGKILL)
     rename(source, target, *rest)
-os.rename = killed_before_checkpoint_4
+os.rename = killed_before_checkpoint_10
 main(sys.argv[1:])
 """
 
@@ -163,10 +164,10 @@ def test_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    partial = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "2"]
-    assert len(partial) == 1 and partial[0].startswith("4.")
+    partial = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "5"]
+    assert len(partial) == 1 and partial[0].startswith("10.")
     assert run(*command) == 0
-    assert "Resumes after step 2 of 6." in capsys.readouterr().out
+    assert f"Resumes after step 5 of {STEPS}." in capsys.readouterr().out
     assert_same_arrays(uninterrupted, tmp_path)
     losses(tmp_path)  # Every step is in the log, once.
 
@@ -234,9 +235,8 @@ def test_network_starts_from_the_weights_of_another(photographs, uninterrupted, 
     assert run(*command, "--learning-rate", 0, "--steps", 1) == 0
     old, new = arrays_of(uninterrupted), arrays_of(tmp_path, 1)
     name = "[0]['params']['conv1.kernel']"
-    np.testing.assert_allclose(
-        new[name], old[name], rtol=1e-6
-    )  # The checkpoint's are read in float32.
+    # The checkpoint's are read in float32.
+    np.testing.assert_allclose(new[name], old[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -276,16 +276,8 @@ def test_corrupt_jpeg_stops_a_command_with_its_name(photographs, uninterrupted, 
 
 
 def test_every_command_explains_itself(capsys):
-    for command in (
-        "train",
-        "eval",
-        "predict",
-        "visualize",
-        "import-weights",
-        "export",
-        "pack",
-        "bench",
-    ):
+    commands = "train eval predict visualize import-weights export pack bench"
+    for command in commands.split():
         with pytest.raises(SystemExit, match="0"):
             run(command, "--help")
         assert command in capsys.readouterr().out
