@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", default=["oldest", "0.10.2"], metavar="VERSION")
     parser.add_argument("--debian", type=pathlib.Path, help="folder of a Debian to run in")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build" / "versions")
-    arguments, pytest_options = parser.parse_known_args()
+    own, pytest_options = split(sys.argv[1:])
+    arguments = parser.parse_args(own)
     if unknown := set(arguments.versions) - set(VERSIONS):
         parser.error(f"VERSION must be of {', '.join(VERSIONS)}, got {', '.join(unknown)}")
     if arguments.debian:
@@ -40,6 +41,12 @@ def main() -> int:
     failed = [v for v in arguments.versions if not suite(v, wheel, arguments.work, pytest_options)]
     print(f"failed with JAX: {', '.join(failed)}" if failed else "passed with every JAX")
     return bool(failed)
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is before `--`, and what is after it."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
 
 
 def build_wheel(work: pathlib.Path) -> pathlib.Path:
@@ -64,7 +71,6 @@ def suite(version: str, wheel: pathlib.Path, work: pathlib.Path, options: list[s
         sources.mkdir(exist_ok=True)
         copy(ROOT / name, sources / name)
     shutil.copy(ROOT / "pyproject.toml", sources)
-    options = [option for option in options if option != "--"]
     command = [environment / "bin" / "python", "-m", "pytest", "--numprocesses", "auto", *options]
     return subprocess.run(command, cwd=sources).returncode == 0
 
@@ -92,12 +98,12 @@ def run_in_debian(folder: pathlib.Path, versions: list[str], options: list[str])
         if source.exists():
             shutil.copy(source, folder / "etc" / name)
     inside = "mount -t proc proc proc && mkdir -p project && mount --bind {root} project"
-    script = f'{inside} && exec chroot . python3 /project/{{script}} "$@" --work /root/versions'
+    script = f'{inside} && exec chroot . python3 /project/{{script}} --work /root/versions "$@"'
     script = script.format(root=ROOT, script=pathlib.Path(__file__).relative_to(ROOT))
     command = ["unshare", "--mount", "sh", "-c", f"cd {folder} && {script}", "sh"]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
     pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    done = subprocess.run([*command, *versions, *options], env=environment | pip)
+    done = subprocess.run([*command, *versions, "--", *options], env=environment | pip)
     return done.returncode
 
 
