@@ -12,10 +12,10 @@ _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|col
 _CALL = re.compile(rf"= (?P<result>.*?) (?P<kind>{_KINDS})(-start)?\(.*")
 _GROUPS = {
     "list": re.compile(r"replica_groups=\{\{([0-9,]*)\}"),  # {{0,1},{2,3}}
-    "iota": re.compile(
-        r"replica_groups=\[[0-9]+,([0-9]+)\]"
-    ),  # [2,2]<=[4]: groups, devices in each
-    "mesh": re.compile(r"replica_groups=mesh\[([^]]*)\] \{([^}]*)\}"),  # mesh['a'=2,'b'=2] {'a'}
+    # [2,2]<=[4]: groups, devices in each
+    "iota": re.compile(r"replica_groups=\[[0-9]+,([0-9]+)\]"),
+    # mesh['a'=2,'b'=2] {'a'}, with the order of the devices where it is not theirs
+    "mesh": re.compile(r"replica_groups=mesh\[([^]]*)\](?:, device_ids=\S*)? \{([^}]*)\}"),
 }
 _ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\]")
 
