@@ -2,7 +2,7 @@
 """Times `deform_conv2d` on CPU against XLA and against the ordinary convolution of the same shape.
 
 Forward, and forward with the gradients of all arguments ("training"), float32.
-`python -m benchmarks.bench_deform_conv2d --json benchmarks/results/cpu.json`
+`python -m benchmarks.bench_deform_conv2d`
 """
 
 import argparse
