@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from cases import ARGUMENTS, Case
 
-from jax_dcn import _native, deform_conv2d
+from jax_dcn import _native, deform_conv2d, deform_roi_pool
 
 pytestmark = pytest.mark.skipif(
     "cuda" in _native._unavailable, reason=_native._unavailable.get("cuda", "")
@@ -182,3 +182,15 @@ def test_one_program_lowers_for_cpu_and_cuda():
 
 def test_no_gpu_is_needed_to_load_the_kernels():
     assert _native.describe("cuda").startswith("CUDA 1")
+
+
+def test_region_pooling_is_one_call_each_way():
+    shapes = (2, 9, 11, 8), (5, 5), (5, 3, 3, 2, 2), (5, 3, 3)
+    arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    options = dict(spatial_scale=0.25, pooled_size=3, output_dim=8, trans_std=0.1)
+    f = functools.partial(deform_roi_pool, **options)
+    gradients = jax.grad(lambda *a: jnp.sum(f(*a)), argnums=(0, 2, 3))
+    for function, called in ((f, "forward"), (gradients, "backward")):
+        text = lowered(function, *arrays)
+        assert re.findall(r"custom_call @jax_dcn_deform_roi_pool_(\w+)", text)[-1:] == [called]
+        assert text.count(f"deform_roi_pool_{called}(") == 1 and "transpose" not in text
