@@ -178,7 +178,7 @@ def test_bad_offset_stays_in_its_bin(name, implementation):
 
 @EVERY_RULE
 def test_any_region_is_safe(name):
-    # Under `make sanitize` nothing is read that is not there; here, nothing else is disturbed.
+    # Wherever a region lies, the others and the gradient of the images stay finite.
     case = CASE[name]
     x, rois, offset, mask = case.arrays("float32")
     f = value_and_gradients(case, "native")
