@@ -98,7 +98,7 @@ def run_in_debian(folder: pathlib.Path, versions: list[str], options: list[str])
         if source.exists():
             shutil.copy(source, folder / "etc" / name)
     inside = "mount -t proc proc proc && mkdir -p project && mount --bind {root} project"
-    script = f'{inside} && exec chroot . python3 /project/{{script}} --work /root/versions "$@"'
+    script = f'{inside} && exec chroot . python3 /project/{{script}} --work /versions "$@"'
     script = script.format(root=ROOT, script=pathlib.Path(__file__).relative_to(ROOT))
     command = ["unshare", "--mount", "sh", "-c", f"cd {folder} && {script}", "sh"]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
