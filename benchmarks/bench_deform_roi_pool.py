@@ -8,16 +8,33 @@ Forward, and forward with the gradients of all arguments ("training"), float32.
 import argparse
 import json
 import pathlib
+import statistics
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.bench_deform_conv2d import MODES, geometric_mean
-from benchmarks.ordinary_convolution import with_gradients
 from benchmarks.timing import machine, medians
 from tests.roi_cases import WORKLOADS, RoICase
 
+MODES = ("forward", "training")
 IMPLEMENTATIONS = ("native", "xla")
+
+
+def with_gradients(f: Callable, arrays, grad_y) -> dict[str, Callable]:
+    """`f` alone, and with the gradients of all its arguments, compiled and waited for."""
+
+    def train(grad_y, *arrays):
+        y, vjp = jax.vjp(f, *arrays)
+        return y, vjp(grad_y)
+
+    arrays, grad_y = tuple(map(jnp.asarray, arrays)), jnp.asarray(grad_y)
+    forward, both = jax.jit(f), jax.jit(train)
+    return {
+        "forward": lambda: jax.block_until_ready(forward(*arrays)),
+        "training": lambda: jax.block_until_ready(both(grad_y, *arrays)),
+    }
 
 
 def functions(case: RoICase, implementation: str) -> dict:
@@ -61,7 +78,7 @@ def print_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
         for case, modes in results.items():
             cells = [*modes[mode].values(), ratios[case]]
             print(f"{case:4}" + "".join(f"{cell:14.2f}" for cell in cells))
-        print(f"native / xla, geometric mean: {geometric_mean(list(ratios.values())):.2f}")
+        print(f"native / xla, geometric mean: {statistics.geometric_mean(ratios.values()):.2f}")
 
 
 def main() -> None:
