@@ -83,26 +83,24 @@ def define_primitive(
     transpose: Callable | None,
     batching_rule: Callable,
     axes: Callable[..., _sharding.Axes],
-    multiple_results: bool = False,
 ) -> Primitive:
-    """Defines the primitive `name` by its rules.
+    """Defines the primitive `name`, which returns a tuple, by its rules.
 
     Args:
-      abstract_eval: `(*avals, **params)` to the result's aval, or a tuple of them.
+      abstract_eval: `(*avals, **params)` to the avals of the results.
       reference: The operator in `jax.numpy`; what every platform can run.
       native: The operator by kernels of ours, for each platform that has them.
-      jvp: `(primals, tangents, **params)` to `(result, tangent of the result)`.
-      transpose: `(cotangent, *operands, **params)` to the operands' cotangents; `None` where the
+      jvp: `(primals, tangents, **params)` to `(results, tangents of the results)`.
+      transpose: `(cotangents, *operands, **params)` to the operands' cotangents; `None` where the
         operator is not linear in any operand.
-      batching_rule: `(operands, axes, **params)` to `(result, axis)`.
+      batching_rule: `(operands, axes, **params)` to `(results, axes)`.
       axes: `(*avals, **params)` to the names of the axes that the operator can be split along.
-      multiple_results: Whether the result is a tuple.
 
     Every primitive has a parameter `implementation`, the names to try in order when it is lowered.
     """
     primitive = _Operator(name)
     primitive.axes = lambda *avals, implementation, **params: axes(*avals, **params)
-    primitive.multiple_results = multiple_results
+    primitive.multiple_results = True
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(functools.partial(_typed, primitive, abstract_eval))
     ad.primitive_jvps[primitive] = jvp
@@ -118,21 +116,19 @@ def define_primitive(
     return primitive
 
 
-def _typed(primitive: _Operator, abstract_eval: Callable, *avals, implementation, **params):
+def _typed(
+    primitive: _Operator, abstract_eval: Callable, *avals, implementation, **params
+) -> tuple:
     """The results' avals, with the shardings that follow from those of the operands."""
     split = primitive.explicit_split(avals, params | {"implementation": implementation})
     if split is None:
-        results = _tuple_of(abstract_eval, *avals, **params)
-    else:
-        unsplit = (aval.update(sharding=None) for aval in avals)
-        mesh = _sharding.explicit_mesh(avals)
-        results = tuple(
-            aval.update(sharding=NamedSharding(mesh, spec))
-            for aval, spec in zip(
-                _tuple_of(abstract_eval, *unsplit, **params), split.result_specs, strict=True
-            )
-        )
-    return results if primitive.multiple_results else results[0]
+        return abstract_eval(*avals, **params)
+    results = abstract_eval(*(aval.update(sharding=None) for aval in avals), **params)
+    mesh = _sharding.explicit_mesh(avals)
+    return tuple(
+        aval.update(sharding=NamedSharding(mesh, spec))
+        for aval, spec in zip(results, split.result_specs, strict=True)
+    )
 
 
 def _lower(primitive: _Operator, f: Callable, context: Any, *values, **params):
@@ -140,13 +136,13 @@ def _lower(primitive: _Operator, f: Callable, context: Any, *values, **params):
     avals = context.avals_in
     if split := primitive.explicit_split(avals, params):
         # The results' types say how they are split, so that nothing is left for XLA to choose.
-        call = split.shard_map(avals, functools.partial(_tuple_of, primitive.bind), **params)
+        call = split.shard_map(avals, primitive.bind, **params)
     elif _is_split_by_xla(context.module_context):
         shapes = [[aval.shape for aval in avals] for avals in (avals, context.avals_out)]
         axes = primitive.axes(*avals, **params)
-        call = _sharding.partitioned(functools.partial(_tuple_of, f), axes, shapes, **params)
+        call = _sharding.partitioned(f, axes, shapes, **params)
     else:
-        call = functools.partial(_tuple_of, f, **params)
+        call = functools.partial(f, **params)
     return mlir.lower_fun(call, multiple_results=True)(context, *values)
 
 
@@ -157,11 +153,6 @@ def _is_split_by_xla(context: Any) -> bool:
     return len(devices) > 1 and not context.lowering_parameters.for_export
 
 
-def _tuple_of(f: Callable, *operands, **params) -> tuple:
-    results = f(*operands, **params)
-    return tuple(results) if isinstance(results, tuple | list) else (results,)
-
-
 def _first_available(
     name: str,
     platform: str | None,
@@ -170,7 +161,7 @@ def _first_available(
     *operands: jax.Array,
     implementation: tuple[str, ...],
     **params,
-):
+) -> tuple[jax.Array, ...]:
     """Calls the first implementation in the list that can run on the platform lowered for."""
     reason = _native.why_not(platform or "this platform", operands[0].dtype)
     if native is None:
@@ -178,10 +169,15 @@ def _first_available(
     if platform == "cuda" and any(map(export.is_symbolic_dim, operands[0].shape)):
         reason = reason or "on cuda it needs a batch of known size"
     if implementation[0] == "xla" or (reason and "xla" in implementation):
-        return reference(*operands, **params)
+        return as_tuple(reference(*operands, **params))
     if native is None or reason:
         raise NotImplementedError(
             f'implementation="native" of {name} is not available: {reason}. '
             "Pass implementation=None to run on XLA instead."
         )
-    return native(*operands, **params)
+    return as_tuple(native(*operands, **params))
+
+
+def as_tuple(results: Any) -> tuple[jax.Array, ...]:
+    """The results of a function that returns one array, or a sequence of them."""
+    return tuple(results) if isinstance(results, tuple | list) else (results,)

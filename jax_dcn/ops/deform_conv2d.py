@@ -114,7 +114,7 @@ def deform_conv2d(
     if bias is None:
         bias = jnp.zeros(kernel.shape[-1:], x.dtype)
     with jax.named_scope("deform_conv2d"):
-        y = deform_conv2d_p.bind(
+        (y,) = deform_conv2d_p.bind(
             x.reshape(batch + x.shape[-3:]),
             kernel,
             offset.reshape(batch + offset.shape[-5:]).astype(sum_dtype),

@@ -197,7 +197,7 @@ def _pool(x, rois, offset, mask, geometry, parts, implementation) -> jax.Array:
     if mask is None:
         mask = jnp.zeros((rois.shape[0], 0, 0), sum_dtype)
     with jax.named_scope("deform_roi_pool"):
-        y = deform_roi_pool_p.bind(
+        (y,) = deform_roi_pool_p.bind(
             _cells_first(x, geometry.group_size),
             rois.astype(sum_dtype),
             offset.astype(sum_dtype),

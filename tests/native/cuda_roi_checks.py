@@ -33,13 +33,13 @@ def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
 
 def _native(geometry, arrays, dots, grad_y) -> list:
     y = jax.ShapeDtypeStruct(grad_y.shape, grad_y.dtype)
-    wrt = dict(wrt=np.array([0, 2, 3]))
-    grads = [jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in wrt["wrt"]]
-    linear = [dots[i] for i in wrt["wrt"]]
+    wrt = ("x", "offset", "mask")
+    grads = [jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in (0, 2, 3)]
+    linear = [dots[i] for i in (0, 2, 3)]
     return [
         primitives._call("forward", y, arrays, geometry),
-        primitives._call("jvp", y, [*arrays, *linear], geometry, **wrt),
-        *primitives._call("backward", grads, [*arrays, grad_y], geometry, **wrt),
+        primitives._call("jvp", y, [*arrays, *linear], geometry, wrt),
+        *primitives._call("backward", grads, [*arrays, grad_y], geometry, wrt),
     ]
 
 
