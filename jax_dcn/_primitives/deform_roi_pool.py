@@ -15,8 +15,8 @@ from jax_dcn import reference
 from jax_dcn._primitives import _define
 from jax_dcn._primitives._folding import fold, mapped_size, unfold
 from jax_dcn._primitives._operator import Functions, Operator, Signature, calls
+from jax_dcn.geometry import RoIGeometry
 from jax_dcn.reference.deform_roi_pool import OPERANDS
-from jax_dcn.roi_geometry import RoIGeometry
 
 # ẏ = m (1 / n) Σ_i ẋ(q_i)  +  ṁ (1 / n) Σ_i x(q_i)  +  m (1 / n) Σ_i ∇x(q_i)·Δ̇
 #     (image)                  (mask)                   (offset)

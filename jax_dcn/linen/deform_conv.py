@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from jax_dcn import layers
 from jax_dcn.geometry import Padding
+from jax_dcn.layers import deform_conv as layers
 
 
 class DeformConv(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from jax_dcn import roi_layers
+from jax_dcn.layers import deform_roi_pool as roi_layers
 
 
 class DeformRoIPool(nn.Module):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jax_dcn import layers
 from jax_dcn.geometry import Padding
+from jax_dcn.layers import deform_conv as layers
 
 
 class DeformConv(nnx.Module):

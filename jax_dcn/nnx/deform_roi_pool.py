@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jax_dcn import roi_layers
+from jax_dcn.layers import deform_roi_pool as roi_layers
 
 
 class DeformRoIPool(nnx.Module):

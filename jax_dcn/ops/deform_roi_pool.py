@@ -12,8 +12,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_dcn._primitives.deform_roi_pool import deform_roi_pool_p
+from jax_dcn.geometry import RoIGeometry
 from jax_dcn.implementation import implementation_names
-from jax_dcn.roi_geometry import RoIGeometry
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_dcn.geometry import RoIGeometry
 from jax_dcn.reference import _derivatives
 from jax_dcn.reference._blockwise import blockwise
 from jax_dcn.reference.roi_samples import Samples, offset_of_bins, samples_along
-from jax_dcn.roi_geometry import RoIGeometry
 
 OPERANDS = ("x", "rois", "offset", "mask")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn.roi_geometry import RoIGeometry
+from jax_dcn.geometry import RoIGeometry
 
 _SMALLEST_SIZE = 0.1  # of a region that is rounded, in pixels of x
 

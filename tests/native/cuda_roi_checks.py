@@ -8,7 +8,7 @@ from roi_cases import CASES, RoICase
 
 from jax_dcn import reference
 from jax_dcn._primitives import deform_roi_pool as primitives
-from jax_dcn.roi_geometry import RoIGeometry
+from jax_dcn.geometry import RoIGeometry
 
 # More features than a block has threads, in classes that its chunks cut, and more pixels than a
 # tile; several displacements to a bin, and bins without any.

@@ -7,9 +7,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from jax_dcn.geometry import RoIGeometry
 from jax_dcn.ops import deform_roi_align, deform_roi_pool
 from jax_dcn.reference.roi_samples import sampling_positions
-from jax_dcn.roi_geometry import RoIGeometry
 
 
 class DeformRoIPoolOptions(Protocol):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the deformable layers of every neural network library have in common."""
+"""What the deformable convolutions of every neural network library have in common."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

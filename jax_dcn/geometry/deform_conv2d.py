@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The geometry of a convolution: strides, padding, dilation and groups, validated once and passed as one value."""
+"""The geometry of a convolution: strides, padding, dilation and groups."""
 
 import dataclasses
 import numbers

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The geometry of pooling regions of interest: bins, samples and scales, passed as one value."""
+"""The geometry of pooling regions of interest: bins, samples and scales."""
 
 import dataclasses
 
