@@ -96,6 +96,7 @@ def onnx_cases() -> list:
     return [(attributes(node), inputs, outputs[0]) for node, inputs, outputs in cases]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of onnx, where NumPy is newer
 def test_cases_of_onnx():
     cases = onnx_cases()
     assert len(cases) == 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn, nnx
 
-import jax_dcn
+from jax_dcn import nnx as dcn_nnx
 from jax_dcn.linen import DeformConv
 
 OPTIONS = dict(
@@ -41,7 +41,7 @@ def test_fresh_layer_equals_ordinary_convolution(options):
     ids=str,
 )
 def test_both_modules_compute_the_same_from_the_same_parameters(options):
-    module = jax_dcn.nnx.DeformConv(6, 10, **OPTIONS, **options, rngs=nnx.Rngs(0))
+    module = dcn_nnx.DeformConv(6, 10, **OPTIONS, **options, rngs=nnx.Rngs(0))
     kernel = module.offset_conv.kernel
     kernel[...] = 0.3 * jax.random.normal(jax.random.key(1), kernel.shape, kernel.dtype)
     variables = {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
@@ -70,7 +70,7 @@ def test_nothing_is_sown_unless_asked_for():
 
 def test_both_modules_have_the_same_options():
     ours = inspect.signature(DeformConv).parameters
-    twin = inspect.signature(jax_dcn.nnx.DeformConv.__init__).parameters
+    twin = inspect.signature(dcn_nnx.DeformConv.__init__).parameters
     of_linen, of_nnx = (
         {"features", "parent", "name"},
         {"self", "in_features", "out_features", "rngs"},
