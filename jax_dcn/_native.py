@@ -9,7 +9,7 @@ import types
 import warnings
 
 import jax
-import jaxlib
+import jaxlib.version
 import numpy as np
 
 # JAX's platform name -> (our extension module, XLA's platform name).
@@ -100,10 +100,10 @@ def _newer_than_runtime(built: tuple[int, int]) -> str | None:
 def _out_of_step(platform: str) -> str | None:
     """XLA's own sentence for a plugin of another version names neither the plugin nor the remedy."""
     for package, version in _plugins().items() if platform == "cuda" else ():
-        if version.split(".")[:2] != jaxlib.__version__.split(".")[:2]:
+        if version.split(".")[:2] != jaxlib.version.__version__.split(".")[:2]:
             extra = package.split("-")[1]
             return (
-                f"{package} {version} and jaxlib {jaxlib.__version__} are out of step; "
+                f"{package} {version} and jaxlib {jaxlib.version.__version__} are out of step; "
                 f'pip install "jax[{extra}]=={jax.__version__}"'
             )
     return None

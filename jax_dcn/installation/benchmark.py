@@ -4,6 +4,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ def benchmark() -> None:
 
 
 def _functions() -> dict[str, Callable[..., jax.Array]]:
-    def ordinary(x, kernel, offset, mask, bias):
+    def ordinary(
+        x: jax.Array, kernel: jax.Array, offset: jax.Array, mask: jax.Array, bias: jax.Array
+    ) -> jax.Array:
         dimensions = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
         return y + bias
@@ -45,7 +48,7 @@ def _functions() -> dict[str, Callable[..., jax.Array]]:
     }
 
 
-def _gradients(f: Callable[..., jax.Array]) -> Callable:
+def _gradients(f: Callable[..., jax.Array]) -> Callable[..., Any]:
     return jax.value_and_grad(lambda *arrays: (f(*arrays) ** 2).sum(), tuple(range(5)))
 
 
@@ -61,7 +64,7 @@ def _arrays(size: int, channels: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes)
 
 
-def _milliseconds(f: Callable, arrays: tuple[jax.Array, ...]) -> float:
+def _milliseconds(f: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> float:
     """Median time of one call, transfers and compilation excluded."""
     compiled = jax.jit(f)
     jax.block_until_ready(compiled(*arrays))

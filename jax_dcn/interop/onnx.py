@@ -19,7 +19,7 @@ OPSET = 22
 
 
 def to_onnx(
-    function: Callable, inputs: Sequence[Any], *, opset: int = OPSET, **options: Any
+    function: Callable[..., Any], inputs: Sequence[Any], *, opset: int = OPSET, **options: Any
 ) -> Any:
     """Exports a function or a Flax module; its deformable convolutions become `DeformConv` nodes.
 

@@ -83,11 +83,11 @@ class DeformConv(nn.Module):
     dtype: jax.typing.DTypeLike | None = None
     param_dtype: jax.typing.DTypeLike = jnp.float32
     precision: Any = None
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    bias_init: Callable = nn.initializers.zeros_init()
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
     implementation: str | Sequence[str] | None = None
 
-    def setup(self):  # noqa: D102 (of flax)
+    def setup(self) -> None:  # noqa: D102 (of flax)
         self.offset_conv = nn.Conv(
             layers.offset_features(self),
             layers.kernel_size(self),

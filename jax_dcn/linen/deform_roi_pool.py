@@ -64,10 +64,10 @@ class DeformRoIPool(nn.Module):
     hidden_features: int = 1024
     dtype: jax.typing.DTypeLike | None = None
     param_dtype: jax.typing.DTypeLike = jnp.float32
-    kernel_init: Callable = nn.initializers.lecun_normal()
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
     implementation: str | Sequence[str] | None = None
 
-    def setup(self):  # noqa: D102 (of flax)
+    def setup(self) -> None:  # noqa: D102 (of flax)
         for name, features in roi_layers.branch_features(self).items():
             for i, size in enumerate(features):
                 last = i == len(features) - 1

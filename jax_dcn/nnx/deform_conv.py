@@ -93,8 +93,8 @@ class DeformConv(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: Any = None,
-        kernel_init: Callable = nnx.initializers.lecun_normal(),
-        bias_init: Callable = nnx.initializers.zeros_init(),
+        kernel_init: Callable[..., jax.Array] = nnx.initializers.lecun_normal(),
+        bias_init: Callable[..., jax.Array] = nnx.initializers.zeros_init(),
         implementation: str | Sequence[str] | None = None,
         rngs: nnx.Rngs,
     ):

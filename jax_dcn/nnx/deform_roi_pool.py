@@ -82,7 +82,7 @@ class DeformRoIPool(nnx.Module):
         hidden_features: int = 1024,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        kernel_init: Callable = nnx.initializers.lecun_normal(),
+        kernel_init: Callable[..., jax.Array] = nnx.initializers.lecun_normal(),
         implementation: str | Sequence[str] | None = None,
         rngs: nnx.Rngs,
     ):
@@ -101,7 +101,7 @@ class DeformRoIPool(nnx.Module):
         self.implementation = implementation
         for name, features in roi_layers.branch_features(self).items():
             sizes = (pooled_size**2 * output_dim, *features)
-            layers: list[Callable] = []
+            layers: list[Callable[..., jax.Array]] = []
             for before, after in itertools.pairwise(sizes):
                 last = len(layers) == 2 * len(features) - 2
                 linear = nnx.Linear(

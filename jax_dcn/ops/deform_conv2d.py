@@ -203,7 +203,13 @@ def _shape(*sizes: int | str) -> str:
     return f"({', '.join(map(str, sizes))})"
 
 
-def _check_dtypes(x: jax.Array, kernel: jax.Array, offset: jax.Array, mask, bias) -> None:
+def _check_dtypes(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+) -> None:
     for name, array in {"x": x, "offset": offset, "mask": mask}.items():
         if array is not None and array.dtype.name not in _DTYPES:
             raise ValueError(f"{name} must be one of {_DTYPES}, got {array.dtype.name}.")

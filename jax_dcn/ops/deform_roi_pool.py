@@ -179,7 +179,15 @@ def deform_roi_align(
     return _pool(x, rois, offset, mask, geometry, pooled, implementation)
 
 
-def _pool(x, rois, offset, mask, geometry, parts, implementation) -> jax.Array:
+def _pool(
+    x: jax.Array,
+    rois: jax.Array,
+    offset: jax.Array | None,
+    mask: jax.Array | None,
+    geometry: RoIGeometry,
+    parts: tuple[int, int],
+    implementation: str | Sequence[str] | None,
+) -> jax.Array:
     _check_x(x)
     _check_rois(rois, jnp.shape(x)[0])
     x, rois = jnp.asarray(x), jax.lax.stop_gradient(jnp.asarray(rois))
@@ -249,7 +257,9 @@ def _check_rois(rois: jax.Array, images: int) -> None:
         )
 
 
-def _check_offset(rois, offset, parts, features: int) -> None:
+def _check_offset(
+    rois: jax.Array, offset: jax.Array | None, parts: tuple[int, int], features: int
+) -> None:
     if offset is None:
         return
     expected = f"({rois.shape[0]}, {parts[0]}, {parts[1]}, classes, 2)"
@@ -263,7 +273,7 @@ def _check_offset(rois, offset, parts, features: int) -> None:
         )
 
 
-def _check_mask(rois, mask, pooled_size) -> None:
+def _check_mask(rois: jax.Array, mask: jax.Array | None, pooled_size: tuple[int, int]) -> None:
     expected = (rois.shape[0], *pooled_size)
     if mask is not None and mask.shape != expected:
         raise ValueError(f"mask does not fit rois: expected {expected}, got {mask.shape}.")

@@ -2,6 +2,7 @@
 """Maps a function over an axis in blocks, so that memory does not grow with the axis."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import export
@@ -11,7 +12,7 @@ from jax import export
 _BLOCK_BYTES = 8 * 2**20
 
 
-def blockwise(f: Callable[..., jax.Array], arrays: tuple, item_bytes: int) -> jax.Array:
+def blockwise(f: Callable[..., jax.Array], arrays: tuple[Any, ...], item_bytes: int) -> jax.Array:
     """Maps `f` over the leading axis, vectorised over as many items as fit into a block."""
     items = arrays[0].shape[0]
     block = max(1, _BLOCK_BYTES // max(1, item_bytes))

@@ -28,7 +28,9 @@ def vjp(
     return jax.vjp(g, *primals)[1](grad_y)
 
 
-def _active(f, operands, wrt):
+def _active(
+    f: Callable[..., jax.Array], operands: Mapping[str, jax.Array], wrt: Sequence[str]
+) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
     """`f` as a function of the operands in `wrt` alone, and their values."""
 
     def g(*active: jax.Array) -> jax.Array:

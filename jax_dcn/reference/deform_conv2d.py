@@ -7,6 +7,7 @@ coordinates and sums are computed in, a `mask` without taps (`[..., G, 0]`) for 
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def deform_conv2d_jvp(
     mask: jax.Array,
     *tangents: jax.Array,
     wrt: Sequence[str],
-    **options,
+    **options: Any,
 ) -> jax.Array:
     """The tangent of the output along `tangents`, those of the operands named in `wrt`."""
     operands = _operands(x, kernel, offset, mask)
@@ -81,7 +82,7 @@ def deform_conv2d_backward(
     grad_y: jax.Array,
     *,
     wrt: Sequence[str],
-    **options,
+    **options: Any,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
     operands = _operands(x, kernel, offset, mask)

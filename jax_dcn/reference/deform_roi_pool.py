@@ -8,6 +8,7 @@ where there is none.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def deform_roi_pool_jvp(
     mask: jax.Array,
     *tangents: jax.Array,
     wrt: Sequence[str],
-    **options,
+    **options: Any,
 ) -> jax.Array:
     """The tangent of the output along `tangents`, those of the operands named in `wrt`."""
     operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
@@ -94,7 +95,7 @@ def deform_roi_pool_backward(
     grad_y: jax.Array,
     *,
     wrt: Sequence[str],
-    **options,
+    **options: Any,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
     operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
