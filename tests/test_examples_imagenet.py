@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ImageNet example trains exactly alike, interrupted or not, on one device or several."""
+"""The ImageNet example trains alike, interrupted or not, on one device, several, or several processes."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -21,6 +22,8 @@ from sklearn.datasets import load_sample_images
 
 from examples.imagenet.__main__ import main
 from examples.imagenet.data import centre_view
+from examples.imagenet.devices import together
+from examples.imagenet.errors import UserError
 from examples.imagenet.logs import Log
 from examples.imagenet.readers import decode
 
@@ -170,6 +173,93 @@ def test_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     assert f"Resumes after step 5 of {STEPS}." in capsys.readouterr().out
     assert_same_arrays(uninterrupted, tmp_path)
     losses(tmp_path)  # Every step is in the log, once.
+
+
+PROCESSES = """
+import os, signal, sys
+from examples.imagenet.__main__ import main
+from examples.imagenet.logs import Log
+resumed, fresh, process, *command = sys.argv[1:]
+command += ["--process-id", process]
+assert main([*command, "--output", resumed]) == 0
+write = Log.write
+def killed_at_step_7(log, step, **values):
+    write(log, step, **values)
+    if step == 7 and process == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+Log.write = killed_at_step_7
+main([*command, "--output", fresh])
+"""
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(photographs, uninterrupted, compilations, tmp_path_factory):
+    """Two runs of two processes with two devices each, and how the processes ended.
+
+    The first goes on from a checkpoint of one process; the second starts, and loses a process.
+    """
+    resumed, fresh = (tmp_path_factory.mktemp(name) for name in ("resumed", "fresh"))
+    shutil.copytree(uninterrupted, resumed, dirs_exist_ok=True)
+    shutil.rmtree(resumed / "checkpoints" / str(STEPS))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    command = [*TRAIN, "--data", photographs, "--coordinator", address, "--num-processes", "2"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESSES, resumed, fresh, process, *command],
+            env=os.environ | compilations | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in ("0", "1")
+    ]
+    try:
+        ends = [(process.communicate(timeout=400)[1], process.returncode) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return resumed, fresh, ends
+
+
+def test_two_processes_go_on_from_a_checkpoint_of_one(uninterrupted, of_two_processes):
+    resumed, _, _ = of_two_processes
+    np.testing.assert_allclose(losses(resumed), losses(uninterrupted), rtol=1e-9)
+
+
+def test_process_ends_with_a_message_when_another_one_dies(of_two_processes):
+    _, _, ((message, code), (_, killed)) = of_two_processes
+    assert killed == -signal.SIGKILL and code == 1
+    assert "Process 0 lost another one" in message and "start all again" in message
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_two(
+    photographs, uninterrupted, of_two_processes, capsys
+):
+    _, fresh, _ = of_two_processes
+    assert run(*TRAIN, "--data", photographs, "--output", fresh) == 0
+    assert f"Resumes after step 5 of {STEPS}." in capsys.readouterr().out
+    np.testing.assert_allclose(losses(fresh), losses(uninterrupted), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("No images."), "error: Process 0: No images."),
+        (KeyboardInterrupt(), "error: Process 0 was interrupted: start all again"),
+        (jax.errors.JaxRuntimeError("UNKNOWN: reset"), "lost another one, or a device .*reset"),
+        (KeyError("name"), "KeyError: 'name'"),
+    ],
+)
+def test_process_that_fails_does_not_wait_for_the_others(error, message, monkeypatch, capsys):
+    def end(code):
+        raise SystemExit(code)  # Which waits.
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit, match="1"), together():
+        raise error
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_loss_curve_of_two_devices_equals_that_of_one(

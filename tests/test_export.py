@@ -2,6 +2,7 @@
 """`jax.export`: programs with deformable convolution are saved, loaded and lowered for other machines."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from cases import Case
 from jax import export
 
 import jax_dcn
+from jax_dcn import _native
 
 CASE = Case("export", 3, (6, 5), 4, 6, kernel=(3, 2), offset_groups=2)
 OUR_CALLS = jax_dcn.export_disabled_checks
@@ -62,6 +64,25 @@ def test_one_export_holds_the_programs_of_several_platforms():
     np.testing.assert_allclose(
         exported.call(*CASE.arrays()), program(*CASE.arrays()), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.skipif("cuda" in _native._unavailable, reason=_native._unavailable.get("cuda", ""))
+@pytest.mark.parametrize(
+    ("f", "calls"),
+    [(operator, {"forward", "columns"}), (gradient, {"backward", "columns_backward"})],
+    ids=["forward", "gradient"],
+)
+def test_export_for_cpu_and_cuda_holds_the_kernels_of_both(f, calls):
+    program = jax.jit(functools.partial(f, implementation="native"))
+    exported = export.export(program, platforms=["cpu", "cuda"], disabled_checks=OUR_CALLS)(
+        *CASE.arrays()
+    )
+    found = set(re.findall(r"custom_call @jax_dcn_deform_conv2d_(\w+)", exported.mlir_module()))
+    assert calls <= found
+    loaded = export.deserialize(bytearray(exported.serialize()))
+    results = map(jax.tree.leaves, (loaded.call(*CASE.arrays()), program(*CASE.arrays())))
+    for a, e in zip(*results, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
 def test_native_export_names_the_check_that_refuses_it():

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -18,6 +19,8 @@ from examples.imagenet.settings import Processes
 
 def connect(processes: Processes) -> None:
     """Joins the other processes, where there are others."""
+    if jax.distributed.is_initialized():
+        return
     if processes.coordinator is None:
         if (processes.num_processes or 1) > 1:
             raise UserError("--num-processes needs --coordinator, the host:port of process 0.")
@@ -40,19 +43,29 @@ def connect(processes: Processes) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process with a message when another one does not answer any more."""
+    """Ends this process when it fails, or when another one does, so that none waits for it."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except BaseException as error:
         if jax.process_count() == 1:
             raise
-        print(
-            f"error: Process {jax.process_index()} lost another one ({str(error).splitlines()[0]})"
-            ": start all of them again, to go on from the last checkpoint.",
-            file=sys.stderr,
-            flush=True,
+        print(f"error: {_in_words(error)}", file=sys.stderr, flush=True)
+        os._exit(1)  # Every other way out waits for the other processes, which wait for this one.
+
+
+def _in_words(error: BaseException) -> str:
+    here = f"Process {jax.process_index()}"
+    if isinstance(error, UserError):
+        return f"{here}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"{here} was interrupted: start all again, to go on from the last checkpoint."
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        reason = str(error).splitlines()[0]
+        return (
+            f"{here} lost another one, or a device ({reason}): start all again, to go on from the "
+            "last checkpoint."
         )
-        os._exit(1)  # Every other way out waits for the one that is gone.
+    return "".join(traceback.format_exception(error))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import NO_LABEL, evaluation_batches
-from examples.imagenet.devices import Placement, connect, place
+from examples.imagenet.devices import Placement, connect, place, together
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import Reader, open_reader
 from examples.imagenet.settings import Processes
@@ -117,21 +117,22 @@ def evaluate(
       processes: Other processes to share the work with.
     """
     connect(processes)
-    placement = place(batch_size)
-    network = load(run, step, placement, dtype)
-    reader = open_reader(data, split)
-    check_classes(reader, network.description)
-    result = accuracy(
-        make_counter(network.model, placement),
-        network.weights,
-        reader,
-        placement,
-        batch_size=batch_size,
-        image_size=network.description.model.image_size,
-        workers=workers,
-    )
-    if jax.process_index() == 0:
-        print(f"step {network.step}, {len(reader)} images: {show(result)}")
+    with together():
+        placement = place(batch_size)
+        network = load(run, step, placement, dtype)
+        reader = open_reader(data, split)
+        check_classes(reader, network.description)
+        result = accuracy(
+            make_counter(network.model, placement),
+            network.weights,
+            reader,
+            placement,
+            batch_size=batch_size,
+            image_size=network.description.model.image_size,
+            workers=workers,
+        )
+        if jax.process_index() == 0:
+            print(f"step {network.step}, {len(reader)} images: {show(result)}")
 
 
 def show(result: dict[str, float]) -> str:

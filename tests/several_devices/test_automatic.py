@@ -49,13 +49,19 @@ def place(case: Case, mesh=MESH, **specs: P) -> list[jax.Array]:
     ]
 
 
+def spec_of(array: jax.Array) -> P:
+    """How an array is split, without the `None` at the end that explicit types write."""
+    spec = array.sharding.spec
+    return P(*spec[: max((i + 1 for i, axes in enumerate(spec) if axes), default=0)])
+
+
 def run(f, placed, alone) -> tuple[list[Collective], list[P]]:
     """The collectives of `f` and how its results are split; they must be those of one device."""
     program = jax.jit(f).lower(*placed).compile()
     results = program(*placed)
     for result, expected in zip(jax.tree.leaves(results), jax.tree.leaves(f(*alone)), strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
-    return collectives(program), [result.sharding.spec for result in jax.tree.leaves(results)]
+    return collectives(program), [spec_of(result) for result in jax.tree.leaves(results)]
 
 
 def test_splitting_the_batch_needs_no_communication(implementation):
@@ -90,6 +96,15 @@ def test_batch_and_output_channels_split_at_once():
     sent, _ = run(gradients(PLAIN), placed, PLAIN.arrays())
     assert {c.kind for c in sent} == {"all-reduce"}
     assert {c.shapes[0] for c in sent} == {(1, 6, 5, 8), (3, 2, 8, 6)}
+
+
+@pytest.mark.parametrize(
+    "specs", [IMAGES, FEATURES, IMAGES | FEATURES], ids=["batch", "out", "both"]
+)
+def test_tangents_split_as_the_operator_does(specs):
+    tangent = lambda *arrays: jax.jvp(operator(PLAIN), arrays, arrays)
+    sent, splits = run(tangent, place(PLAIN, **specs), PLAIN.arrays())
+    assert sent == [] and len(set(splits)) == 1 and splits[0] != P()
 
 
 def test_split_input_channels_are_summed_like_a_matrix_product():
@@ -137,16 +152,31 @@ def test_rows_of_the_image_are_gathered():
 
 
 @pytest.mark.parametrize(
-    "specs",
+    ("specs", "gathered"),
     [
-        dict(x=P("data"), offset=P("model")),
-        dict(x=P(None, None, None, "model"), kernel=P(None, None, None, "model")),
-        dict(x=P("model", None, None, "data"), kernel=P(None, None, "model", "data")),
-        dict(x=P(None, "data", "model"), bias=P("data"), mask=P(None, None, None, None, "model")),
+        (dict(x=P("data"), offset=P("model")), ["y"]),
+        (dict(x=P(None, None, None, "model"), kernel=P(None, None, None, "model")), ["x"]),
+        (
+            dict(x=P("model", None, None, "data"), kernel=P(None, None, "model", "data")),
+            ["x", "kernel"],
+        ),
+        (
+            dict(x=P(None, "data", "model"), bias=P("data"), mask=P(*[None] * 4, "model")),
+            ["x", "x", "mask"],
+        ),
     ],
     ids=["batch", "channels", "crossed", "whole_axes"],
 )
-def test_conflicting_shardings_are_resolved(specs):
+def test_conflicting_shardings_are_resolved(specs, gathered):
     case = Case("conflict", 4, (8, 6), 8, 12, kernel=(2, 2))
-    run(operator(case), place(case, **specs), case.arrays())
+    sent, _ = run(operator(case), place(case, **specs), case.arrays())
+    sizes = dict(zip(ARGUMENTS, (array.nbytes for array in case.arrays()), strict=True))
+    sizes["y"] = case.cotangent().nbytes
+    gathers = [c for c in sent if c.kind == "all-gather"]
+    # Of each array at most what it has; what only changes its device besides.
+    assert len(gathers) == len(gathered) and {c.kind for c in sent} <= {
+        "all-gather",
+        "collective-permute",
+    }
+    assert sum(c.bytes for c in gathers) <= sum(sizes[name] for name in gathered)
     run(gradients(case), place(case, **specs), case.arrays())

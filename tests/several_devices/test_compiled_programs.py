@@ -5,6 +5,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
 from test_automatic import IMAGES, PLAIN, gradients, mesh, operator, place
@@ -50,27 +51,46 @@ def test_donated_images_are_reused_for_their_gradient():
     assert arrays[0].is_deleted() and not arrays[1].is_deleted()
 
 
-def test_compilation_cache_is_hit_by_split_programs(tmp_path):
+@pytest.fixture
+def cache_hits(tmp_path):
+    """Counts the hits in an empty compilation cache."""
     hits = []
     listen = lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None
     settings = {
         "jax_compilation_cache_dir": str(tmp_path),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_remove_custom_partitioning_ptr_from_cache_key": True,
     }
     before = {name: getattr(jax.config, name) for name in settings}
     jax.monitoring.register_event_listener(listen)
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield hits
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    jax.monitoring.unregister_event_listener(listen)
+
+
+def test_compilation_cache_is_hit_by_split_programs(cache_hits):
+    arrays = place(PLAIN, **IMAGES)
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        arrays = place(PLAIN, **IMAGES)
         for _ in range(2):
             jax.clear_caches()
             y = jax.jit(operator(PLAIN))(*arrays)
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-    assert len(hits) == 1
+        jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", False)
+    assert len(cache_hits) == 1
     np.testing.assert_allclose(y, operator(PLAIN)(*PLAIN.arrays()), rtol=1e-4, atol=1e-4)
+
+
+def test_compilation_cache_is_hit_by_programs_for_one_device(cache_hits):
+    expected = gradients(PLAIN)(*PLAIN.arrays())
+    cache_hits.clear()
+    for _ in range(2):
+        jax.clear_caches()
+        found = jax.jit(gradients(PLAIN))(*PLAIN.arrays())
+    assert len(cache_hits) == 1
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

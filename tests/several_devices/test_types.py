@@ -8,7 +8,7 @@ import pytest
 from cases import ARGUMENTS, Case
 from collectives import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from test_automatic import FEATURES, IMAGES, PLAIN, mesh, operator
+from test_automatic import FEATURES, IMAGES, PLAIN, mesh, operator, spec_of
 
 CHANNELS = dict(x=P(None, None, None, "model"), kernel=P(None, None, "model"))
 EXPLICIT = mesh(AxisType.Explicit, data=4, model=2)
@@ -31,11 +31,6 @@ def stacked(copies: int) -> list[np.ndarray]:
 def loss(*arrays, implementation=None):
     y = operator(PLAIN, implementation)(*arrays)
     return (y * y).sum()
-
-
-def spec_of(array) -> P:
-    spec = jax.typeof(array).sharding.spec
-    return P(*spec[: max((i + 1 for i, axes in enumerate(spec) if axes), default=0)])
 
 
 @pytest.mark.parametrize(
@@ -119,24 +114,68 @@ def test_vmap_keeps_the_sharding(spec, kind):
     assert collectives(program) == [] and y.sharding.is_equivalent_to(placed[0].sharding, y.ndim)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def test_accumulated_gradients_of_checkpointed_scans_are_summed_once(kind):
-    devices = mesh(kind, data=4)
-    arrays = stacked(3)
+def batches(kind: AxisType) -> list[jax.Array]:
+    """Three batches, one after the other, the images of each spread over four devices."""
     specs = [P(None, "data") if name in IMAGES else P() for name in ARGUMENTS]
-    placed = [
-        jax.device_put(a, NamedSharding(devices, s)) for a, s in zip(arrays, specs, strict=True)
+    return [
+        jax.device_put(array, NamedSharding(mesh(kind, data=4), spec))
+        for array, spec in zip(stacked(3), specs, strict=True)
     ]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_gradients_of_checkpointed_scans_keep_the_sharding(kind):
+    placed = batches(kind)
 
     def total(x, kernel, offset, mask, bias):
         step = jax.checkpoint(lambda images: loss(images[0], kernel, *images[1:], bias))
         return jax.lax.scan(lambda sum, i: (sum + step(i), None), 0.0, (x, offset, mask))[0]
 
-    with jax.set_mesh(devices):
+    with jax.set_mesh(mesh(kind, data=4)):
         gradient = jax.jit(jax.grad(total, (0, 1)))
-        sent = collectives(gradient.lower(*placed).compile())
+        (sums,) = collectives(gradient.lower(*placed).compile())
         grad_x, grad_kernel = gradient(*placed)
-    assert {c.kind for c in sent} <= {"all-reduce"}
+    assert sums.kind == "all-reduce" and sums.shapes == (PLAIN.arrays()[1].shape,)
     assert grad_x.sharding.is_equivalent_to(placed[0].sharding, grad_x.ndim)
     expected = jax.grad(loss, 1)(*PLAIN.arrays())
     np.testing.assert_allclose(grad_kernel, 3 * expected, rtol=1e-3, atol=1e-3)
+
+
+def accumulated(x, kernel, offset, mask, bias):
+    """The gradients of kernel and bias, added up batch by batch."""
+
+    def add(sums, batch):
+        grads = jax.grad(loss, (1, 4))(batch[0], kernel, *batch[1:], bias)
+        return jax.tree.map(jnp.add, sums, grads), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (kernel, bias))
+    return jax.lax.scan(add, zeros, (x, offset, mask))[0]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_accumulated_gradients_are_one_all_reduce_a_batch(kind):
+    placed = batches(kind)
+    with jax.set_mesh(mesh(kind, data=4)):
+        program = jax.jit(accumulated).lower(*placed).compile()
+        result = jax.jit(accumulated)(*placed)
+    (sums,) = collectives(program)
+    assert sums.kind == "all-reduce" and sums.shapes == ((3, 2, 8, 12), (12,))
+    for a, b in zip(result, jax.grad(loss, (1, 4))(*PLAIN.arrays()), strict=True):
+        np.testing.assert_allclose(a, 3 * b, rtol=1e-3, atol=1e-3)
+
+
+def test_shard_map_sums_accumulated_gradients_once():
+    placed = batches(AxisType.Auto)
+
+    def local(x, kernel, offset, mask, bias):
+        own = jax.lax.pcast((kernel, bias), "data", to="varying")
+        return jax.lax.psum(accumulated(x, own[0], offset, mask, own[1]), "data")
+
+    specs = tuple(array.sharding.spec for array in placed)
+    once = jax.jit(jax.shard_map(local, mesh=mesh(data=4), in_specs=specs, out_specs=P()))
+    program = once.lower(*placed).compile()
+    (sums,) = collectives(program)
+    assert sums.shapes == ((3, 2, 8, 12), (12,))
+    assert "all-reduce" in program.as_text().split("\nENTRY ")[1]  # And not in the loop.
+    for a, b in zip(once(*placed), accumulated(*stacked(3)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
