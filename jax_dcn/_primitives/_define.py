@@ -111,7 +111,7 @@ def define_primitive(
     for platform in ("cpu", "cuda", None):
         kernels = native.get(platform or "")
         f = functools.partial(_first_available, name, platform, kernels, reference)
-        rule = functools.partial(_lower, primitive, f)
+        rule = functools.partial(_lower, primitive, f, platform is not None)
         mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 
@@ -131,13 +131,17 @@ def _typed(
     )
 
 
-def _lower(primitive: _Operator, f: Callable, context: Any, *values, **params):
-    """Lowers to `f`, or to what each device computes of it where there are several."""
+def _lower(primitive: _Operator, f: Callable, partitions: bool, context: Any, *values, **params):
+    """Lowers to `f`, or to what each device computes of it where there are several.
+
+    Only on platforms with kernels are programs partitioned by us: elsewhere `f` is the reference,
+    which XLA can split, and TPUs have no `custom_partitioning` (https://github.com/jax-ml/jax/issues/38196).
+    """
     avals = context.avals_in
     if split := primitive.explicit_split(avals, params):
         # The results' types say how they are split, so that nothing is left for XLA to choose.
         call = split.shard_map(avals, primitive.bind, **params)
-    elif _is_split_by_xla(context.module_context):
+    elif partitions and _is_split_by_xla(context.module_context):
         shapes = [[aval.shape for aval in avals] for avals in (avals, context.avals_out)]
         axes = primitive.axes(*avals, **params)
         call = _sharding.partitioned(f, axes, shapes, **params)

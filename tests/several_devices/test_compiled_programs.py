@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from collectives import collectives
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
 from test_automatic import IMAGES, PLAIN, gradients, mesh, operator, place
@@ -32,6 +33,21 @@ def test_program_on_an_automatic_mesh_exports_and_is_right():
     exported = jax.export.export(f, disabled_checks=jax_dcn.export_disabled_checks)(*arrays)
     y = jax.jit(exported.call)(*arrays)
     np.testing.assert_allclose(y, operator(PLAIN)(*PLAIN.arrays()), rtol=1e-4, atol=1e-4)
+
+
+def test_exported_reference_is_split_by_xla():
+    arrays = place(PLAIN, **IMAGES)
+    both = lambda *a: (operator(PLAIN, "xla")(*a), gradients(PLAIN, "xla")(*a))
+    exported = jax.export.export(jax.jit(both))(*arrays)
+    (sums,) = collectives(jax.jit(exported.call).lower(*arrays).compile())
+    assert sums.kind == "all-reduce" and sums.bytes == arrays[1].nbytes + arrays[4].nbytes
+
+
+@pytest.mark.parametrize(("platform", "called"), [("cpu", True), ("tpu", False)])
+def test_program_for_tpu_does_not_call_back_to_be_split(platform, called):
+    traced = jax.jit(gradients(PLAIN)).trace(*place(PLAIN, **IMAGES))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("CustomSPMDPartitioning" in text) == called
 
 
 def test_trace_names_the_operator_and_its_gradient():
