@@ -5,8 +5,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax.extend.core
 import numpy as np
 from jax2onnx.plugins import plugin_system
+from jax2onnx.plugins.jax.core import jit
 
 _CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
@@ -79,6 +81,8 @@ class MaxPool(plugin_system.PrimitiveLeafPlugin):
 def register() -> None:
     """Adds these to what jax2onnx knows."""
     plugin_system.import_all_plugins()
+    # jax2onnx 0.17 looks there for a name that JAX 0.12 has in public only.
+    jit.jcore = jax.extend.core
     MaxPool.general = plugin_system.PLUGIN_REGISTRY["reduce_window_max"]
     for primitive, plugin in (("deform_conv2d", DeformConv), ("reduce_window_max", MaxPool)):
         plugin_system.register_primitive(jaxpr_primitive=primitive)(plugin)
