@@ -9,6 +9,7 @@ namespace jax_dcn {
 
 XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformConv2dForward);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformConv2dGradKernel);
+XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformConv2dSamplesBackward);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformConv2dColumns);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformConv2dColumnsJvp);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformConv2dColumnsBackward);

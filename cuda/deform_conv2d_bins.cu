@@ -168,7 +168,7 @@ cudaError_t LaunchFillBins(cudaStream_t stream, const DeformConv2dChunk& chunk, 
   then(PlaceEntriesKernel<A>, samples, offset, start, bins, chunk);
   then(SortBinsKernel, {BlocksFor(layout.bins(), kBinWarps), kBinThreads}, bins);
   if (bins.long_capacity > 0) {
-    then(SortLongBinsKernel, {kLongBinBlocks, kBinThreads, kBitmapBytes}, bins);
+    then(SortLongBinsKernel, {bins.long_blocks(), kBinThreads, kBitmapBytes}, bins);
   }
   return error;
 }

@@ -20,8 +20,8 @@ namespace jax_dcn {
 // An ordinary bin of a 3x3 kernel has some 36 entries. One with more than this is long: a block
 // takes care of it, instead of some lanes.
 constexpr int kLongBin = 256;
-// Blocks that share the long bins. Mostly there are none.
-constexpr unsigned kLongBinBlocks = 256;
+// Blocks that share the long bins, at most. Mostly there are none.
+constexpr int32_t kLongBinBlocks = 256;
 
 struct Bins {
   int32_t count, long_capacity;
@@ -34,6 +34,11 @@ struct Bins {
   int32_t* long_bins;
   int32_t* reserved;  // entries that have room
   int32_t* long_count;
+
+  // No more than there may be long bins.
+  unsigned long_blocks() const {
+    return static_cast<unsigned>(long_capacity < kLongBinBlocks ? long_capacity : kLongBinBlocks);
+  }
 
   template <typename A>
   JAX_DCN_INLINE A* WeightsOf(int32_t segment) const {

@@ -47,7 +47,7 @@ ffi::Error ColumnsJvp(cudaStream_t stream, ffi::RemainingArgs arguments, ffi::Re
 template <typename T>
 cudaError_t LaunchBackward(cudaStream_t stream, const DeformConv2dColumnsCall& call) {
   const auto primals = call.Primals<T>();
-  const T* const grad_columns = call.GradColumns<T>();
+  const T* const grad_columns = call.Cotangent<T>();
   if (call.Wants(kX)) {
     // First, since the columns may then take the place of their gradient.
     const cudaError_t error = LaunchDeformConv2dGatherGradX(

@@ -24,10 +24,13 @@ namespace jax_dcn {
 //   backward   gradient of the columns,                -> gradients of those in `wrt`; of the
 //              and, where there are several chunks,       kernel: the columns; scratch for that of
 //              x the results for x, offset and mask so far, in their buffers
-// Where a chunk is a part of an image, the result for x is a sum, in the type of sums.
+//   samples_backward   the same, of the cotangent of   -> the same, without the kernel's; after the
+//              y, all of it                               scratch, the gradient of the columns
+// Where a chunk is a part of an image, the result for x is a sum, in the type of sums. Without a
+// result for x, samples_backward has no columns, and its chunk is all there is.
 class DeformConv2dColumnsCall : public DeformConv2dCall {
  public:
-  enum Kind { kColumns, kColumnsJvp, kColumnsBackward };
+  enum Kind { kColumns, kColumnsJvp, kColumnsBackward, kSamplesBackward };
 
   // Throws Refusal where the arguments do not fit together.
   DeformConv2dColumnsCall(Kind kind, const ffi::RemainingArgs& arguments,
@@ -45,6 +48,8 @@ class DeformConv2dColumnsCall : public DeformConv2dCall {
     if (kind != kColumns) ReadAsked(attributes);
     if (kind == kColumnsBackward) {
       ReadBackward();
+    } else if (kind == kSamplesBackward) {
+      ReadSamplesBackward();
     } else {
       ReadColumns(kind);
     }
@@ -78,10 +83,12 @@ class DeformConv2dColumnsCall : public DeformConv2dCall {
     return {nullptr, nullptr, static_cast<A*>(grad_[kOffset]), Modulated<A>(grad_[kMask]), nullptr};
   }
 
+  // Of the columns or, in `samples_backward`, of y.
   template <typename T>
-  const T* GradColumns() const {
-    return static_cast<const T*>(grad_columns_);
+  const T* Cotangent() const {
+    return static_cast<const T*>(cotangent_);
   }
+  // Null where there is no such result.
   template <typename T>
   T* Columns() const {
     return static_cast<T*>(grad_[kKernel]);
@@ -148,7 +155,26 @@ class DeformConv2dColumnsCall : public DeformConv2dCall {
     const bool continued = arguments_.size() > kFirstLinear + 1;
     ExpectCounts(kFirstLinear + 1 + (continued ? in_place : 0), wrt_.size() + wants_[kX]);
     ReadChunk(Operand(kFirstLinear), 1);
-    grad_columns_ = Operand(kFirstLinear).untyped_data();
+    cotangent_ = Operand(kFirstLinear).untyped_data();
+    ReadGradients(continued);
+  }
+
+  void ReadSamplesBackward() {
+    if (wants_[kKernel]) throw Refusal("wrt must be of x, offset and mask");
+    const size_t gradients = wrt_.size();
+    const bool continued = arguments_.size() > kFirstLinear + 1;
+    ExpectCounts(kFirstLinear + 1 + (continued ? gradients : 0), gradients + 2 * wants_[kX]);
+    cotangent_ = Operand(kFirstLinear, kY);
+    if (wants_[kX]) {
+      ReadChunk(ResultAt(gradients + 1), 1);
+      grad_[kKernel] = ResultAt(gradients + 1).untyped_data();
+    } else {
+      SetChunk(problem_.batch, problem_.out_height * problem_.out_width, 1);
+    }
+    ReadGradients(continued);
+  }
+
+  void ReadGradients(bool continued) {
     if (IsPartOfImage() && chunk_.images != 1) throw Refusal("parts are of one image at a time");
     if (!continued && !IsAll()) throw Refusal("expected the results so far");
     size_t operand = kFirstLinear + 1;
@@ -182,8 +208,12 @@ class DeformConv2dColumnsCall : public DeformConv2dCall {
   void ReadChunk(const ffi::AnyBuffer& columns, int32_t parts) {
     const Shape shape = ShapeOf(columns);
     ExpectRank("columns", shape, 5);
+    SetChunk(shape[1], shape[2], parts);
+    Expect("columns", columns, ColumnsShape(), dtype_);
+  }
+
+  void SetChunk(int64_t images, int64_t pixels, int32_t parts) {
     const DeformConv2dProblem& p = problem_;
-    const int64_t images = shape[1], pixels = shape[2];
     // What is counted in 32 bits: entries of samples, rows of columns, bins, pixels, channels.
     Expect32Bits({images, pixels, p.taps(), p.offset_groups, kCorners});
     Expect32Bits({images, pixels, p.taps(), 2});
@@ -193,7 +223,6 @@ class DeformConv2dColumnsCall : public DeformConv2dCall {
     Expect32Bits({p.height, p.width});
     Expect32Bits({p.channels, 2});
     chunk_ = {problem_, static_cast<int32_t>(images), static_cast<int32_t>(pixels), parts};
-    Expect("columns", columns, ColumnsShape(), dtype_);
   }
 
   static void Expect32Bits(std::initializer_list<int64_t> factors) {
@@ -223,7 +252,7 @@ class DeformConv2dColumnsCall : public DeformConv2dCall {
   bool wants_[kArrays] = {};
   const void* at_[kArrays] = {};
   const void* dot_[kArrays] = {};
-  const void* grad_columns_ = nullptr;
+  const void* cotangent_ = nullptr;
   void* grad_[kArrays] = {};
   int32_t* scratch_ = nullptr;
 };

@@ -21,7 +21,7 @@ template <typename T, int kTileFeatures>
 struct ForwardTile {
   static constexpr int kPixels = 64;
   static constexpr int kFeatures = kTileFeatures;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = BlockProduct<kPixels, kFeatures>::kThreads;
   static constexpr int kVectors = 4;  // of 16 bytes of channels, in a step: one for each thread
   static constexpr int kChannels = kVectors * Packed<T>::kSize;
   static constexpr int kTaps = 9;  // located at a time
@@ -35,8 +35,7 @@ struct ForwardTile {
   static constexpr int kPipelineBytes = (kBuffers * kColumns + kStages * kKernel) * sizeof(T);
   static constexpr int kSharedBytes = kPipelineBytes + kPixels * kTaps * sizeof(Sample);
 
-  static constexpr int kWarpRows = 2, kWarpColumns = 4;  // warps
-  using Product = WarpProduct<kPixels / kWarpRows / kFragmentRows, kFeatures / kWarpColumns / 8>;
+  using Product = BlockProduct<kPixels, kFeatures>;
 
   static_assert(kPixels * kVectors == kThreads, "one vector of a step for each thread");
   static_assert(kPixels * kYStride * sizeof(T) <= kSharedBytes, "y takes the place of the rest");
@@ -150,10 +149,8 @@ class ForwardBlock {
 #pragma unroll
     for (int depth = 0; depth < Tile::kChannels; depth += kFragmentDepth<T>) {
       product.template Add<T>(
-          [&](uint32_t (&a)[4], int row) { LoadRows(a, columns, WarpRow() + row, depth); },
-          [&](uint32_t (&b)[4], int column) {
-            LoadColumns(b, kernel, depth, WarpColumn() + column);
-          });
+          [&](uint32_t (&a)[4], int row) { LoadRows(a, columns, row, depth); },
+          [&](uint32_t (&b)[4], int column) { LoadColumns(b, kernel, depth, column); });
     }
   }
 
@@ -162,11 +159,9 @@ class ForwardBlock {
                                         T* y) const {
     const SharedMatrix<T> tile = {SharedMemory<T>(), Tile::kYStride};
     product.ForEachPair([&](int row, int column, float first, float second) {
-      const int feature = WarpColumn() + column;
-      if (feature >= features_) return;
-      const T* const two = bias + first_feature_ + feature;
-      StorePair(tile.At(WarpRow() + row, feature), first + ToFloat(two[0]),
-                second + ToFloat(two[1]));
+      if (column >= features_) return;
+      const T* const two = bias + first_feature_ + column;
+      StorePair(tile.At(row, column), first + ToFloat(two[0]), second + ToFloat(two[1]));
     });
     __syncthreads();
     for (int i = threadIdx.x; i < Tile::kPixels * Tile::kKernelVectors; i += Tile::kThreads) {
@@ -183,13 +178,6 @@ class ForwardBlock {
   // The thread's row and vector of each step's columns.
   static __device__ __forceinline__ int Row() { return threadIdx.x / Tile::kVectors; }
   static __device__ __forceinline__ int Vector() { return threadIdx.x % Tile::kVectors; }
-  // Where the warp's part of the block's y starts.
-  static __device__ __forceinline__ int WarpRow() {
-    return threadIdx.x / kWarp / Tile::kWarpColumns * (Tile::kPixels / Tile::kWarpRows);
-  }
-  static __device__ __forceinline__ int WarpColumn() {
-    return threadIdx.x / kWarp % Tile::kWarpColumns * (Tile::kFeatures / Tile::kWarpColumns);
-  }
 
   static __device__ __forceinline__ SharedMatrix<T> Columns(int buffer) {
     return {SharedMemory<T>() + buffer * Tile::kColumns, Tile::kColumnStride};

@@ -7,6 +7,9 @@
 
 #include "common/deform_conv2d_call.h"
 #include "common/half.h"
+#include "cuda/deform_conv2d.h"
+#include "cuda/deform_conv2d_columns.h"
+#include "cuda/deform_conv2d_columns_call.h"
 #include "cuda/handler.h"
 
 namespace jax_dcn {
@@ -111,6 +114,32 @@ ffi::Error GradKernel(cudaStream_t stream, ffi::RemainingArgs arguments, ffi::Re
   });
 }
 
+// The gradients of x, offset and mask. That of x is gathered from the columns' gradient.
+template <typename T>
+cudaError_t LaunchSamplesBackward(cudaStream_t stream, const DeformConv2dColumnsCall& call) {
+  const auto primals = call.Primals<T>();
+  T* const grad_columns = call.Columns<T>();
+  ExpectAligned({primals.x, primals.kernel, call.Cotangent<T>(), grad_columns});
+  const cudaError_t error =
+      LaunchDeformConv2dGradSamples(stream, call.chunk(), primals, call.Cotangent<T>(),
+                                    call.start(), call.SampleCotangents<T>(), grad_columns);
+  if (error != cudaSuccess || !call.Wants(kX)) return error;
+  return LaunchDeformConv2dGatherGradX(stream, call.chunk(), primals, call.start(),
+                                       static_cast<const T*>(grad_columns), call.scratch(),
+                                       call.GradX<T>(), call.GradXSums<float>());
+}
+
+ffi::Error SamplesBackward(cudaStream_t stream, ffi::RemainingArgs arguments,
+                           ffi::RemainingRets results, ffi::Dictionary attributes) {
+  return Guarded([&] {
+    const DeformConv2dColumnsCall call(DeformConv2dColumnsCall::kSamplesBackward, arguments,
+                                       results, attributes);
+    Dispatch(call, [&](auto type) {
+      ExpectLaunched(LaunchSamplesBackward<decltype(type)>(stream, call));
+    });
+  });
+}
+
 auto Binding() { return ffi::Ffi::Bind().Ctx<Stream>().RemainingArgs().RemainingRets().Attrs(); }
 
 }  // namespace
@@ -118,6 +147,8 @@ auto Binding() { return ffi::Ffi::Bind().Ctx<Stream>().RemainingArgs().Remaining
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dForward, Forward, Binding(),
                               {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dGradKernel, GradKernel, Binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dSamplesBackward, SamplesBackward, Binding(),
                               {ffi::Traits::kCmdBufferCompatible});
 
 }  // namespace jax_dcn

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "common/deform_conv2d.h"
+#include "cuda/deform_conv2d_chunk.h"
 
 namespace jax_dcn {
 
@@ -30,8 +31,9 @@ inline const char* WhyNotFused(const DeformConv2dProblem& problem, int element_b
   if (problem.image_pixels() * problem.channels >= most ||
       problem.taps() * problem.channels * problem.features >= most ||
       problem.pixels() / 32 * problem.features >= most ||
+      problem.pixels() * problem.offset_groups * problem.taps() * kCorners >= most ||
       problem.geometry.feature_groups >= 1 << 16) {
-    return "an image, the kernel or the number of blocks is too large";
+    return "an image, the kernel or the number of samples is too large";
   }
   return nullptr;
 }
@@ -52,6 +54,15 @@ cudaError_t LaunchDeformConv2dGradKernel(const DeformConv2dProblem& problem,
                                          float* scratch,  // [parts, K_h, K_w, C / groups, O]
                                          T* grad_kernel,  // [K_h, K_w, C / groups, O]
                                          cudaStream_t stream);
+
+// The gradients of offset and mask, from the chunk's samples. `grad_columns`, if not null, gets the
+// gradient of the chunk's columns.
+template <typename T>
+cudaError_t LaunchDeformConv2dGradSamples(cudaStream_t stream, const DeformConv2dChunk& chunk,
+                                          const DeformConv2dPrimals<T>& primals,
+                                          const T* grad_y,  // [N, H_out, W_out, O]
+                                          ChunkStart start, const DeformConv2dCotangents<T>& grads,
+                                          T* grad_columns);
 
 }  // namespace jax_dcn
 

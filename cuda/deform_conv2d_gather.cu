@@ -137,9 +137,8 @@ cudaError_t SumBins(cudaStream_t stream, const DeformConv2dChunk& chunk, const T
   cudaError_t error = Launch(DeformConv2dSumBinsKernel<T, kSize>, {grid, block}, stream,
                              grad_columns, bins, start, grad_x, chunk);
   if (error != cudaSuccess || bins.long_capacity == 0) return error;
-  return Launch(DeformConv2dSumLongBinsKernel<T, kSize>,
-                {dim3(kLongBinBlocks), block, kSharedBytes}, stream, grad_columns, bins, start,
-                grad_x, chunk);
+  return Launch(DeformConv2dSumLongBinsKernel<T, kSize>, {bins.long_blocks(), block, kSharedBytes},
+                stream, grad_columns, bins, start, grad_x, chunk);
 }
 
 }  // namespace

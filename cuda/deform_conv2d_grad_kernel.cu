@@ -17,7 +17,7 @@ template <typename T>
 struct GradKernelTile {
   static constexpr int kRows = 64;
   static constexpr int kFeatures = 128;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = BlockProduct<kRows, kFeatures>::kThreads;
   static constexpr int kPixels = 2 * kFragmentDepth<T>;
   static constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T));
   static constexpr int kChunks = kRows / kChunk;
@@ -34,8 +34,7 @@ struct GradKernelTile {
   static constexpr int kSharedBytes =
       kPipelineBytes + kLocatedPixels * (kChunks * sizeof(Sample) + sizeof(const T*));
 
-  static constexpr int kWarpRows = 2, kWarpColumns = 4;  // warps
-  using Product = WarpProduct<kRows / kWarpRows / kFragmentRows, kFeatures / kWarpColumns / 8>;
+  using Product = BlockProduct<kRows, kFeatures>;
 
   static_assert(kPixels * kChunks * kVectors == kThreads, "16 bytes of a step for each thread");
 };
@@ -134,12 +133,8 @@ class GradKernelBlock {
 #pragma unroll
     for (int depth = 0; depth < Tile::kPixels; depth += kFragmentDepth<T>) {
       product.template Add<T>(
-          [&](uint32_t (&a)[4], int row) {
-            LoadRowsTransposed(a, columns, depth, WarpRow() + row);
-          },
-          [&](uint32_t (&b)[4], int column) {
-            LoadColumns(b, grad, depth, WarpColumn() + column);
-          });
+          [&](uint32_t (&a)[4], int row) { LoadRowsTransposed(a, columns, depth, row); },
+          [&](uint32_t (&b)[4], int column) { LoadColumns(b, grad, depth, column); });
     }
   }
 
@@ -148,10 +143,9 @@ class GradKernelBlock {
     const int64_t rows = problem_.taps() * problem_.group_channels();
     float* const part = parts + blockIdx.z * rows * problem_.features;
     product.ForEachPair([&](int row, int column, float first, float second) {
-      const int64_t global_row = first_row_ + WarpRow() + row;
-      const int feature = WarpColumn() + column;
-      if (global_row >= rows || feature >= features_) return;
-      StorePair(part + global_row * problem_.features + first_feature_ + feature, first, second);
+      const int64_t global_row = first_row_ + row;
+      if (global_row >= rows || column >= features_) return;
+      StorePair(part + global_row * problem_.features + first_feature_ + column, first, second);
     });
   }
 
@@ -164,12 +158,6 @@ class GradKernelBlock {
     return threadIdx.x / Tile::kVectors % Tile::kChunks;
   }
   static __device__ __forceinline__ int ThreadVector() { return threadIdx.x % Tile::kVectors; }
-  static __device__ __forceinline__ int WarpRow() {
-    return threadIdx.x / kWarp / Tile::kWarpColumns * (Tile::kRows / Tile::kWarpRows);
-  }
-  static __device__ __forceinline__ int WarpColumn() {
-    return threadIdx.x / kWarp % Tile::kWarpColumns * (Tile::kFeatures / Tile::kWarpColumns);
-  }
 
   // The chunk at the block's rows; its tap does not exist beyond the last row.
   __device__ __forceinline__ Chunk ChunkAt(int index) const {

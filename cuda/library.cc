@@ -21,6 +21,7 @@ JAX_DCN_EXPORT const Library& CudaLibrary() {
       {
           {"jax_dcn_deform_conv2d_forward", DeformConv2dForward},
           {"jax_dcn_deform_conv2d_grad_kernel", DeformConv2dGradKernel},
+          {"jax_dcn_deform_conv2d_samples_backward", DeformConv2dSamplesBackward},
           {"jax_dcn_deform_conv2d_columns", DeformConv2dColumns},
           {"jax_dcn_deform_conv2d_columns_jvp", DeformConv2dColumnsJvp},
           {"jax_dcn_deform_conv2d_columns_backward", DeformConv2dColumnsBackward},

@@ -38,6 +38,15 @@ __device__ __forceinline__ void LoadRows(uint32_t (&a)[4], const SharedMatrix<T>
   LoadMatrices(a, matrix.At(row + lane % 16, column + lane / 16 * Packed<T>::kSize));
 }
 
+// Rounds what was read as it is stored to what tensor cores read of T.
+template <typename T>
+__device__ __forceinline__ void RoundToFactors(uint32_t (&values)[4]) {
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] = RoundToTf32(__uint_as_float(values[i]));
+  }
+}
+
 // The same of a matrix that holds a transposed: kFragmentDepth rows, 16 columns.
 template <typename T>
 __device__ __forceinline__ void LoadRowsTransposed(uint32_t (&a)[4], const SharedMatrix<T>& matrix,
@@ -68,9 +77,26 @@ __device__ __forceinline__ void LoadColumns(uint32_t (&b)[4], const SharedMatrix
   }
 }
 
-// A warp's part of a product: 16 kRows rows, 8 kColumns columns, summed in registers.
-template <int kRows, int kColumns>
-struct WarpProduct {
+// The same of a matrix that holds b transposed: 8 rows each, kFragmentDepth columns.
+template <typename T>
+__device__ __forceinline__ void LoadColumnsTransposed(uint32_t (&b)[4],
+                                                      const SharedMatrix<T>& matrix, int row,
+                                                      int column) {
+  const int lane = threadIdx.x % kWarp;
+  LoadMatrices(b,
+               matrix.At(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * Packed<T>::kSize));
+  RoundToFactors<T>(b);
+}
+
+// A block's product, kBlockRows x kBlockColumns, of which each of 2 x 4 warps sums a part in
+// registers.
+template <int kBlockRows, int kBlockColumns>
+struct BlockProduct {
+  static constexpr int kWarpRows = 2, kWarpColumns = 4;  // warps
+  static constexpr int kThreads = kWarpRows * kWarpColumns * kWarp;
+  static constexpr int kRows = kBlockRows / kWarpRows / kFragmentRows;  // fragments
+  static constexpr int kColumns = kBlockColumns / kWarpColumns / 8;     // fragments
+
   float sums[kRows][kColumns][4];
 
   __device__ __forceinline__ void Clear() {
@@ -78,17 +104,17 @@ struct WarpProduct {
     for (int i = 0; i < kRows * kColumns * 4; ++i) (&sums[0][0][0])[i] = 0;
   }
 
-  // += of the fragments that `load_a(fragment, row)` and `load_b(fragments, column)` give for the
-  // warp's rows and columns.
+  // += of the fragments that `load_a(fragment, row)` and `load_b(fragments, column)` give for rows
+  // and columns of the block.
   template <typename T, typename LoadA, typename LoadB>
   __device__ __forceinline__ void Add(const LoadA& load_a, const LoadB& load_b) {
     uint32_t a[kRows][4];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) load_a(a[i], kFragmentRows * i);
+    for (int i = 0; i < kRows; ++i) load_a(a[i], FirstRow() + kFragmentRows * i);
 #pragma unroll
     for (int j = 0; j < kColumns; j += 2) {
       uint32_t b[4];
-      load_b(b, 8 * j);
+      load_b(b, FirstColumn() + 8 * j);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         MultiplyAdd<T>(sums[i][j], a[i], b[0], b[1]);
@@ -107,11 +133,21 @@ struct WarpProduct {
       for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          store(kFragmentRows * i + 8 * half + lane / 4, 8 * j + lane % 4 * 2, sums[i][j][2 * half],
+          store(FirstRow() + kFragmentRows * i + 8 * half + lane / 4,
+                FirstColumn() + 8 * j + lane % 4 * 2, sums[i][j][2 * half],
                 sums[i][j][2 * half + 1]);
         }
       }
     }
+  }
+
+ private:
+  // Where the warp's part starts.
+  static __device__ __forceinline__ int FirstRow() {
+    return threadIdx.x / kWarp / kWarpColumns * (kBlockRows / kWarpRows);
+  }
+  static __device__ __forceinline__ int FirstColumn() {
+    return threadIdx.x / kWarp % kWarpColumns * (kBlockColumns / kWarpColumns);
   }
 };
 

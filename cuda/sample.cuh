@@ -13,16 +13,29 @@
 
 namespace jax_dcn {
 
-// Where a sample reads, and what it makes of that. An image has less than 2^31 elements.
-struct alignas(16) Sample {
+// Where a sample reads. An image has less than 2^31 elements.
+struct alignas(16) SampleCorners {
   int32_t corner[kCorners];  // the pixel's first element in the image, or kOutside
-  float weight[kCorners];    // with the mask in it
+
+  template <typename A>
+  __device__ __forceinline__ void SetCorners(const BilinearSample<A>& read, int64_t channels) {
+    for (int i = 0; i < kCorners; ++i) {
+      const bool outside = read.corner[i] == kOutside;
+      corner[i] = static_cast<int32_t>(outside ? kOutside : read.corner[i] * channels);
+    }
+  }
+};
+
+// And what it makes of that.
+struct Sample : SampleCorners {
+  float weight[kCorners];  // with the mask in it
 };
 
 // Outside its image, and worth nothing.
-__device__ __forceinline__ Sample NoSample() {
-  return {{kOutside, kOutside, kOutside, kOutside}, {0, 0, 0, 0}};
+__device__ __forceinline__ SampleCorners NoCorners() {
+  return {{kOutside, kOutside, kOutside, kOutside}};
 }
+__device__ __forceinline__ Sample NoSample() { return {NoCorners(), {0, 0, 0, 0}}; }
 
 template <typename T>
 __device__ inline Sample LocateSample(const DeformConv2dProblem& problem,
@@ -35,11 +48,8 @@ __device__ inline Sample LocateSample(const DeformConv2dProblem& problem,
       SampleOf(problem, OutputPixelAt(problem, pixel), tap_y, tap_x, primals.offset + 2 * index);
   const auto weights = ValueWeights(read, primals.mask == nullptr ? 1.0f : primals.mask[index]);
   Sample sample;
-  for (int i = 0; i < kCorners; ++i) {
-    const bool outside = read.corner[i] == kOutside;
-    sample.corner[i] = static_cast<int32_t>(outside ? kOutside : read.corner[i] * problem.channels);
-    sample.weight[i] = weights.corner[i];
-  }
+  sample.SetCorners(read, problem.channels);
+  for (int i = 0; i < kCorners; ++i) sample.weight[i] = weights.corner[i];
   return sample;
 }
 
@@ -52,7 +62,8 @@ struct CornerChannels {
 // Reads the channels that start at `channels` in the image's first pixel. Corners outside are not
 // read: they are zeros.
 template <typename T>
-__device__ __forceinline__ CornerChannels<T> LoadCorners(const Sample& sample, const T* channels) {
+__device__ __forceinline__ CornerChannels<T> LoadCorners(const SampleCorners& sample,
+                                                         const T* channels) {
   CornerChannels<T> corners;
 #pragma unroll
   for (int i = 0; i < kCorners; ++i) {

@@ -80,12 +80,22 @@ def test_fused_layer_is_one_call(dtype):
     assert targets(text) == ["forward"] and not re.search("dot_general|transpose|while", text)
 
 
-def test_fused_gradient_of_the_kernel_is_one_call_beside_those_of_the_columns():
-    text = lowered(jax.grad(loss(FUSED), argnums=1), *abstract(FUSED, "bfloat16"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_fused_gradients_are_two_calls(dtype):
+    text = lowered(jax.grad(loss(FUSED), argnums=1), *abstract(FUSED, dtype))
     assert targets(text) == ["grad_kernel"] and "dot_general" not in text
-    text = lowered(jax.grad(loss(FUSED), argnums=range(5)), *abstract(FUSED, "bfloat16"))
-    assert sorted(targets(text)) == ["columns_backward", "grad_kernel"]
-    assert text.count("dot_general") == 1
+    text = lowered(jax.grad(loss(FUSED), argnums=range(5)), *abstract(FUSED, dtype))
+    assert sorted(targets(text)) == ["grad_kernel", "samples_backward"]
+    assert not re.search("dot_general|transpose", text)
+
+
+def test_fused_gradients_of_offset_and_mask_hold_no_columns():
+    large = Case("large", 37, (61, 59), 256, 256)
+    gradients = jax.grad(loss(large), argnums=(2, 3))
+    text = lowered(gradients, *abstract(large, "bfloat16"))
+    assert targets(text) == ["samples_backward"] and "while" not in text
+    results = re.search(r"@jax_dcn_deform_conv2d_samples_backward.*-> (.*)", text)[1]
+    assert len(re.findall("tensor<", results)) == 2
 
 
 def test_full_precision_is_not_fused():
@@ -123,7 +133,7 @@ def test_a_tangent_is_one_call_and_one_product():
 
 LARGE = [
     Case("batch", 32, (28, 28), 128, 128),
-    Case("odd_batch", 37, (28, 28), 128, 128),
+    Case("odd_batch", 37, (28, 28), 100, 128),
     Case("one_large_image", 1, (101, 167), 256, 256),
     Case("grouped", 5, (61, 59), 96, 64, offset_groups=8, feature_group_count=4),
 ]
@@ -136,10 +146,10 @@ def test_columns_and_lists_are_bounded_whatever_the_size(case, dtype):
     text = lowered(gradients, *abstract(case, dtype))
     assert "stablehlo.while" in text  # more than one chunk
     held = 0
-    for call in re.findall(r"custom_call @jax_dcn_deform_conv2d_columns_backward.*", text):
+    for name, call in re.findall(r"custom_call @jax_dcn_deform_conv2d_(\w+)_backward(.*)", text):
         operands, results = call.rsplit("->", 1)
         # The gradient of the columns, in whose place the columns may be, and the lists.
-        for text, axes in ((operands, 5), (results, 1)):
+        for text, axes in ((operands if name == "columns" else results, 5), (results, 1)):
             for shape, kind in re.findall(r"tensor<([\dx]+)x(bf16|f32|i32)>", text):
                 sizes = tuple(map(int, shape.split("x")))
                 if len(sizes) == axes and sizes[-2:] != (case.offset_groups, 9):

@@ -65,6 +65,10 @@ class Chunks:
     def splits_images(self) -> bool:
         return self.pixels < math.prod(self.size)
 
+    def whole(self) -> "Chunks":
+        """All there is, as one chunk."""
+        return dataclasses.replace(self, images=self.batch, pixels=math.prod(self.size))
+
     def starts(self) -> np.ndarray:
         """First image and first pixel of each chunk, `[chunks, 2]`."""
         starts = [

@@ -41,9 +41,13 @@ def why_not_fused(
     if features < _LEAST_FEATURES or features * size % _LOAD_BYTES:
         return f"the features of a group are few, or no multiple of {_LOAD_BYTES} bytes"
     pixels = math.prod(offset.shape[:3])
-    sizes = (math.prod(x.shape[1:]), kernel.size * groups, pixels // 32 * kernel.shape[-1])
+    corners = 4 * math.prod(offset.shape[:-1])
+    sizes = (
+        *(math.prod(x.shape[1:]), kernel.size * groups),
+        *(pixels // 32 * kernel.shape[-1], corners),
+    )
     if max(sizes) >= 2**31 or groups >= 2**16:
-        return "an image, the kernel or the number of blocks is too large"
+        return "an image, the kernel or the number of samples is too large"
     return None
 
 

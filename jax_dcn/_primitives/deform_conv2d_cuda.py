@@ -7,12 +7,14 @@ The backward pass makes the gradient of the columns, `grad_y · kernelᵀ`, take
 and mask, puts the columns in its place and multiplies them with `grad_y`. All of this is done chunk
 by chunk, so that columns stay in the cache of the GPU and memory does not grow with the batch.
 
-Where a fused kernel can do better, it does (`_fused.py`): columns are then never held in memory.
+Where fused kernels can do better, they do (`_fused.py`): columns are then never held in memory, but
+for their gradient where that of x is asked for.
 
 The functions have the signatures of those in `jax_dcn.reference.deform_conv2d`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,16 +111,15 @@ def deform_conv2d_backward(
     grads = {}
     if "bias" in wrt:
         grads["bias"] = jnp.sum(grad_y, (0, 1, 2), offset.dtype).astype(x.dtype)
-    asked = tuple(name for name in _PRIMALS if name in wrt and primals[name].size)
-    if (
-        "kernel" in asked
-        and x.size
-        and why_not_fused(x, kernel, offset, geometry, precision) is None
-    ):
-        asked = tuple(name for name in asked if name != "kernel")
-        grads["kernel"] = _fused_grad_kernel(x, kernel, offset, mask, grad_y, geometry)
-    if asked and x.size:
-        grads |= _Backward(primals, asked, geometry, precision)(grad_y)
+    asked = [name for name in _PRIMALS if name in wrt and primals[name].size and x.size]
+    backward: type[_Backward] = _Backward
+    if why_not_fused(x, kernel, offset, geometry, precision) is None:
+        backward = _FusedBackward
+        if "kernel" in asked:
+            asked.remove("kernel")
+            grads["kernel"] = _fused_grad_kernel(x, kernel, offset, mask, grad_y, geometry)
+    if asked:
+        grads |= backward(primals, tuple(asked), geometry, precision)(grad_y)
     # What has no elements, and the gradient of a kernel that no image was multiplied with.
     empty = {name: jnp.zeros_like(primals[name]) for name in wrt if name not in grads}
     return tuple((grads | empty)[name] for name in wrt)
@@ -151,13 +152,18 @@ class _Backward:
                 self.types[name] = self.types[name].update(dtype=offset.dtype)
 
     def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
-        starts, chunks = jnp.asarray(self.chunks.starts()), self.chunks.split(grad_y)
+        chunks = self.chunks.split(grad_y)
+        return self._over_chunks(lambda sums, of: self._of_chunk(sums, *of), (chunks,))
+
+    def _over_chunks(self, step: Callable, operands: tuple) -> dict[str, jax.Array]:
+        """Adds up the gradients that `step(sums so far, (start, *operands of a chunk))` gives."""
+        starts = jnp.asarray(self.chunks.starts())
         if len(starts) == 1:
-            grads = self._of_chunk(None, starts[0], chunks[0])
+            grads = step(None, (starts[0], *(operand[0] for operand in operands)))
         else:
             zeros = {n: jnp.zeros(t.shape, t.dtype) for n, t in self.types.items()}
             grads, _ = jax.lax.scan(
-                lambda sums, chunk: (self._of_chunk(sums, *chunk), None), zeros, (starts, chunks)
+                lambda sums, of: (step(sums, of), None), zeros, (starts, *operands)
             )
         return {name: grad.astype(self.primals[name].dtype) for name, grad in grads.items()}
 
@@ -171,7 +177,7 @@ class _Backward:
         else:
             kernel, columns = self.primals["kernel"], self.chunks.columns
             grad_columns = times_kernel_transposed(grad_y, kernel, columns, **options)
-            grads = self._of_columns(sums, operands, grad_columns)
+            grads = self._call("columns_backward", sums, (*operands, grad_columns))
         if "kernel" in self.wrt:
             shape, dtype = self.types["kernel"].shape, self.types["kernel"].dtype
             columns = grads.pop("columns")
@@ -179,15 +185,16 @@ class _Backward:
             grads["kernel"] = product if sums is None else sums["kernel"] + product
         return {name: grads[name] for name in self.wrt}
 
-    def _of_columns(
+    def _call(
         self,
+        target: str,
         sums: dict[str, jax.Array] | None,
         operands: tuple[jax.Array, ...],
-        grad_columns: jax.Array,
+        *scratch: Any,
     ) -> dict[str, jax.Array]:
         """The gradients of x, offset and mask, and the columns, in the place of their gradient."""
         results = self.types | ({"kernel": self.chunks.columns} if "kernel" in self.wrt else {})
-        operands, aliases = (*operands, grad_columns), {}
+        aliases = {}
         for index, name in enumerate(self.wrt):
             if name == "kernel":
                 aliases[len(self.primals) + 1] = index
@@ -196,11 +203,29 @@ class _Backward:
                 operands = (*operands, sums[name])
         types = list(results.values())
         if "x" in self.wrt:
-            scratch = (self.chunks.gather_words,)
-            types.append(self.types["x"].update(shape=scratch, dtype=np.dtype(np.int32)))
-        grads = call("columns_backward", types, operands, self.geometry, self.wrt, aliases)
+            words = (self.chunks.gather_words,)
+            types.append(self.types["x"].update(shape=words, dtype=np.dtype(np.int32)))
+        grads = call(target, (*types, *scratch), operands, self.geometry, self.wrt, aliases)
         names = ("columns" if name == "kernel" else name for name in self.wrt)
         return dict(zip(names, grads, strict=False))  # not the scratch
+
+
+class _FusedBackward(_Backward):
+    """The same of x, offset and mask, without a product of XLA's.
+
+    Only the gradient of x is made of columns in memory; without it, there is one chunk.
+    """
+
+    def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
+        scratch = (self.chunks.columns,) if "x" in self.wrt else ()
+        if not scratch:
+            self.chunks = self.chunks.whole()
+
+        def step(sums, of):
+            operands = (*self.primals.values(), *of, grad_y)
+            return self._call("samples_backward", sums, operands, *scratch)
+
+        return self._over_chunks(step, ())
 
 
 def _plus_bias(y: jax.Array, bias: jax.Array) -> jax.Array:

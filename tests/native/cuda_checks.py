@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import Case
-from cuda_columns_checks import COLUMNS, check_columns
+from cuda_columns_checks import COLUMNS, check_columns, expect_near
 from cuda_roi_checks import ROI_CASES, check_roi_pool
 
 from jax_dcn import reference
+from jax_dcn._primitives import _columns, deform_conv2d_cuda
 from jax_dcn._primitives._fused import why_not_fused
 from jax_dcn._primitives.deform_conv2d_call import call
 
@@ -102,6 +103,47 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
         expect_close(f"{name} of {case}", actual, value, magnitude, dtype)
 
 
+# Groups of offsets that span groups of features, whose channels are no multiple of a tile, and the
+# reverse; features that are no multiple of a step.
+FUSED_SAMPLES = [
+    Case("tiles", 2, (5, 7), 160, 48, kernel=(1, 2), padding=(0, 1), feature_group_count=2),
+    Case("groups", 3, (6, 5), 64, 40, kernel=(2, 1), modulated=False, offset_groups=2),
+]
+
+# Largest error relative to the largest value, which is a sum of terms of both signs.
+SAMPLES_TOLERANCE = {"float32": 4e-3, "bfloat16": 3e-2, "float16": 4e-3}
+
+
+def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
+    """The gradients of x, offset and mask, in several chunks; then, at once, without that of x."""
+    primals = operands(case, dtype, seed)[:4]
+    primals[0] = np.where(np.isfinite(primals[0]), primals[0], primals[0].dtype.type(0))
+    grad_y = np.asarray(jnp.asarray(case.cotangent(seed=seed)).astype(dtype))
+    names = ("x", "offset", "mask") if case.modulated else ("x", "offset")
+    # Parts of an image, or some images.
+    _columns.CHUNK_BYTES = [25_000, 50_000][(FUSED_SAMPLES.index(case) + seed) % 2]
+
+    @jax.jit
+    def actual(primals, grad_y):
+        named = dict(zip(("x", "kernel", "offset", "mask"), primals, strict=True))
+        of = lambda wrt: deform_conv2d_cuda._FusedBackward(named, wrt, case.geometry, None)
+        return of(names)(grad_y), of(names[1:])(grad_y)
+
+    @jax.jit
+    def expected(primals, grad_y):
+        return reference.deform_conv2d_backward(
+            *primals, grad_y, wrt=names, geometry=case.geometry, precision=None
+        )
+
+    all_grads, others = actual(primals, grad_y)
+    *wide, wide_grad_y = widened([*primals, grad_y])
+    for name, right in zip(names, expected(wide, wide_grad_y), strict=True):
+        grad, label = np.asarray(all_grads[name]), f"gradient of {name} of {case}"
+        expect_near(label, grad, right, SAMPLES_TOLERANCE[dtype])
+        # The emulator runs threads in another order each time, and sums are the same.
+        assert name == "x" or grad.tobytes() == np.asarray(others[name]).tobytes(), label
+
+
 # Each has one thing that the rule in Python, too, leaves to columns in memory.
 NOT_FUSED = [
     Case("channels", 1, (4, 5), channels=48, features=64),
@@ -126,5 +168,6 @@ CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "columns": (check_columns, COLUMNS, ("float64", "bfloat16", "float32", "float16")),
     "fused": (check_fused, FUSED, FUSED_DTYPES),
+    "fused_samples": (check_fused_samples, FUSED_SAMPLES, FUSED_DTYPES),
     "roi_pool": (check_roi_pool, ROI_CASES, ("float32", "float64", "bfloat16", "float16")),
 }

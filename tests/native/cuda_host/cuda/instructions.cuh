@@ -64,43 +64,43 @@ inline void LoadTransposedMatrices(uint32_t (&matrices)[4], const void* row) {
   }
 }
 
-// How 32-bit registers hold a row of a, or a column of b.
+// The numbers in a 32-bit register that holds a part of a row of a, or of a column of b.
 template <typename T>
 struct Factor {
   static constexpr int kValues = 2;
-  static float ValueOf(uint32_t bits, int i) {
+  static void Read(uint32_t bits, float* values) {
     const float2 pair = Pair<T>::ToFloats(bits);
-    return i == 0 ? pair.x : pair.y;
+    values[0] = pair.x;
+    values[1] = pair.y;
   }
 };
 template <>
 struct Factor<float> {
   static constexpr int kValues = 1;
   // Tensor cores do not read the lower bits.
-  static float ValueOf(uint32_t bits, int) { return __uint_as_float(bits & 0xffffe000u); }
+  static void Read(uint32_t bits, float* values) { *values = __uint_as_float(bits & 0xffffe000u); }
 };
 
 // Register i of lane 4 g + q holds, of a, row g + 8 (i % 2) and the values at q + 4 (i / 2); of b,
 // column g and the values at q + 4 i; of the sums, row g + 8 (i / 2), column 2 q + i % 2.
 template <typename T>
 void MultiplyAdd(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  struct Fragments {
-    uint32_t a[4], b[2];
-  } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  const cuda_host::Values& values = cuda_host::Exchange(~0u, &mine, sizeof(mine));
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const cuda_host::Values& values = cuda_host::Exchange(~0u, mine, sizeof(mine));
   const int g = cuda_host::Lane() / 4, q = cuda_host::Lane() % 4;
-  const auto lane = [&](int row, int column) {
-    return cuda_host::ValueOf<Fragments>(values, 4 * row + column);
-  };
-  for (int column = 0; column < 2; ++column) {
-    for (int k = 0; k < 8; ++k) {
-      const Fragments row = lane(g, k % 4), other = lane(2 * q + column, k % 4);
-      for (int i = 0; i < Factor<T>::kValues; ++i) {
-        const float b = Factor<T>::ValueOf(other.b[k / 4], i);
-        sums[column] += Factor<T>::ValueOf(row.a[2 * (k / 4)], i) * b;
-        sums[2 + column] += Factor<T>::ValueOf(row.a[2 * (k / 4) + 1], i) * b;
-      }
+  constexpr int kValues = Factor<T>::kValues, kDepth = 8 * kValues;
+  float rows[2][kDepth], columns[2][kDepth];
+  for (int k = 0; k < 8; ++k) {
+    for (int i = 0; i < 2; ++i) {
+      uint32_t bits[2];
+      std::memcpy(&bits[0], values.of_lane[4 * g + k % 4] + 4 * (2 * (k / 4) + i), 4);
+      std::memcpy(&bits[1], values.of_lane[4 * (2 * q + i) + k % 4] + 4 * (4 + k / 4), 4);
+      Factor<T>::Read(bits[0], &rows[i][kValues * k]);
+      Factor<T>::Read(bits[1], &columns[i][kValues * k]);
     }
+  }
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < kDepth; ++k) sums[i] += rows[i / 2][k] * columns[i % 2][k];
   }
 }
 

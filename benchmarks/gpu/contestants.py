@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""What is timed on a GPU: our kernels, XLA's products and convolution, and torchvision."""
+
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn import deform_conv2d
+from tests.cases import Case
+
+# (dtype, precision of products): TF32 is what XLA does with float32 unless it is told otherwise.
+NUMBERS = {
+    "bfloat16": ("bfloat16", "default"),
+    "float16": ("float16", "default"),
+    "tf32": ("float32", "default"),
+    "float32": ("float32", "highest"),
+}
+MODES = ("forward", "backward")
+REPEATS = 20  # of a function in one measurement, so that a launch is small beside it
+
+
+def arrays_of(case: Case, dtype: str) -> tuple[list[jax.Array], jax.Array]:
+    """The operands and the cotangent; offset and mask are in float32 at least."""
+    names = ("x", "kernel", "offset", "mask", "bias")
+    wide = {"offset": "float32", "mask": "float32"}
+    arrays = [
+        jnp.asarray(a).astype(wide.get(name, dtype))
+        for name, a in zip(names, case.arrays(), strict=True)
+    ]
+    return arrays, jnp.asarray(case.cotangent()).astype(dtype)
+
+
+def programs(
+    case: Case, number: str, implementation: str | None = None, precision: str | None = None
+) -> dict[str, Callable]:
+    """The operator, and all its gradients, as functions of the operands."""
+    dtype, usual = NUMBERS[number]
+    options = dict(**case.options, precision=precision or usual, implementation=implementation)
+    return with_backward(
+        lambda *arrays: deform_conv2d(*arrays, **options), arrays_of(case, dtype)[1]
+    )
+
+
+def with_backward(f: Callable, grad_y: jax.Array) -> dict[str, Callable]:
+    return {"forward": f, "backward": lambda *arrays: jax.vjp(f, *arrays)[1](grad_y)}
+
+
+def repeatedly(functions: dict[str, Callable], arrays: list) -> dict[str, Callable]:
+    """`REPEATS` runs of each, one after the other in one program."""
+
+    def repeated(g):
+        def step(values, _):
+            # The next run's kernel hangs on each of this one's results, so that none is left out.
+            results = jax.lax.optimization_barrier(jax.tree.leaves(g(*values)))
+            zero = sum(0 * result.ravel()[0].astype(jnp.float32) for result in results)
+            moved = values[1] + zero.astype(values[1].dtype)[None, None, None, None]
+            return (values[0], moved, *values[2:]), zero
+
+        run = jax.jit(lambda *values: jax.lax.scan(step, values, length=REPEATS)[1])
+        return lambda: jax.block_until_ready(run(*arrays))
+
+    return {mode: repeated(function) for mode, function in functions.items()}
+
+
+def ordinary_convolution(case: Case, number: str) -> dict[str, Callable]:
+    dtype, precision = NUMBERS[number]
+    (x, kernel, _, _, bias), grad_y = arrays_of(case, dtype)
+
+    def convolve(x, kernel, bias):
+        with jax.default_matmul_precision(precision):
+            return case.ordinary_convolution(x, kernel) + bias[None, None, None, :]
+
+    return repeatedly(with_backward(convolve, grad_y), [x, kernel, bias])
+
+
+def torchvision(case: Case, number: str) -> dict[str, Callable]:
+    """Torchvision's operator in its better layout; nothing where it is not, or not of the dtype."""
+    if not importlib.util.find_spec("torchvision") or number == "bfloat16":
+        return {}
+    import torch
+    from torchvision.ops import deform_conv2d as operator
+
+    if not torch.cuda.is_available() and jax.default_backend() == "gpu":
+        return {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and number != "float32":
+        return {}
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number == "tf32"
+    dtype = torch.float16 if number == "float16" else torch.float32
+
+    def tensor(array, axes=None):
+        array = torch.from_numpy(np.array(array, np.float32)).to(device, dtype)
+        return (array if axes is None else array.permute(axes)).contiguous()
+
+    x, kernel, offset, mask, bias = case.arrays()
+    channels_first = (0, 3, 1, 2)
+    operands = [
+        tensor(x, channels_first),
+        tensor(offset.reshape(*offset.shape[:3], -1), channels_first),
+        tensor(kernel, (3, 2, 0, 1)),
+        tensor(bias),
+    ]
+    mask = tensor(mask.reshape(*mask.shape[:3], -1), channels_first)
+    grad_y = tensor(case.cotangent(), channels_first)
+    (top, _), (left, _) = case.geometry.padding
+    options = dict(stride=case.strides, padding=(top, left), dilation=case.kernel_dilation)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for array in (*operands, mask):
+        array.requires_grad_()
+
+    def forward():
+        with torch.no_grad():
+            for _ in range(REPEATS):
+                operator(*operands, mask=mask, **options)
+        synchronize()
+
+    def backward():
+        for _ in range(REPEATS):
+            y = operator(*operands, mask=mask, **options)
+            torch.autograd.grad(y, (*operands, mask), grad_y)
+        synchronize()
+
+    return {"forward": forward, "backward": backward}
+
+
+def contestants(case: Case, number: str) -> dict[str, dict[str, Callable]]:
+    arrays, _ = arrays_of(case, NUMBERS[number][0])
+    found = {
+        "native": repeatedly(programs(case, number), arrays),
+        "xla": repeatedly(programs(case, number, "xla"), arrays),
+        "convolution": ordinary_convolution(case, number),
+        "torchvision": torchvision(case, number),
+    }
+    return {name: functions for name, functions in found.items() if functions}
