@@ -75,7 +75,7 @@ def _register(platform: str, module_name: str, xla_platform: str) -> None:
         extension = importlib.import_module(module_name)
     except ImportError as error:
         _unavailable[platform] = (
-            f"jax_dcn was built without {platform} kernels ({error}); {_HOW_TO_GET[platform]}"
+            f"jax_dcn was built without {platform} kernels ({error}); {_how_to_get(platform)}"
         )
         return
     if reason := _newer_than_runtime(extension.FFI_VERSION) or _out_of_step(platform):
@@ -84,6 +84,14 @@ def _register(platform: str, module_name: str, xla_platform: str) -> None:
     _extensions[platform] = extension
     for name, capsule in extension.TARGETS.items():
         jax.ffi.register_ffi_target(name, capsule, platform=xla_platform)
+
+
+def _how_to_get(platform: str) -> str:
+    sources = pathlib.Path(__file__).parents[1]
+    if platform == "cpu" and (sources / "CMakeLists.txt").exists():
+        # Python looks in the working directory first, where there are no kernels.
+        return f"{sources} holds its sources: start Python elsewhere, or pip install -e {sources}"
+    return _HOW_TO_GET[platform]
 
 
 def _newer_than_runtime(built: tuple[int, int]) -> str | None:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import jax_dcn
 from jax_dcn import _native
 from jax_dcn.installation import selfcheck, show_config
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def python(*arguments: str, **environment: str) -> str:
@@ -104,6 +107,13 @@ def test_without_kernels_it_imports_runs_on_xla_and_says_why(module, sentence):
     assert warned.count("On cpu, jax_dcn runs on XLA, slowly: " + sentence) == 1
     assert shape == "(1, 4, 5, 3)"
     assert sentence in refused
+
+
+def test_missing_kernels_say_where_to_get_them(monkeypatch, tmp_path):
+    assert f"{ROOT} holds its sources: start Python elsewhere" in _native._how_to_get("cpu")
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "jax_dcn" / "_native.py"))
+    assert "reinstall it from a wheel" in _native._how_to_get("cpu")
+    assert "rebuild it where nvcc is" in _native._how_to_get("cuda")
 
 
 def test_a_plugin_out_of_step_with_jaxlib_is_named_with_the_remedy(monkeypatch):
