@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs the suite against other versions of JAX, with the package as users install it: from a wheel.
+"""Runs the suite with other versions of JAX, on the kernels of a wheel; a line for each says how it went.
 
     python tests/packaging/versions.py                       # oldest and 0.10.2, with this Python
     python tests/packaging/versions.py newest -- -k native   # what follows -- goes to pytest
@@ -10,16 +10,20 @@ its Python 3.13, into a folder (debootstrap, as root), and runs there.
 """
 
 import argparse
+import collections
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 ROOT = pathlib.Path(__file__).parents[2]
 VERSIONS = {"oldest": "==0.8.1", "0.10.2": "==0.10.2", "newest": ""}
-# What the suite reads, without the package: it must test the one that is installed.
-READS = ("README.md", "docs", "examples", "benchmarks", "tests", "common", "cpu", "cuda")
+# What the suite reads. The package itself comes from the wheel.
+FOLDERS = ("benchmarks", "common", "cpu", "cuda", "docs", "examples", "tests")
+FILES = ("*.md", "*.txt", "*.toml", "*.yml", "LICENSE", "Makefile")
 DEBIAN = "trixie"
 DEBIAN_PACKAGES = "python3,python3-venv,python3-dev,ca-certificates,g++"
 
@@ -38,9 +42,17 @@ def main() -> int:
     if arguments.debian:
         return run_in_debian(arguments.debian.resolve(), arguments.versions, pytest_options)
     wheel = build_wheel(arguments.work)
-    failed = [v for v in arguments.versions if not suite(v, wheel, arguments.work, pytest_options)]
-    print(f"failed with JAX: {', '.join(failed)}" if failed else "passed with every JAX")
-    return bool(failed)
+    sources = unpack(wheel, arguments.work / "sources")
+    lines, failures = [], 0
+    for version in arguments.versions:
+        environment = prepare(version, wheel, arguments.work)
+        log = arguments.work / f"{version}.log"
+        outcomes = suite(environment, sources, log, pytest_options)
+        failures += sum(outcomes[bad] for bad in ("failed", "error", "crashed"))
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        lines.append(f"{versions_of(environment)}: {counts} (see {log})")
+    print("\n".join(lines))
+    return int(failures > 0)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -57,22 +69,50 @@ def build_wheel(work: pathlib.Path) -> pathlib.Path:
     return max((work / "dist").glob(f"*-{tag}-*.whl"), key=os.path.getmtime)
 
 
-def suite(version: str, wheel: pathlib.Path, work: pathlib.Path, options: list[str]) -> bool:
-    """Whether the suite passes with that version of JAX."""
+def unpack(wheel: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A checkout whose package, with its kernels, is that of the wheel."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name)
+    for path in (path for pattern in FILES for path in ROOT.glob(pattern)):
+        shutil.copy(path, folder)
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def prepare(version: str, wheel: pathlib.Path, work: pathlib.Path) -> pathlib.Path:
+    """An environment with the wheel, what its tests need, and that version of JAX."""
+    package = f"jax-dcn[parity,test] @ {wheel.resolve().as_uri()}"
     jax = VERSIONS[version]
-    extras = "[parity,test]"
-    environment = make_environment(
-        work / version, f"jax-dcn{extras} @ {wheel.resolve().as_uri()}", f"jax{jax}", f"jaxlib{jax}"
+    return make_environment(work / version, package, f"jax{jax}", f"jaxlib{jax}")
+
+
+def suite(
+    environment: pathlib.Path, sources: pathlib.Path, log: pathlib.Path, options: list[str]
+) -> collections.Counter[str]:
+    """Numbers of tests by outcome; a process for each file, so that none leans on another."""
+    outcomes = collections.Counter({"passed": 0, "failed": 0, "skipped": 0})
+    command = [environment / "bin" / "python", "-m", "pytest", "-q", *options]
+    with log.open("w") as written:
+        for path in sorted((sources / "tests").glob("test_*.py")):
+            done = subprocess.run([*command, path], cwd=sources, stdout=subprocess.PIPE, text=True)
+            last = done.stdout.strip().splitlines()[-1:]
+            print(path.name, *last, flush=True)
+            written.write(done.stdout)
+            for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", *last or [""]):
+                outcomes[outcome] += int(count)
+            # Of pytest's statuses, 0 is success, 1 a failure and 5 that the options left no test.
+            outcomes["crashed"] += done.returncode not in (0, 1, 5)
+    return +outcomes
+
+
+def versions_of(environment: pathlib.Path) -> str:
+    """Which JAX and Python the environment has."""
+    program = (
+        "import jax, platform as p; print('JAX', jax.__version__, '/ Python', p.python_version())"
     )
-    sources = work / "sources"
-    shutil.rmtree(sources, ignore_errors=True)
-    for name in READS:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        sources.mkdir(exist_ok=True)
-        copy(ROOT / name, sources / name)
-    shutil.copy(ROOT / "pyproject.toml", sources)
-    command = [environment / "bin" / "python", "-m", "pytest", "--numprocesses", "auto", *options]
-    return subprocess.run(command, cwd=sources).returncode == 0
+    command = [environment / "bin" / "python", "-c", program]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def make_environment(folder: pathlib.Path, *requirements: str) -> pathlib.Path:
