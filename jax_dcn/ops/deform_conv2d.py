@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The public function `deform_conv2d`."""
 
+from __future__ import annotations  # those of shapes are for readers and type checkers
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +14,18 @@ from jax_dcn._primitives.deform_conv2d import deform_conv2d_p
 from jax_dcn.geometry import Padding, Size, conv_geometry
 from jax_dcn.implementation import implementation_names
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def deform_conv2d(
-    x: jax.Array,
-    kernel: jax.Array,
-    offset: jax.Array,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    x: Float[Array, "*batch H W C"],
+    kernel: Float[Array, "kh kw C_per_group O"],
+    offset: Float[Array, "*batch Ho Wo G K 2"],
+    mask: Float[Array, "*batch Ho Wo G K"] | None = None,
+    bias: Float[Array, "O"] | None = None,
     *,
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
@@ -28,7 +34,7 @@ def deform_conv2d(
     boundary: str = "padded",
     precision: jax.lax.PrecisionLike = None,
     implementation: str | Sequence[str] | None = None,
-) -> jax.Array:
+) -> Float[Array, "*batch Ho Wo O"]:
     r"""Convolves `x` at positions displaced by `offset`.
 
     With the taps :math:`k` at the places :math:`r_k` of the regular, dilated kernel grid, output

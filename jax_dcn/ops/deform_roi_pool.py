@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The public functions `deform_roi_pool` and `deform_roi_align`: regions pooled at displaced bins."""
 
+from __future__ import annotations  # those of shapes are for readers and type checkers
+
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,17 @@ from jax_dcn._primitives.deform_roi_pool import deform_roi_pool_p
 from jax_dcn.geometry import RoIGeometry
 from jax_dcn.implementation import implementation_names
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Real
+
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def deform_roi_pool(
-    x: jax.Array,
-    rois: jax.Array,
-    offset: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    x: Float[Array, "N H W C"],
+    rois: Real[Array, "R 5"],
+    offset: Float[Array, "R parts parts classes 2"] | None = None,
+    mask: Float[Array, "R P P"] | None = None,
     *,
     spatial_scale: float,
     pooled_size: int,
@@ -32,7 +37,7 @@ def deform_roi_pool(
     samples_per_part: int = 4,
     trans_std: float = 0.0,
     implementation: str | Sequence[str] | None = None,
-) -> jax.Array:
+) -> Float[Array, "R P P D"]:
     r"""Averages `x` over the bins of regions, each bin displaced by `offset`: Deformable RoI pooling.
 
     A region is divided into `pooled_size * pooled_size` bins. With the corner :math:`r_b` of bin
@@ -118,17 +123,17 @@ def deform_roi_pool(
 
 
 def deform_roi_align(
-    x: jax.Array,
-    rois: jax.Array,
-    offset: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    x: Float[Array, "N H W C"],
+    rois: Real[Array, "R 5"],
+    offset: Float[Array, "R Ph Pw 1 2"] | None = None,
+    mask: Float[Array, "R Ph Pw"] | None = None,
     *,
     spatial_scale: float,
     pooled_size: int | Sequence[int],
     sampling_ratio: int = 0,
     gamma: float = 0.1,
     implementation: str | Sequence[str] | None = None,
-) -> jax.Array:
+) -> Float[Array, "R Ph Pw C"]:
     """Like `deform_roi_pool`, with the samples of RoIAlign: what mmcv calls `deform_roi_pool`.
 
     For checkpoints of mmcv's `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` (mmdetection from
