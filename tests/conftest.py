@@ -2,6 +2,7 @@
 """The suite runs in 64 bits, under JAX's strict promotion rules, with warnings as errors."""
 
 import os
+from importlib.metadata import version
 
 import jax
 import pytest
@@ -13,6 +14,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # XLA then compiles twice as fast. The kernels, which are compiled ahead, are as users have them.
 jax.config.update("jax_disable_most_optimizations", True)
+# And twice as fast again without the emitters that newer versions cannot do without. Subprocesses
+# inherit this.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 # A process has one number of devices: two for the examples' tests, and more in another process for
 # the tests in this folder, which test_sharding.py runs.

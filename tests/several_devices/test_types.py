@@ -167,9 +167,13 @@ def test_accumulated_gradients_are_one_all_reduce_a_batch(kind):
 def test_shard_map_sums_accumulated_gradients_once():
     placed = batches(AxisType.Auto)
 
+    def own(array):
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(array, "data", to="varying")
+        return jax.lax.pvary(array, "data")  # Before JAX 0.9.
+
     def local(x, kernel, offset, mask, bias):
-        own = jax.lax.pcast((kernel, bias), "data", to="varying")
-        return jax.lax.psum(accumulated(x, own[0], offset, mask, own[1]), "data")
+        return jax.lax.psum(accumulated(x, own(kernel), offset, mask, own(bias)), "data")
 
     specs = tuple(array.sharding.spec for array in placed)
     once = jax.jit(jax.shard_map(local, mesh=mesh(data=4), in_specs=specs, out_specs=P()))
