@@ -37,6 +37,19 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+# Minutes each, in processes of their own: begun first, so that no worker ends alone with one.
+LONGEST = (
+    "test_cuda_on_host.py",
+    "test_cuda_compiles.py",
+    "test_sanitizers.py",
+    "test_sharding.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(params=["native", "xla"])
 def implementation(request: pytest.FixtureRequest) -> str:
     return request.param
