@@ -23,7 +23,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", devices)
 if processes > 1:
     jax.distributed.initialize(
-        address, processes, process, heartbeat_timeout_seconds=5, shutdown_timeout_seconds=5
+        address, processes, process, heartbeat_timeout_seconds=15, shutdown_timeout_seconds=15
     )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from cases import Case
