@@ -11,6 +11,7 @@
 
 #include "common/deform_conv2d.h"
 #include "common/half.h"
+#include "cuda/instructions.cuh"
 #include "cuda/launch.cuh"
 
 namespace jax_dcn {
@@ -39,18 +40,6 @@ __device__ __forceinline__ auto Load(const T* from) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) channels.value[i] = ToFloat(stored.value[i]);
   return channels;
-}
-
-// One store, which the compiler would otherwise take apart.
-__device__ __forceinline__ void StoreVector(void* to, const uint32_t (&words)[4]) {
-#if defined(__CUDACC__)
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
-#else
-  std::memcpy(to, words, sizeof(words));
-#endif
 }
 
 template <typename T, typename A, int kSize>

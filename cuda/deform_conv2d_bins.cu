@@ -145,7 +145,6 @@ __global__ void __launch_bounds__(kBinThreads) SortLongBinsKernel(Bins bins) {
           bins.ids[own_place++] = word_id + __ffs(static_cast<int>(bits)) - 1;
         }
       }
-      __syncthreads();
     }
   }
 }

@@ -125,7 +125,7 @@ class ForwardBlock {
   // Writes the thread's part of the step's columns.
   __device__ __forceinline__ void Write(const Steps& step, const CornerChannels<T>& corners,
                                         int buffer) const {
-    StorePacked(Columns(buffer).At(Row(), Vector() * Packed<T>::kSize),
+    StoreShared(Columns(buffer).At(Row(), Vector() * Packed<T>::kSize),
                 RoundToFactor<T>(Interpolate(SampleOfThread(step), corners)));
   }
 
@@ -169,7 +169,7 @@ class ForwardBlock {
       const int feature = i % Tile::kKernelVectors * Packed<T>::kSize;
       const int64_t pixel = first_pixel_ + row;
       if (pixel >= problem_.pixels() || feature >= features_) continue;
-      StorePacked(y + pixel * problem_.features + first_feature_ + feature,
+      StoreGlobal(y + pixel * problem_.features + first_feature_ + feature,
                   LoadShared<T>(tile.At(row, feature)));
     }
   }

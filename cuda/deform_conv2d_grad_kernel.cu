@@ -110,7 +110,7 @@ class GradKernelBlock {
   __device__ __forceinline__ void Write(const Steps& step, const CornerChannels<T>& corners,
                                         int buffer) const {
     const int row = ThreadChunk() * Tile::kChunk + ThreadVector() * Packed<T>::kSize;
-    StorePacked(Columns(buffer).At(ThreadPixel(), row),
+    StoreShared(Columns(buffer).At(ThreadPixel(), row),
                 RoundToFactor<T>(Interpolate(ThreadSample(step), corners)));
   }
 

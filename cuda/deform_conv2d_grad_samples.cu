@@ -185,7 +185,7 @@ class GradSamplesBlock {
       }
       if (grad_columns == nullptr || !IsInChunk(row)) continue;
       const int32_t column_row = (first_position_ + row) * chunk_.taps() + tap_;
-      StorePacked(grad_columns + chunk_.ColumnIndex(column_row, channel), packed);
+      StoreGlobal(grad_columns + chunk_.ColumnIndex(column_row, channel), packed);
     }
   }
 

@@ -56,6 +56,14 @@ __device__ __forceinline__ uint32_t RoundToTf32(float value) {
   return bits;
 }
 
+// Writes 16 bytes to global memory by one instruction: the compiler takes some such stores apart.
+__device__ __forceinline__ void StoreVector(void* global, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(global), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }

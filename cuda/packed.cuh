@@ -36,8 +36,13 @@ __device__ __forceinline__ Packed<T> LoadShared(const T* from) {
 }
 
 template <typename T>
-__device__ __forceinline__ void StorePacked(T* to, const Packed<T>& packed) {
+__device__ __forceinline__ void StoreShared(T* to, const Packed<T>& packed) {
   *reinterpret_cast<uint4*>(to) = packed.bits;
+}
+
+template <typename T>
+__device__ __forceinline__ void StoreGlobal(T* to, const Packed<T>& packed) {
+  StoreVector(to, {packed.bits.x, packed.bits.y, packed.bits.z, packed.bits.w});
 }
 
 template <typename T>

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The CUDA kernels compile for every GPU architecture, and spill no registers."""
 
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,12 @@ def test_kernels_compile_for_every_architecture_without_spills():
     command = [sys.executable, compile_cuda.__file__]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_recorded_resources_are_those_of_the_kernels_there_are():
+    sources = "".join(path.read_text() for path in (compile_cuda.ROOT / "cuda").glob("*.cu"))
+    kernels = set(re.findall(r"__global__[^;{]*?\b(\w+Kernel)\(", sources))
+    assert kernels == {kernel.split("<")[0] for kernel in compile_cuda.recorded()}
 
 
 REPORT = """

@@ -78,6 +78,12 @@ def table(found: dict[tuple[str, str], dict[str, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def recorded() -> set[str]:
+    """The kernels in the table."""
+    lines = TABLE.read_text().splitlines()[1:]
+    return {re.sub(r"(\s+\d+)+(\s+bytes shared)?$", "", line) for line in lines}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the table")
@@ -92,6 +98,8 @@ def main() -> None:
     if spilled:
         sys.exit(f"kernels spill registers: {spilled}")
     before = TABLE.read_text()
+    if other := {kernel for kernel, _ in found} ^ recorded():
+        sys.exit(f"{TABLE.name} is of other kernels, --record writes it anew: {sorted(other)}")
     if now != before:  # of another compiler, or of a kernel that has changed
         print(f"{TABLE.name} has other numbers; --record writes these:\n{now}")
     print(f"{len(found)} kernels, no spills")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from cases import Case
 from cuda_columns_checks import COLUMNS, check_columns, expect_near
+from cuda_far_checks import FAR, check_far
 from cuda_roi_checks import ROI_CASES, check_roi_pool
 
 from jax_dcn import reference
@@ -168,6 +169,7 @@ CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "columns": (check_columns, COLUMNS, ("float64", "bfloat16", "float32", "float16")),
     "fused": (check_fused, FUSED, FUSED_DTYPES),
+    "far": (check_far, FAR, ("float16",)),
     "fused_samples": (check_fused_samples, FUSED_SAMPLES, FUSED_DTYPES),
     "roi_pool": (check_roi_pool, ROI_CASES, ("float32", "float64", "bfloat16", "float16")),
 }

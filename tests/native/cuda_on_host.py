@@ -24,12 +24,14 @@ SOURCES = (
     "deform_conv2d_bins.cu",
     "deform_conv2d_columns.cc",
     "deform_conv2d_columns.cu",
+    "deform_conv2d_sample_gradients.cu",
     "deform_conv2d_gather.cu",
     "deform_conv2d_forward.cu",
     "deform_conv2d_grad_kernel.cu",
     "deform_conv2d_grad_samples.cu",
     "deform_conv2d_fused.cc",
-    "deform_roi_pool.cu",
+    "deform_roi_pool_forward.cu",
+    "deform_roi_pool_backward.cu",
     "deform_roi_pool.cc",
 )
 TARGETS = {

@@ -30,6 +30,11 @@ inline uint32_t RoundToTf32(float value) {
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
 }
 
+inline void StoreVector(void* global, const uint32_t (&words)[4]) {
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) cuda_host::Fail("a store is not aligned");
+  std::memcpy(global, words, sizeof(words));
+}
+
 struct Rows {
   const char* row[cuda_host::kWarp];
 };

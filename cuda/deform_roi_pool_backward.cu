@@ -1,181 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Deformable RoI pooling on CUDA: forward and tangent, then the gradients of offset and mask, then
-// that of x. There are no atomics: each number is summed by one thread, or by one block, in a fixed
-// order.
+// The gradients of deformable RoI pooling on CUDA: those of offset and mask, then that of x. There
+// are no atomics: each number is summed by one thread, or by one block, in a fixed order.
 
+#include "cuda/deform_roi_pool_bins.cuh"
 #include "cuda/deform_roi_pool_kernels.h"
-#include "cuda/launch.cuh"
 
 namespace jax_dcn {
 namespace {
-
-// Features that a block sums at once, each by one thread; fewer where there are fewer.
-constexpr int kMostThreads = 128;
-// Two threads of different warps find the pixels of the two axes.
-constexpr int kLeastThreads = 2 * kWarp;
-// Blocks of a multiprocessor, at least: leaves a thread the registers to keep all it needs.
-constexpr int kResidentBlocks = 4;
-constexpr size_t kMostShared = 96 << 10;  // bytes, that every supported GPU has
-
-int ThreadsFor(int64_t features) {
-  if (features >= kMostThreads) return kMostThreads;
-  return features <= kLeastThreads ? kLeastThreads : 3 * kWarp;
-}
-
-// A grid covers what it must by steps of its size.
-unsigned GridFor(int64_t items) {
-  constexpr int64_t kMostBlocks = 1 << 30;
-  return static_cast<unsigned>(items < kMostBlocks ? items : kMostBlocks);
-}
-
-// The bins of a region, each for one class, and the pixels that one of them reads, of all the
-// threads of a block.
-template <typename T, typename A>
-struct SharedBin {
-  AxisPixel<A>* pixels[2];
-  AxisPixels<A>* found;  // [2]
-
-  static __host__ __device__ size_t Bytes(const DeformRoIPoolProblem& problem) {
-    return (problem.MostPixels(0) + problem.MostPixels(1)) * sizeof(AxisPixel<A>) +
-           2 * sizeof(AxisPixels<A>);
-  }
-
-  __device__ __forceinline__ SharedBin(const DeformRoIPoolProblem& problem, char* memory) {
-    found = reinterpret_cast<AxisPixels<A>*>(memory);
-    pixels[0] = reinterpret_cast<AxisPixel<A>*>(found + 2);
-    pixels[1] = pixels[0] + problem.MostPixels(0);
-  }
-
-  // The whole block calls; the pixels are there when it returns.
-  __device__ __forceinline__ void Locate(const DeformRoIPoolProblem& problem,
-                                         const DeformRoIPoolPrimals<T, A>& primals, int64_t region,
-                                         int64_t bin, int64_t group) {
-    __syncthreads();  // all have read what was there
-    // The axis is known to the compiler: arrays that it indexes stay out of local memory.
-    if (threadIdx.x == 0) Find<0>(problem, primals, region, bin, group);
-    if (threadIdx.x == kWarp) Find<1>(problem, primals, region, bin, group);
-    __syncthreads();
-  }
-
-  template <int kAxis>
-  __device__ __forceinline__ void Find(const DeformRoIPoolProblem& problem,
-                                       const DeformRoIPoolPrimals<T, A>& primals, int64_t region,
-                                       int64_t bin, int64_t group) {
-    found[kAxis] = PixelsOf(problem.geometry, Axis<kAxis>(problem, primals, region, bin, group),
-                            problem.size[kAxis], pixels[kAxis]);
-  }
-
-  template <int kAxis>
-  static __device__ __forceinline__ BinAxis<A> Axis(const DeformRoIPoolProblem& problem,
-                                                    const DeformRoIPoolPrimals<T, A>& primals,
-                                                    int64_t region, int64_t bin, int64_t group) {
-    const A* const roi = primals.rois + 5 * region;
-    const A* const offset = primals.offset == nullptr
-                                ? nullptr
-                                : primals.offset + 2 * problem.OffsetIndex(region, bin, group);
-    return BinAxisAt(problem.geometry, kAxis, problem.size[kAxis],
-                     RegionAxisAt(problem.geometry, roi[2 - kAxis], roi[4 - kAxis]),
-                     problem.BinOf(kAxis, bin), offset);
-  }
-
-  __device__ __forceinline__ A Scale() const { return MeanScale(found[0], found[1]); }
-};
-
-// Calls `f(pixel, row, column)` for each pixel of the bin.
-template <typename T, typename A, typename F>
-__device__ __forceinline__ void ForEachPixel(const DeformRoIPoolProblem& problem,
-                                             const SharedBin<T, A>& bin, const F& f) {
-  for (int64_t i = 0; i < bin.found[0].count; ++i) {
-    const AxisPixel<A> row = bin.pixels[0][i];
-    for (int64_t j = 0; j < bin.found[1].count; ++j) {
-      const AxisPixel<A> column = bin.pixels[1][j];
-      f(row.index * problem.size[1] + column.index, row, column);
-    }
-  }
-}
-
-// Of the first feature of a class, in the image and cell that a bin reads.
-__device__ __forceinline__ int64_t FirstFeature(const DeformRoIPoolProblem& problem, int64_t image,
-                                                int64_t bin, int64_t group) {
-  return image * problem.image_pixels() * problem.channels +
-         problem.CellOf(bin) * problem.features() + group * problem.class_features();
-}
-
-template <typename A>
-__device__ __forceinline__ A MaskOf(const DeformRoIPoolProblem& problem, const A* mask,
-                                    int64_t region, int64_t bin) {
-  return mask == nullptr ? A(1) : mask[region * problem.bins() + bin];
-}
-
-// ------------------------------------------------------------------------------ forward, tangent
-
-// How the pixels of a bin are weighted in a sum over x: Σ (mean w + dy ∂w/∂y + dx ∂w/∂x) x.
-template <typename A>
-struct BinWeights {
-  A mean, dy, dx;
-};
-
-template <typename T, typename A>
-__device__ __forceinline__ BinWeights<A> TangentWeights(const DeformRoIPoolProblem& problem,
-                                                        const DeformRoIPoolTangents<T, A>& tangents,
-                                                        A mask, int64_t region, int64_t bin,
-                                                        int64_t group) {
-  BinWeights<A> weights = {0, 0, 0};
-  if (tangents.mask != nullptr) weights.mean = MaskOf(problem, tangents.mask, region, bin);
-  if (tangents.offset != nullptr) {
-    const A* const dot = tangents.offset + 2 * problem.OffsetIndex(region, bin, group);
-    weights.dy = mask * dot[0];
-    weights.dx = mask * dot[1];
-  }
-  return weights;
-}
-
-// One block pools one bin of one region at a time, one thread a feature.
-template <typename T, typename A, bool kTangent>
-__global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
-    BinMeansKernel(DeformRoIPoolProblem problem, DeformRoIPoolPrimals<T, A> primals,
-                   DeformRoIPoolTangents<T, A> tangents, T* y) {
-  SharedBin<T, A> shared(problem, SharedMemory<char>());
-  const int64_t size = problem.class_features(), channels = problem.channels;
-  for (int64_t item = blockIdx.x; item < problem.regions * problem.bins(); item += gridDim.x) {
-    const int64_t region = item / problem.bins(), bin = item % problem.bins();
-    const int64_t image = ImageOfRegion(problem, primals.rois + 5 * region);
-    for (int64_t group = 0; group < problem.classes; ++group) {
-      T* const result = y + item * problem.features() + group * size;
-      if (image < 0) {
-        for (int64_t c = threadIdx.x; c < size; c += blockDim.x) result[c] = FromFloat<T>::Round(0);
-        continue;
-      }
-      shared.Locate(problem, primals, region, bin, group);
-      const int64_t first = FirstFeature(problem, image, bin, group);
-      const A mask = MaskOf(problem, primals.mask, region, bin), scale = shared.Scale();
-      const RegionAxis<A> sizes[2] = {RegionAxisAt(problem.geometry, primals.rois[5 * region + 2],
-                                                   primals.rois[5 * region + 4]),
-                                      RegionAxisAt(problem.geometry, primals.rois[5 * region + 1],
-                                                   primals.rois[5 * region + 3])};
-      BinWeights<A> weights = {mask, 0, 0};
-      if (kTangent) {
-        weights = TangentWeights(problem, tangents, mask, region, bin, group);
-        weights.dy *= static_cast<A>(problem.geometry.offset_scale) * sizes[0].size;
-        weights.dx *= static_cast<A>(problem.geometry.offset_scale) * sizes[1].size;
-      }
-      for (int64_t c = threadIdx.x; c < size; c += blockDim.x) {
-        A sum = 0;
-        ForEachPixel(problem, shared, [&](int64_t pixel, const auto& row, const auto& column) {
-          const int64_t at = first + pixel * channels + c;
-          const A value = row.weight * column.weight;
-          const A moved = weights.mean * value + weights.dy * row.slope * column.weight +
-                          weights.dx * row.weight * column.slope;
-          if (!kTangent || tangents.mask != nullptr || tangents.offset != nullptr) {
-            sum += moved * ToFloat(primals.x[at]);
-          }
-          if (kTangent && tangents.x != nullptr) sum += mask * value * ToFloat(tangents.x[at]);
-        });
-        result[c] = FromFloat<T>::Round(sum * scale);
-      }
-    }
-  }
-}
 
 // ------------------------------------------------------------------- gradients of offset and mask
 
@@ -393,18 +224,6 @@ size_t GradXBytes(const DeformRoIPoolProblem& problem, int threads) {
          SharedBin<A, A>::Bytes(problem);
 }
 
-template <typename T, typename A, bool kTangent>
-cudaError_t LaunchBinMeans(cudaStream_t stream, const DeformRoIPoolProblem& problem,
-                           const DeformRoIPoolPrimals<T, A>& primals,
-                           const DeformRoIPoolTangents<T, A>& tangents, T* y) {
-  const int64_t items = problem.regions * problem.bins();
-  if (items == 0) return cudaSuccess;
-  return Launch(BinMeansKernel<T, A, kTangent>,
-                {GridFor(items), static_cast<unsigned>(ThreadsFor(problem.class_features())),
-                 SharedBin<T, A>::Bytes(problem)},
-                stream, problem, primals, tangents, y);
-}
-
 template <typename T, typename A>
 cudaError_t LaunchGradOffsetMask(cudaStream_t stream, const DeformRoIPoolProblem& problem,
                                  const DeformRoIPoolPrimals<T, A>& primals, const T* grad_y,
@@ -432,19 +251,6 @@ cudaError_t LaunchGradX(cudaStream_t stream, const DeformRoIPoolProblem& problem
 }  // namespace
 
 template <typename T, typename A>
-cudaError_t LaunchDeformRoIPoolForward(cudaStream_t stream, const DeformRoIPoolProblem& problem,
-                                       const DeformRoIPoolPrimals<T, A>& primals, T* y) {
-  return LaunchBinMeans<T, A, false>(stream, problem, primals, {}, y);
-}
-
-template <typename T, typename A>
-cudaError_t LaunchDeformRoIPoolJvp(cudaStream_t stream, const DeformRoIPoolProblem& problem,
-                                   const DeformRoIPoolPrimals<T, A>& primals,
-                                   const DeformRoIPoolTangents<T, A>& tangents, T* y_dot) {
-  return LaunchBinMeans<T, A, true>(stream, problem, primals, tangents, y_dot);
-}
-
-template <typename T, typename A>
 cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t stream, const DeformRoIPoolProblem& problem,
                                         const DeformRoIPoolPrimals<T, A>& primals, const T* grad_y,
                                         const DeformRoIPoolCotangents<T, A>& grads) {
@@ -463,11 +269,6 @@ const char* WhyNotOnCuda(const DeformRoIPoolProblem& problem) {
 }
 
 #define JAX_DCN_INSTANTIATE(T, A)                                                               \
-  template cudaError_t LaunchDeformRoIPoolForward(cudaStream_t, const DeformRoIPoolProblem&,    \
-                                                  const DeformRoIPoolPrimals<T, A>&, T*);       \
-  template cudaError_t LaunchDeformRoIPoolJvp(cudaStream_t, const DeformRoIPoolProblem&,        \
-                                              const DeformRoIPoolPrimals<T, A>&,                \
-                                              const DeformRoIPoolTangents<T, A>&, T*);          \
   template cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t, const DeformRoIPoolProblem&,   \
                                                    const DeformRoIPoolPrimals<T, A>&, const T*, \
                                                    const DeformRoIPoolCotangents<T, A>&);
