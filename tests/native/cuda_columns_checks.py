@@ -57,8 +57,8 @@ def check_columns(case: Case, dtype: str, seed: int) -> None:
     cast = lambda arrays: [jnp.asarray(a).astype(t) for a, t in zip(arrays, types, strict=True)]
     grad_y = jnp.asarray(case.cotangent(seed=seed)).astype(dtype)
     options = dict(geometry=case.geometry, precision=jax.lax.Precision.HIGHEST)
-    # By case and seed: chunks of some images, parts of one, or one chunk.
-    _columns.CHUNK_BYTES = [20_000, 3_000, 40 * 10**6][(COLUMNS.index(case) + seed) % 3]
+    # By case and seed: parts of an image, in which a bin may still be long, an image, or all.
+    _columns.CHUNK_BYTES = [28_000, 60_000, 40 * 10**6][(COLUMNS.index(case) + seed) % 3]
 
     def compute(functions, arrays, dots, grad_y):
         value, jvp, backward = functions
