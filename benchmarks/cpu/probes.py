@@ -51,19 +51,19 @@ def _busy_others() -> float:
 def memory(task: Task) -> dict[str, float]:
     """Of a run: its results, and the peak beside them and its arguments; 10^6 bytes."""
     peaks = []
-    _give_freed_memory_back()
-    before = _status("VmRSS")
     for _ in range(3):
+        _give_freed_memory_back()
+        before = _status("VmRSS")
         pathlib.Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
         results = task.run()
-        peaks.append(_status("VmHWM"))
+        peaks.append(_status("VmHWM") - before)
         result_bytes = sum(r.nbytes for r in results)
         del results
-    return {"results": result_bytes / 1e6, "beside": (max(peaks) - before - result_bytes) / 1e6}
+    return {"results": result_bytes / 1e6, "beside": (max(peaks) - result_bytes) / 1e6}
 
 
 def _give_freed_memory_back() -> None:
-    """What the allocator keeps for later would count as in use before."""
+    """What the allocator keeps of earlier runs would count as in use before, or beside this one."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
