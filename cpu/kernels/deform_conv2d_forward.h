@@ -15,11 +15,15 @@
 #include "cpu/kernels/samples.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/kernels/strips.h"
+#include "cpu/kernels/transposed_kernel.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Depth of a product whose right panel stays in the first-level cache.
-constexpr int64_t kDepth = 256;
+// Depth of a product: all taps of 3x3 for 64 channels. A longer one adds to the result less often.
+// And pixels of a tile, whose columns then take about half of a second-level cache (Zen 1).
+constexpr int64_t kDepth = 576, kTilePixels = 128;
+// Pixels from which on it pays to pack the kernel ahead, for all tiles.
+constexpr int64_t kPackPixels = 400;
 
 // Images whose samples are added to the columns: by the weights of the value, m w, or by those of
 // its tangent, ṁ w + m ẇ.
@@ -36,6 +40,7 @@ struct ColumnProduct {
   const T* kernel;
   int source_count;
   ColumnSource<T> sources[2];
+  const typename Accumulator<T>::type* panels = nullptr;  // the kernel, where it is packed ahead
 };
 
 // y = bias + Σ products
@@ -52,11 +57,13 @@ class ColumnProducts {
         bias_(bias),
         y_(y),
         blocks_(problem, kDepth, kLanes<A>),
-        block_taps_(Min(problem.taps(), Max(1, kDepth / blocks_.most_channels()))) {}
+        block_taps_(BlockTaps()) {}
 
   void Add(const ColumnProduct<T>& product) { products_[product_count_++] = product; }
 
   void Run(Executor& executor) {
+    Shared panels(PackAhead(executor, Arena()));
+    PackAhead(executor, panels.arena());
     const int64_t bytes = SourceCount() * ImageSize() * static_cast<int64_t>(sizeof(A));
     const int64_t most = kSumsInPlace<T> ? problem_.batch : Max(1, kWideImageBytes / Max(1, bytes));
     Shared memory(kSumsInPlace<T> ? 0 : Min(most, problem_.batch) * (bytes + 64 * SourceCount()));
@@ -96,6 +103,60 @@ class ColumnProducts {
     }
   }
 
+  // Of about equal number in each step.
+  int64_t BlockTaps() const {
+    const int64_t most = Max(1, kDepth / blocks_.most_channels());
+    return CeilDiv(problem_.taps(), CeilDiv(problem_.taps(), most));
+  }
+
+  int64_t FeaturePanels() const { return CeilDiv(problem_.group_features(), kPanel<A>); }
+  int64_t TapSteps() const { return CeilDiv(problem_.taps(), block_taps_); }
+  Range TapsOf(int64_t step) const {
+    return {step * block_taps_, Min((step + 1) * block_taps_, problem_.taps())};
+  }
+
+  // Packs the kernels for all tiles, unless so few would use them that each better packs for itself
+  // what it multiplies next. Counts the memory if there is none yet.
+  int64_t PackAhead(Executor& executor, Arena arena) {
+    if (IsDepthwise(problem_) || problem_.pixels() < kPackPixels) return 0;
+    for (int p = 0; p < product_count_; ++p) {
+      A* panels = arena.Take<A>(problem_.channels * problem_.taps() * FeaturePanels() * kPanel<A>);
+      products_[p].panels = panels;
+      if (panels == nullptr) continue;
+      const int64_t feature_panels = FeaturePanels(), steps = TapSteps();
+      ParallelFor(executor, blocks_.count() * steps * feature_panels, 0, [=](int64_t item, char*) {
+        const int64_t feature_panel = item % feature_panels, step = item / feature_panels;
+        const ChannelBlock block = blocks_[step / steps];
+        const Range taps = TapsOf(step % steps);
+        block.ForEachPiece(problem_, [&](const Piece& piece) {
+          Pack(products_[p].kernel, piece, taps, feature_panel,
+               panels + PanelIndex(block, piece, taps, feature_panel));
+        });
+      });
+    }
+    return arena.bytes();
+  }
+
+  // Panels are in the order [block][taps][piece][feature panel][tap][channel][kPanel].
+  int64_t PanelIndex(const ChannelBlock& block, const Piece& piece, Range taps,
+                     int64_t feature_panel) const {
+    const int64_t before = piece.channels.begin - block.channels.begin;
+    const int64_t rows = block.channels.begin * problem_.taps() +
+                         taps.begin * block.channels.size() + before * taps.size();
+    return (rows * FeaturePanels() + feature_panel * taps.size() * piece.channels.size()) *
+           kPanel<A>;
+  }
+
+  void Pack(const T* kernel, const Piece& piece, Range taps, int64_t feature_panel,
+            A* panel) const {
+    const int64_t o = feature_panel * kPanel<A>;
+    const int64_t width = Min(kPanel<A>, problem_.group_features() - o);
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      const T* rows = kernel + KernelIndex(problem_, piece, tap, 0) + o;
+      panel = PackRows(rows, piece.channels.size(), problem_.features, width, panel);
+    }
+  }
+
   void Visit(Executor& executor, Range images) {
     const int64_t image_pixels = problem_.out_height * problem_.out_width;
     const Range pixels = {images.begin * image_pixels, images.end * image_pixels};
@@ -103,7 +164,7 @@ class ColumnProducts {
     // As few tiles as fit in cache, but a whole number for each thread.
     const int64_t workers = executor.workers();
     const int64_t sums_bytes = kSumsInPlace<T> ? 0 : problem_.features * sizeof(A);
-    const int64_t most = workers * StripPixels(problem_, sums_bytes);
+    const int64_t most = workers * Min(kTilePixels, StripPixels(problem_, sums_bytes));
     const int64_t tiles = workers * CeilDiv(pixels.size(), most);
     tile_pixels_ = RoundUp(CeilDiv(pixels.size(), Max(1, tiles)), kTileRows);
     const int64_t items = CeilDiv(pixels.size(), Max(1, tile_pixels_));
@@ -152,7 +213,7 @@ class ColumnProducts {
             continue;
           }
           block.ForEachPiece(problem_, [&](const Piece& piece) {
-            Multiply(pixels, block, piece, taps, products_[p].kernel, scratch);
+            Multiply(pixels, block, piece, taps, products_[p], scratch);
           });
         }
       }
@@ -218,23 +279,25 @@ class ColumnProducts {
   }
 
   void Multiply(Range pixels, const ChannelBlock& block, const Piece& piece, Range taps,
-                const T* kernel, const Scratch& scratch) const {
+                const ColumnProduct<T>& product, const Scratch& scratch) const {
     const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
-    const int64_t group_channels = problem_.group_channels();
     const int64_t features = problem_.features, group_features = problem_.group_features();
-    const int64_t first_channel = piece.channels.begin - piece.feature_group * group_channels;
     LeftMatrix<A> columns = {scratch.columns + piece.channels.begin - block.channels.begin,
                              taps.size() * channels, taps.size(), channels, piece_channels};
-    for (int64_t o = 0; o < group_features; o += kPanel<A>) {
-      const int64_t width = Min(kPanel<A>, group_features - o);
-      const int64_t feature = piece.feature_group * group_features + o;
-      A* panel = scratch.panel;
-      for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
-        const T* rows = kernel + (tap * group_channels + first_channel) * features + feature;
-        panel = PackRows(rows, piece_channels, features, width, panel);
+    if (piece_channels == channels) {  // one segment: each ends with a mispredicted branch
+      columns.segments = 1, columns.segment_depth = taps.size() * channels;
+    }
+    for (int64_t i = 0; i < FeaturePanels(); ++i) {
+      const int64_t o = i * kPanel<A>;
+      const ResultMatrix<A> sums = {scratch.sums + piece.feature_group * group_features + o,
+                                    features, Min(kPanel<A>, group_features - o)};
+      if (product.panels != nullptr) {
+        const A* panel = product.panels + PanelIndex(block, piece, taps, i);
+        MultiplyPanel<A, false, true>(pixels.size(), columns, panel, sums);
+      } else {
+        Pack(product.kernel, piece, taps, i, scratch.panel);
+        MultiplyPanel<A, false>(pixels.size(), columns, scratch.panel, sums);
       }
-      MultiplyPanel<A, false>(pixels.size(), columns, scratch.panel,
-                              {scratch.sums + feature, features, width});
     }
   }
 

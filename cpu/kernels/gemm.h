@@ -45,6 +45,8 @@ JAX_DCN_INLINE void AddRow(A* c, const Vector<A> (&sums)[kTileVectors], int64_t 
 template <typename A, bool kTransposed, int kRows>
 __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
                                             const ResultMatrix<A>& c) {
+  // The result is needed last, and may be far away.
+  for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + i * c.stride, 1);
   Vector<A> sums[kRows][kTileVectors] = {};
   const int64_t row_step = kTransposed ? 1 : a.stride, depth_step = kTransposed ? a.stride : 1;
   for (int64_t segment = 0; segment < a.segments; ++segment) {
@@ -77,9 +79,18 @@ void MultiplyRest(int64_t rows, const LeftMatrix<A>& a, const A* panel, const Re
 }
 
 // C[rows, columns] += A[rows, depth] panel[depth, kPanel]
-template <typename A, bool kTransposed>
+//
+// `kFetchNext`: the panel that follows in memory comes next; parts of it are fetched meanwhile.
+template <typename A, bool kTransposed, bool kFetchNext = false>
 void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, ResultMatrix<A> c) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  const int64_t size = a.segments * a.segment_depth * kPanel<A>;
+  const int64_t part = RoundUp(CeilDiv(size, Max(1, rows / kTileRows)), kLine);
+  const A *next = panel + size, *end = next + size;
   for (; rows >= kTileRows; rows -= kTileRows) {
+    for (int64_t i = 0; kFetchNext && i < part && next < end; i += kLine, next += kLine) {
+      __builtin_prefetch(next);
+    }
     MultiplyTile<A, kTransposed, kTileRows>(a, panel, c);
     a.data += kTileRows * (kTransposed ? 1 : a.stride);
     c.data += kTileRows * c.stride;
