@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Checks every implementation of every operator on this machine's devices, in about ten seconds."""
 
+import concurrent.futures
 import dataclasses
 import functools
+import itertools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -60,30 +63,34 @@ def selfcheck() -> bool:
     not fail.
     """
     passed = _report("deform_conv2d xla, cpu: zero offsets", _error_of_zero_offsets(), "float32")
-    for name, problem in PROBLEMS.items():
-        for device in _devices():
-            for dtype in _TOLERANCE:
-                passed &= _check(name, problem, device, jnp.dtype(dtype))
+    checks = itertools.product(_TOLERANCE, _devices(), PROBLEMS)
+    # XLA compiles small programs on one thread each, and that takes nearly all the time.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        for outcomes in threads.map(_check, *zip(*checks, strict=True)):
+            for title, error, dtype in outcomes:
+                passed &= _report(title, error, dtype)
     print("Everything that can run here is right." if passed else "Something is wrong.")
     return passed
 
 
-def _check(name: str, problem: Problem, device: jax.Device, dtype: np.dtype) -> bool:
-    platform = platform_of(device)
-    title = f"{name} {{}}, {platform}, {dtype.name}"
-    reason = _native.why_not(platform, dtype)
-    if reason or not _native.has_kernel(platform, name):
-        print(f"{title.format('native')}: not run: {reason or 'there is no kernel'}")
-    else:
-        error = _error(problem, device, dtype, "native")
-        if not _report(title.format("native"), error, dtype.name):
-            return False
-    if platform == "cpu" and dtype == jnp.float32:
-        return True  # the judge
-    return _report(title.format("xla"), _error(problem, device, dtype, "xla"), dtype.name)
+def _check(dtype: str, device: jax.Device, name: str) -> list[tuple[str, float | str, str]]:
+    """Title, error or why it was not run, and dtype, for each implementation to be judged."""
+    platform, problem = platform_of(device), PROBLEMS[name]
+    error: float | str | None = _native.why_not(platform, np.dtype(dtype))
+    if not error and not _native.has_kernel(platform, name):
+        error = "there is no kernel"
+    error = error or _error(problem, device, np.dtype(dtype), "native")
+    outcomes = [(f"{name} native, {platform}, {dtype}", error, dtype)]
+    if platform != "cpu" or dtype != "float32":  # that is the judge
+        error = _error(problem, device, np.dtype(dtype), "xla")
+        outcomes.append((f"{name} xla, {platform}, {dtype}", error, dtype))
+    return outcomes
 
 
-def _report(title: str, error: float, dtype: str) -> bool:
+def _report(title: str, error: float | str, dtype: str) -> bool:
+    if isinstance(error, str):
+        print(f"{title}: not run: {error}")
+        return True
     passed = error <= _TOLERANCE[dtype]  # not where the error is NaN
     print(f"{title}: {'ok' if passed else 'WRONG'} (error {error:.1e})")
     return passed
