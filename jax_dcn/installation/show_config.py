@@ -18,7 +18,7 @@ def show_config() -> None:
     For each operator and platform it names the implementation that `implementation=None` takes, and
     why one that comes before it cannot run.
 
-    Example:
+    Examples:
       >>> import jax_dcn
       >>> jax_dcn.show_config()  # doctest: +ELLIPSIS
       python: ...

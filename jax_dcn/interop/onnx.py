@@ -43,7 +43,7 @@ def to_onnx(
       NotImplementedError: for `boundary="legacy"`, which ONNX does not have.
       ValueError: for an `opset` below 19.
 
-    Example:
+    Examples:
       A layer, for batches of any size, in a file::
 
           layer = jax_dcn.nnx.DeformConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
@@ -101,7 +101,7 @@ def deform_conv(
     Raises:
       ValueError: if attributes and shapes disagree.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from jax_dcn.interop.onnx import deform_conv
       >>> x, weight, offset = jnp.ones((1, 2, 5, 6)), jnp.ones((3, 2, 2, 2)), jnp.zeros((1, 8, 4, 5))

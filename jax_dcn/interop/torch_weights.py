@@ -137,7 +137,7 @@ def to_flax(
       like those that Caffe trained, with strides in the first convolution of a block, is not told
       apart.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> like = {"params": {"conv": {"kernel": np.zeros((3, 3, 8, 16)), "bias": np.zeros(16)}}}
       >>> weights = {"conv.weight": np.ones((16, 8, 3, 3)), "conv.bias": np.ones(16)}

@@ -43,7 +43,7 @@ def deform_conv2d(
       ValueError: if shapes disagree. Once ranks and channels fit, messages are those of
         `jax_dcn.deform_conv2d` and speak of channels-last arrays.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from jax_dcn.interop.torchvision import deform_conv2d
       >>> x, weight = jnp.ones((4, 3, 10, 10)), jnp.ones((5, 3, 3, 3))

@@ -117,7 +117,7 @@ def is_offset_branch(parameters: Any) -> Any:
     Returns:
       A tree of the same structure of `True` (below a node called `offset_conv`) and `False`.
 
-    Example:
+    Examples:
       A tenth of the learning rate, as in the papers, whatever the optimiser:
 
       >>> import optax

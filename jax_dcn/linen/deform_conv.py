@@ -42,7 +42,7 @@ class DeformConv(nn.Module):
     Raises:
       ValueError: on call, if the input does not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, jax_dcn.linen
       >>> layer = jax_dcn.linen.DeformConv(16, (3, 3), strides=2, padding=1)
       >>> x = jnp.ones((4, 32, 32, 8))

@@ -38,7 +38,7 @@ class DeformRoIPool(nn.Module):
     Raises:
       ValueError: on call, if the input does not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, jax_dcn.linen
       >>> pool = jax_dcn.linen.DeformRoIPool(64, 7, spatial_scale=1 / 16, hidden_features=128)
       >>> x = jnp.ones((2, 25, 38, 64))

@@ -46,7 +46,7 @@ class DeformConv(nnx.Module):
     Raises:
       ValueError: on call, if the input does not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, jax_dcn.nnx
       >>> layer = jax_dcn.nnx.DeformConv(8, 16, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))

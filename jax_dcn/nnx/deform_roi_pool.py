@@ -52,7 +52,7 @@ class DeformRoIPool(nnx.Module):
     Raises:
       ValueError: on call, if the input does not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jax_dcn.nnx
       >>> from flax import nnx
       >>> pool = jax_dcn.nnx.DeformRoIPool(

@@ -81,7 +81,7 @@ def deform_conv2d(
       included, whatever the number of threads. An infinite or huge offset is outside the image; a
       NaN offset gives NaN at its output position and in its own gradients.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jax_dcn
       >>> x = jnp.ones((8, 28, 28, 16))
       >>> kernel = jnp.ones((3, 3, 16, 32))

@@ -92,7 +92,7 @@ def deform_roi_pool(
       position is zero, as in the original. Where a position is not a number, so are the bin and its
       own gradients, and nothing else.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jax_dcn
       >>> x = jnp.ones((2, 25, 38, 64))
       >>> rois = jnp.array([[0, 32, 16, 320, 240], [1, 0, 0, 96, 128]], jnp.float32)
@@ -164,7 +164,7 @@ def deform_roi_align(
       The gradient of `offset` is the derivative of what is computed: zero for samples before the
       first and beyond the last pixel. mmcv extrapolates there.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jax_dcn
       >>> x, rois = jnp.ones((1, 25, 38, 64)), jnp.array([[0, 32.5, 16, 320, 240]])
       >>> jax_dcn.deform_roi_align(x, rois, spatial_scale=1 / 16, pooled_size=(7, 5)).shape
