@@ -23,7 +23,7 @@ namespace jax_dcn::JAX_DCN_ISA {
 // And pixels of a tile, whose columns then take about half of a second-level cache (Zen 1).
 constexpr int64_t kDepth = 576, kTilePixels = 128;
 // Pixels from which on it pays to pack the kernel ahead, for all tiles.
-constexpr int64_t kPackPixels = 400;
+constexpr int64_t kPackPixels = 256;
 
 // Images whose samples are added to the columns: by the weights of the value, m w, or by those of
 // its tangent, ṁ w + m ẇ.
