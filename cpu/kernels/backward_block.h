@@ -43,9 +43,14 @@ class BackwardBlock {
     __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(A));
     __builtin_memset(nowhere_, 0, block_.channels.size() * sizeof(A));
     // Strips of equal size: a short last one would waste its packing.
-    const int64_t strips = CeilDiv(pixels.size(), pass_.strip_pixels);
-    const int64_t strip_pixels = RoundUp(CeilDiv(pixels.size(), strips), kTileRows);
-    for (int64_t begin = pixels.begin; begin < pixels.end; begin += strip_pixels) {
+    const int64_t most = CeilDiv(pixels.size(), pass_.strip_pixels);
+    const int64_t strip_pixels = RoundUp(CeilDiv(pixels.size(), most), kTileRows);
+    const int64_t strips = CeilDiv(pixels.size(), strip_pixels);
+    // Neighbouring blocks add to neighbouring lines of cache. Processors fetch the next line too, and
+    // would take them from each other all the time, so every other block starts halfway.
+    const int64_t first = index_ % 2 * (strips / 2);
+    for (int64_t i = 0; i < strips; ++i) {
+      const int64_t begin = pixels.begin + (first + i) % strips * strip_pixels;
       const Range strip = {begin, Min(begin + strip_pixels, pixels.end)};
       ReadGradY(strip);
       for (int64_t tap = 0; tap < problem_.taps(); ++tap) {

@@ -17,8 +17,8 @@ namespace jax_dcn::JAX_DCN_ISA {
 
 // Channels of a backward block: two panels, and two lines of cache in each pixel that is sampled.
 constexpr int64_t kBackwardChannels = 32;
-// Samples and dot products of as many pixels as fit in this are shared by the blocks.
-constexpr int64_t kSharedBytes = 2 << 20;
+// The blocks share samples and dot products of so many pixels, if they fit in so much.
+constexpr int64_t kSharedPixels = 2048, kSharedBytes = 3 << 19;
 
 template <typename T>
 struct BackwardPass {
@@ -92,7 +92,7 @@ struct BackwardPass {
   int64_t SharedPixels() const {
     const int64_t bytes = problem.taps() * (problem.offset_groups * sizeof(BilinearSample<A>) +
                                             blocks.count() * kCorners * sizeof(A));
-    return Max(1, Min(1024, kSharedBytes / bytes) / strip_pixels) * strip_pixels;
+    return Max(1, Min(kSharedPixels, kSharedBytes / bytes) / strip_pixels) * strip_pixels;
   }
 };
 

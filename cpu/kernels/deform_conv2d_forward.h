@@ -161,16 +161,17 @@ class ColumnProducts {
     const int64_t image_pixels = problem_.out_height * problem_.out_width;
     const Range pixels = {images.begin * image_pixels, images.end * image_pixels};
     first_image_ = images.begin;
-    // As few tiles as fit in cache, but a whole number for each thread.
-    const int64_t workers = executor.workers();
+    // As few tiles as fit in cache, but the same number for each thread, of about equal size: whole
+    // tiles of the product.
+    const int64_t workers = executor.workers(), rows = CeilDiv(pixels.size(), kTileRows);
     const int64_t sums_bytes = kSumsInPlace<T> ? 0 : problem_.features * sizeof(A);
     const int64_t most = workers * Min(kTilePixels, StripPixels(problem_, sums_bytes));
-    const int64_t tiles = workers * CeilDiv(pixels.size(), most);
-    tile_pixels_ = RoundUp(CeilDiv(pixels.size(), Max(1, tiles)), kTileRows);
-    const int64_t items = CeilDiv(pixels.size(), Max(1, tile_pixels_));
-    ParallelFor(executor, items, TileScratch(nullptr).bytes, [=](int64_t item, char* scratch) {
-      const int64_t begin = pixels.begin + item * tile_pixels_;
-      Tile({begin, Min(begin + tile_pixels_, pixels.end)}, TileScratch(scratch));
+    const int64_t tiles = Min(workers * CeilDiv(pixels.size(), most), rows);
+    tile_pixels_ = CeilDiv(rows, Max(1, tiles)) * kTileRows;
+    ParallelFor(executor, tiles, TileScratch(nullptr).bytes, [=](int64_t tile, char* scratch) {
+      const int64_t begin = tile * rows / tiles * kTileRows;
+      const int64_t end = Min((tile + 1) * rows / tiles * kTileRows, pixels.size());
+      Tile({pixels.begin + begin, pixels.begin + end}, TileScratch(scratch));
     });
   }
 
