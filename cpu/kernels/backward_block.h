@@ -34,13 +34,13 @@ class BackwardBlock {
     columns_ = arena.Take<A>(pixels * channels);
     right_ = arena.Take<A>(depthwise_ ? 0 : MostPieces() * FeaturePanels() * pixels * kPanel<A>);
     wide_ = arena.Take<A>(kSumsInPlace<T> ? 0 : pixels * problem_.features);
-    zeros_ = arena.Take<A>(channels);
+    zeros_ = arena.Take<A>(Max(channels, kPanel<A>));
     nowhere_ = arena.Take<A>(channels);
     scratch_bytes_ = arena.bytes();
   }
 
   void Run(Range pixels) {
-    __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(A));
+    __builtin_memset(zeros_, 0, Max(block_.channels.size(), kPanel<A>) * sizeof(A));
     __builtin_memset(nowhere_, 0, block_.channels.size() * sizeof(A));
     // Strips of equal size: a short last one would waste its packing.
     const int64_t most = CeilDiv(pixels.size(), pass_.strip_pixels);
@@ -96,7 +96,6 @@ class BackwardBlock {
   // The gradient of one tap's columns: grad_y times the transposed kernel.
   void MultiplyByKernel(Range strip, int64_t tap) const {
     const int64_t channels = block_.channels.size(), group_features = problem_.group_features();
-    __builtin_memset(columns_, 0, strip.size() * channels * sizeof(A));
     if (depthwise_) return MultiplyDepthwise(strip, tap);
     const A* panel = pass_.kernel.Tap(index_, tap);
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
@@ -104,7 +103,7 @@ class BackwardBlock {
                                   1, 0, group_features};
       A* columns = columns_ + piece.channels.begin - block_.channels.begin;
       for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
-        MultiplyPanel<A, false>(strip.size(), left, panel,
+        MultiplyPanel<A, false>(strip.size(), left, panel, {zeros_, 0},
                                 {columns + c, channels, Min(kPanel<A>, piece.channels.size() - c)});
         panel += group_features * kPanel<A>;
       }
@@ -115,6 +114,7 @@ class BackwardBlock {
     const int64_t channels = block_.channels.size(), features = problem_.features;
     const A* grad_y = grad_y_ + block_.channels.begin;
     const T* kernel = pass_.primals.kernel + tap * features + block_.channels.begin;
+    __builtin_memset(columns_, 0, strip.size() * channels * sizeof(A));
     for (int64_t i = 0; i < strip.size(); ++i) {
       DepthwiseProduct<T, A> product = {grad_y + i * features,  0, kernel, 0, 1,
                                         columns_ + i * channels};
@@ -149,8 +149,8 @@ class BackwardBlock {
       }
       const A* x = pass_.x + image + block_.channels.begin;
       const A mask = MaskAt<T, A>(problem_, pass_.primals, pixel, group, tap);
-      Gradients gradients = {CornersOf(sample, x, problem_.channels, static_cast<const A*>(zeros_)),
-                             ValueWeights(sample, mask), sums, column};
+      Gradients gradients(CornersOf(sample, x, problem_.channels, static_cast<const A*>(zeros_)),
+                          ValueWeights(sample, mask), sums, column);
       Vectorised<A>(channels, gradients);
       if (pass_.want_dots) gradients.StoreDots(pass_.DotsAt(index_, local, tap));
     }
@@ -171,7 +171,7 @@ class BackwardBlock {
                                      channels, 1, 0, strip.size()};
       A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap, 0);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {
-        MultiplyPanel<A, true>(piece.channels.size(), columns, panel,
+        MultiplyPanel<A, true>(piece.channels.size(), columns, panel, {sums + o, features},
                                {sums + o, features, Min(kPanel<A>, group_features - o)});
         panel += strip.size() * kPanel<A>;
       }
@@ -187,7 +187,7 @@ class BackwardBlock {
   A* columns_;                 // [strip pixels, channels]: their gradient, in its place the columns
   A* right_;    // panels of grad_y, [feature panels, strip pixels, kPanel] for each piece
   A* wide_;     // [strip pixels, O], where grad_y is narrower
-  A* zeros_;    // [channels]
+  A* zeros_;    // [channels], at least kPanel
   A* nowhere_;  // [channels]
   int64_t scratch_bytes_;
 };

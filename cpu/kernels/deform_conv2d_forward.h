@@ -294,10 +294,10 @@ class ColumnProducts {
                                     features, Min(kPanel<A>, group_features - o)};
       if (product.panels != nullptr) {
         const A* panel = product.panels + PanelIndex(block, piece, taps, i);
-        MultiplyPanel<A, false, true>(pixels.size(), columns, panel, sums);
+        MultiplyPanel<A, false, true>(pixels.size(), columns, panel, {sums.data, features}, sums);
       } else {
         Pack(product.kernel, piece, taps, i, scratch.panel);
-        MultiplyPanel<A, false>(pixels.size(), columns, scratch.panel, sums);
+        MultiplyPanel<A, false>(pixels.size(), columns, scratch.panel, {sums.data, features}, sums);
       }
     }
   }

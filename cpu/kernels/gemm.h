@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Products of small matrices that lie in cache: C += A B, with B packed into panels of columns.
+// Products of small matrices that lie in cache: C = base + A B, with B packed into panels of columns.
 #ifndef JAX_DCN_CPU_KERNELS_GEMM_H_
 #define JAX_DCN_CPU_KERNELS_GEMM_H_
 
@@ -21,6 +21,13 @@ struct LeftMatrix {
   int64_t segments = 1, segment_step = 0, segment_depth;
 };
 
+// What a product is added to: the result itself, or with a step of 0 a row that stands for all.
+template <typename A>
+struct BaseMatrix {
+  const A* data;
+  int64_t stride;
+};
+
 template <typename A>
 struct ResultMatrix {
   A* data;
@@ -29,22 +36,22 @@ struct ResultMatrix {
 };
 
 template <typename A>
-JAX_DCN_INLINE void AddRow(A* c, const Vector<A> (&sums)[kTileVectors], int64_t columns) {
+JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kTileVectors],
+                             int64_t columns) {
   if (columns == kPanel<A>) {
     for (int j = 0; j < kTileVectors; ++j) {
-      A* at = c + j * kLanes<A>;
-      Store<A>(at, Load(at) + sums[j]);
+      Store<A>(c + j * kLanes<A>, Load(base + j * kLanes<A>) + sums[j]);
     }
     return;
   }
-  for (int64_t i = 0; i < columns; ++i) c[i] += sums[i / kLanes<A>][i % kLanes<A>];
+  for (int64_t i = 0; i < columns; ++i) c[i] = base[i] + sums[i / kLanes<A>][i % kLanes<A>];
 }
 
-// Adds to kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so
-// that results do not depend on how rows are divided.
+// Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
+// results do not depend on how rows are divided.
 template <typename A, bool kTransposed, int kRows>
 __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
-                                            const ResultMatrix<A>& c) {
+                                            const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
   // The result is needed last, and may be far away.
   for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + i * c.stride, 1);
   Vector<A> sums[kRows][kTileVectors] = {};
@@ -66,36 +73,44 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) AddRow<A>(c.data + i * c.stride, sums[i], c.columns);
-}
-
-// The last rows, fewer than a full tile.
-template <typename A, bool kTransposed, int kRows = kTileRows - 1>
-void MultiplyRest(int64_t rows, const LeftMatrix<A>& a, const A* panel, const ResultMatrix<A>& c) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) return MultiplyTile<A, kTransposed, kRows>(a, panel, c);
-    MultiplyRest<A, kTransposed, kRows - 1>(rows, a, panel, c);
+  for (int i = 0; i < kRows; ++i) {
+    StoreRow<A>(c.data + i * c.stride, base.data + i * base.stride, sums[i], c.columns);
   }
 }
 
-// C[rows, columns] += A[rows, depth] panel[depth, kPanel]
+// Chooses the tile of so many rows.
+template <typename A, bool kTransposed, int kRows = kTileRows>
+JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<A>& a, const A* panel,
+                                 const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return MultiplyTile<A, kTransposed, kRows>(a, panel, base, c);
+    MultiplyRows<A, kTransposed, kRows - 1>(rows, a, panel, base, c);
+  }
+}
+
+// C[rows, columns] = base[rows, columns] + A[rows, depth] panel[depth, kPanel]
 //
+// In tiles of about equal size: one of few rows takes nearly as long as a full one.
 // `kFetchNext`: the panel that follows in memory comes next; parts of it are fetched meanwhile.
 template <typename A, bool kTransposed, bool kFetchNext = false>
-void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, ResultMatrix<A> c) {
+void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, BaseMatrix<A> base,
+                   ResultMatrix<A> c) {
   constexpr int64_t kLine = 64 / sizeof(A);
   const int64_t size = a.segments * a.segment_depth * kPanel<A>;
-  const int64_t part = RoundUp(CeilDiv(size, Max(1, rows / kTileRows)), kLine);
+  int64_t tiles = CeilDiv(rows, kTileRows);
+  const int64_t part = RoundUp(CeilDiv(size, Max(1, tiles)), kLine);
   const A *next = panel + size, *end = next + size;
-  for (; rows >= kTileRows; rows -= kTileRows) {
+  for (; tiles > 0; --tiles) {
     for (int64_t i = 0; kFetchNext && i < part && next < end; i += kLine, next += kLine) {
       __builtin_prefetch(next);
     }
-    MultiplyTile<A, kTransposed, kTileRows>(a, panel, c);
-    a.data += kTileRows * (kTransposed ? 1 : a.stride);
-    c.data += kTileRows * c.stride;
+    const int64_t tile_rows = CeilDiv(rows, tiles);
+    MultiplyRows<A, kTransposed>(tile_rows, a, panel, base, c);
+    rows -= tile_rows;
+    a.data += tile_rows * (kTransposed ? 1 : a.stride);
+    base.data += tile_rows * base.stride;
+    c.data += tile_rows * c.stride;
   }
-  MultiplyRest<A, kTransposed>(rows, a, panel, c);
 }
 
 // Copies `rows` rows of up to kPanel columns into a panel, zeros in the columns that are missing.
