@@ -135,22 +135,17 @@ class BackwardBlock {
   }
 
   template <typename Gradients>
-  void VisitSamples(int64_t first_pixel, Range strip, int64_t tap) const {
+  __attribute__((noinline)) void VisitSamples(int64_t first_pixel, Range strip, int64_t tap) const {
     const int64_t channels = block_.channels.size(), group = block_.offset_group;
+    const A* x = pass_.x + block_.channels.begin;
+    A* x_sums = pass_.x_sums + block_.channels.begin;
     A* column = columns_;
     for (int64_t pixel = strip.begin; pixel < strip.end; ++pixel, column += channels) {
       const int64_t local = pixel - first_pixel;
-      const int64_t image = (problem_.ImageOf(pixel) - pass_.first_image) * pass_.ImageSize();
-      const BilinearSample<A>& sample = *pass_.SampleAt(local, group, tap);
-      CornerSums<A> sums = {};
-      if (pass_.grads.x != nullptr) {
-        A* image_sums = pass_.x_sums + image + block_.channels.begin;
-        sums = CornerSumsOf(sample, image_sums, problem_.channels, nowhere_);
-      }
-      const A* x = pass_.x + image + block_.channels.begin;
-      const A mask = MaskAt<T, A>(problem_, pass_.primals, pixel, group, tap);
-      Gradients gradients(CornersOf(sample, x, problem_.channels, static_cast<const A*>(zeros_)),
-                          ValueWeights(sample, mask), sums, column);
+      const MaskedSample<A>& sample = *pass_.SampleAt(local, group, tap);
+      Gradients gradients(CornersOf(sample, x, static_cast<const A*>(zeros_)),
+                          ValueWeights(sample, sample.mask), CornersOf(sample, x_sums, nowhere_),
+                          column);
       Vectorised<A>(channels, gradients);
       if (pass_.want_dots) gradients.StoreDots(pass_.DotsAt(index_, local, tap));
     }

@@ -10,6 +10,7 @@
 #include "cpu/kernels/channel_blocks.h"
 #include "cpu/kernels/depthwise.h"
 #include "cpu/kernels/parallel.h"
+#include "cpu/kernels/samples.h"
 #include "cpu/kernels/strips.h"
 #include "cpu/kernels/transposed_kernel.h"
 
@@ -47,7 +48,7 @@ struct BackwardPass {
   }
 
   // `local_pixel` counts from the first of those that are visited together.
-  BilinearSample<A>* SampleAt(int64_t local_pixel, int64_t group, int64_t tap) const {
+  MaskedSample<A>* SampleAt(int64_t local_pixel, int64_t group, int64_t tap) const {
     return samples + (local_pixel * problem.offset_groups + group) * problem.taps() + tap;
   }
 
@@ -58,7 +59,7 @@ struct BackwardPass {
   // Where the sums are kept: the results themselves, or for narrower types memory of the call.
   int64_t Allocate(Arena arena) {
     const int64_t taps = problem.taps();
-    samples = arena.Take<BilinearSample<A>>(shared_pixels * problem.offset_groups * taps);
+    samples = arena.Take<MaskedSample<A>>(shared_pixels * problem.offset_groups * taps);
     dots = arena.Take<A>(want_dots ? blocks.count() * shared_pixels * taps * kCorners : 0);
     if (want_columns_grad && !IsDepthwise(problem)) kernel.Allocate(arena);
     if constexpr (kSumsInPlace<T>) {
@@ -81,7 +82,7 @@ struct BackwardPass {
   const bool want_dots, want_columns_grad, want_x;
   const int64_t strip_pixels, shared_pixels;
   TransposedKernel<T> kernel;
-  BilinearSample<A>* samples = nullptr;  // [shared pixels, G, K]
+  MaskedSample<A>* samples = nullptr;    // [shared pixels, G, K]
   A* dots = nullptr;                     // [blocks, shared pixels, K, 4]
   const A* x = nullptr;                  // the images from first_image on, and their gradient
   A *wide_x = nullptr, *x_sums = nullptr;
@@ -90,7 +91,7 @@ struct BackwardPass {
 
  private:
   int64_t SharedPixels() const {
-    const int64_t bytes = problem.taps() * (problem.offset_groups * sizeof(BilinearSample<A>) +
+    const int64_t bytes = problem.taps() * (problem.offset_groups * sizeof(MaskedSample<A>) +
                                             blocks.count() * kCorners * sizeof(A));
     return Max(1, Min(kSharedPixels, kSharedBytes / bytes) / strip_pixels) * strip_pixels;
   }

@@ -14,6 +14,7 @@
 #include "cpu/kernels/arrays.h"
 #include "cpu/kernels/backward_block.h"
 #include "cpu/kernels/backward_pass.h"
+#include "cpu/kernels/locate.h"
 #include "cpu/kernels/parallel.h"
 #include "cpu/kernels/samples.h"
 #include "cpu/kernels/simd.h"
@@ -116,32 +117,34 @@ class Backward {
     });
   }
 
-  // Calls `f(pixel, local pixel)` for each of some pixels.
+  // Calls `f(first, number)` for parts of some pixels.
   template <typename F>
-  void ForEachPixel(Executor& executor, Range pixels, const F& f) const {
-    const int64_t strip_pixels = pass_.strip_pixels;
-    ParallelFor(executor, CeilDiv(pixels.size(), strip_pixels), 0, [&](int64_t strip, char*) {
-      const int64_t begin = pixels.begin + strip * strip_pixels;
-      for (int64_t p = begin; p < Min(begin + strip_pixels, pixels.end); ++p) {
-        f(p, p - pixels.begin);
-      }
+  void ForEachStrip(Executor& executor, Range pixels, const F& f) const {
+    const int64_t strip = pass_.strip_pixels;
+    ParallelFor(executor, CeilDiv(pixels.size(), strip), 0, [&](int64_t item, char*) {
+      const int64_t begin = pixels.begin + item * strip;
+      f(begin, Min(strip, pixels.end - begin));
     });
   }
 
   void Locate(Executor& executor, Range pixels) const {
-    ForEachPixel(executor, pixels, [&](int64_t pixel, int64_t local) {
-      for (int64_t group = 0; group < pass_.problem.offset_groups; ++group) {
-        LocateTaps(pass_.problem, pass_.primals.offset, pixel, group,
-                   pass_.SampleAt(local, group, 0));
+    const DeformConv2dProblem& problem = pass_.problem;
+    ForEachStrip(executor, pixels, [&](int64_t begin, int64_t size) {
+      for (int64_t group = 0; group < problem.offset_groups; ++group) {
+        LocateSamples(problem, pass_.primals, pass_.first_image, begin, size, group,
+                      pass_.SampleAt(begin - pixels.begin, group, 0),
+                      problem.offset_groups * problem.taps());
       }
     });
   }
 
   void SumDots(Executor& executor, Range pixels) const {
-    ForEachPixel(executor, pixels, [&](int64_t pixel, int64_t local) {
-      for (int64_t group = 0; group < pass_.problem.offset_groups; ++group) {
-        for (int64_t tap = 0; tap < pass_.problem.taps(); ++tap) {
-          SumDotsOf(pixel, local, group, tap);
+    ForEachStrip(executor, pixels, [&](int64_t begin, int64_t size) {
+      for (int64_t pixel = begin; pixel < begin + size; ++pixel) {
+        for (int64_t group = 0; group < pass_.problem.offset_groups; ++group) {
+          for (int64_t tap = 0; tap < pass_.problem.taps(); ++tap) {
+            SumDotsOf(pixel, pixel - pixels.begin, group, tap);
+          }
         }
       }
     });
@@ -155,13 +158,12 @@ class Backward {
       for (int i = 0; i < kCorners; ++i) dots[i] += part[i];
     }
     const DeformConv2dCotangents<T>& grads = pass_.grads;
-    const BilinearSample<A>& sample = *pass_.SampleAt(local, group, tap);
-    const A mask = MaskAt<T, A>(pass_.problem, pass_.primals, pixel, group, tap);
+    const MaskedSample<A>& sample = *pass_.SampleAt(local, group, tap);
     const int64_t index = pass_.problem.SampleIndex(pixel, group, tap);
     if (grads.mask != nullptr) grads.mask[index] = Combine(ValueWeights(sample, A(1)), dots);
     if (grads.offset != nullptr) {
-      grads.offset[2 * index] = Combine(DerivativeWeights(sample, mask, A(0)), dots);
-      grads.offset[2 * index + 1] = Combine(DerivativeWeights(sample, A(0), mask), dots);
+      grads.offset[2 * index] = Combine(DerivativeWeights(sample, sample.mask, A(0)), dots);
+      grads.offset[2 * index + 1] = Combine(DerivativeWeights(sample, A(0), sample.mask), dots);
     }
   }
 

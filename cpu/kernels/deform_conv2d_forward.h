@@ -11,6 +11,7 @@
 #include "cpu/kernels/channel_blocks.h"
 #include "cpu/kernels/depthwise.h"
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/locate.h"
 #include "cpu/kernels/parallel.h"
 #include "cpu/kernels/samples.h"
 #include "cpu/kernels/simd.h"
@@ -176,7 +177,7 @@ class ColumnProducts {
   }
 
   struct Scratch {
-    BilinearSample<A>* samples;  // [tile pixels, K]
+    MaskedSample<A>* samples;    // [tile pixels, K]
     A* columns;                  // [tile pixels, taps, channels] of a block
     A* panel;                    // [taps, channels, kPanel] of a block
     A* zeros;                    // [channels] of a block
@@ -188,7 +189,7 @@ class ColumnProducts {
     Arena arena(memory);
     const int64_t depth = block_taps_ * blocks_.most_channels();
     Scratch scratch;
-    scratch.samples = arena.Take<BilinearSample<A>>(tile_pixels_ * problem_.taps());
+    scratch.samples = arena.Take<MaskedSample<A>>(tile_pixels_ * problem_.taps());
     scratch.columns = arena.Take<A>(tile_pixels_ * depth);
     scratch.panel = arena.Take<A>(depth * kPanel<A>);
     scratch.zeros = arena.Take<A>(blocks_.most_channels());
@@ -233,10 +234,8 @@ class ColumnProducts {
   }
 
   void Locate(Range pixels, int64_t group, const Scratch& scratch) const {
-    BilinearSample<A>* samples = scratch.samples;
-    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel, samples += problem_.taps()) {
-      LocateTaps(problem_, primals_.offset, pixel, group, samples);
-    }
+    LocateSamples(problem_, primals_, first_image_, pixels.begin, pixels.size(), group,
+                  scratch.samples, problem_.taps());
   }
 
   void Sample(Range pixels, const ChannelBlock& block, Range taps, const ColumnProduct<T>& product,
@@ -248,32 +247,30 @@ class ColumnProducts {
   }
 
   template <bool kAdd>
-  void SampleFrom(Range pixels, const ChannelBlock& block, Range taps,
+  __attribute__((noinline)) void SampleFrom(Range pixels, const ChannelBlock& block, Range taps,
                   const ColumnSource<T>& source, const Scratch& scratch) const {
     const int64_t channels = block.channels.size();
+    const A* images = source.wide + block.channels.begin;
     A* column = scratch.columns;
-    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
-      const int64_t local_image = problem_.ImageOf(pixel) - first_image_;
-      const A* image = source.wide + local_image * ImageSize() + block.channels.begin;
-      const BilinearSample<A>* samples = scratch.samples + (pixel - pixels.begin) * problem_.taps();
+    for (int64_t i = 0; i < pixels.size(); ++i) {
+      const int64_t index = problem_.SampleIndex(pixels.begin + i, block.offset_group, 0);
+      const MaskedSample<A>* samples = scratch.samples + i * problem_.taps();
       for (int64_t tap = taps.begin; tap < taps.end; ++tap, column += channels) {
-        const auto corners = CornersOf(samples[tap], image, problem_.channels, scratch.zeros);
-        const auto weights = Weights(source, samples[tap], pixel, block.offset_group, tap);
-        Interpolation<kAdd, A> interpolation = {corners, weights, column};
+        Interpolation<kAdd, A> interpolation = {
+            CornersOf(samples[tap], images, static_cast<const A*>(scratch.zeros)),
+            source.tangent ? TangentWeights(samples[tap], index + tap)
+                           : ValueWeights(samples[tap], samples[tap].mask),
+            column};
         Vectorised<A>(channels, interpolation);
       }
     }
   }
 
-  CornerWeights<A> Weights(const ColumnSource<T>& source, const BilinearSample<A>& sample,
-                           int64_t pixel, int64_t group, int64_t tap) const {
-    const A mask = MaskAt<T, A>(problem_, primals_, pixel, group, tap);
-    if (!source.tangent) return ValueWeights(sample, mask);
-    const int64_t index = problem_.SampleIndex(pixel, group, tap);
+  CornerWeights<A> TangentWeights(const MaskedSample<A>& sample, int64_t index) const {
     auto weights = ValueWeights(sample, tangents_.mask == nullptr ? A(0) : tangents_.mask[index]);
     if (tangents_.offset != nullptr) {
       const A* dot = tangents_.offset + 2 * index;
-      const auto moved = DerivativeWeights(sample, mask * dot[0], mask * dot[1]);
+      const auto moved = DerivativeWeights(sample, sample.mask * dot[0], sample.mask * dot[1]);
       for (int i = 0; i < kCorners; ++i) weights.corner[i] += moved.corner[i];
     }
     return weights;

@@ -11,45 +11,37 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// The four pixels of a sample, at the first channel of a block. Those outside are a row of zeros:
-// never the image multiplied by zero, which would turn an infinity into a NaN.
+// A sample whose corners are where their pixels start in an array of images [.., H, W, C], or
+// kOutside, and what it is multiplied by.
 template <typename A>
-struct Corners {
-  const A* row[kCorners];
+struct MaskedSample : BilinearSample<A> {
+  A mask;
 };
 
-template <typename A>
-JAX_DCN_INLINE Corners<A> CornersOf(const BilinearSample<A>& sample, const A* image,
-                                    int64_t channels, const A* zeros) {
-  Corners<A> corners;
+// The four pixels of a sample, at the first channel of a block.
+template <typename P>
+struct Corners {
+  P* row[kCorners];
+};
+
+// Those outside are another row: zeros that are read, or sums that nobody reads. Never the image
+// multiplied by zero, which would turn an infinity into a NaN. Chosen without a branch, which could
+// not be predicted.
+template <typename A, typename P>
+JAX_DCN_INLINE Corners<P> CornersOf(const BilinearSample<A>& sample, P* images, P* outside) {
+  P* const rows[] = {images, outside};
+  Corners<P> corners;
   for (int i = 0; i < kCorners; ++i) {
-    const int64_t pixel = sample.corner[i];
-    corners.row[i] = pixel == kOutside ? zeros : image + pixel * channels;
+    const int64_t corner = sample.corner[i];
+    corners.row[i] = rows[corner == kOutside] + (corner & ~(corner >> 63));
   }
   return corners;
-}
-
-// Where the gradients of the four pixels are summed. Those outside are a row that nobody reads.
-template <typename A>
-struct CornerSums {
-  A* row[kCorners];
-};
-
-template <typename A>
-JAX_DCN_INLINE CornerSums<A> CornerSumsOf(const BilinearSample<A>& sample, A* image,
-                                          int64_t channels, A* nowhere) {
-  CornerSums<A> sums;
-  for (int i = 0; i < kCorners; ++i) {
-    const int64_t pixel = sample.corner[i];
-    sums.row[i] = pixel == kOutside ? nowhere : image + pixel * channels;
-  }
-  return sums;
 }
 
 // column = (column +) Σ_i w_i row_i
 template <bool kAdd, typename A>
 struct Interpolation {
-  const Corners<A> corners;
+  const Corners<const A> corners;
   const CornerWeights<A> weights;
   A* const column;
 
@@ -66,15 +58,15 @@ struct Interpolation {
 //   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g     and in the place of g, Σ_i w_i row_i
 template <bool kDots, bool kSums, bool kColumn, typename A>
 struct SampleGradients {
-  const Corners<A> corners;
+  const Corners<const A> corners;
   const CornerWeights<A> weights;
-  const CornerSums<A> sums;
+  const Corners<A> sums;
   A* const column;
   Vector<A> dot_vectors[kCorners];
   A dot_rests[kCorners];
 
-  JAX_DCN_INLINE SampleGradients(const Corners<A>& corners, const CornerWeights<A>& weights,
-                                 const CornerSums<A>& sums, A* column)
+  JAX_DCN_INLINE SampleGradients(const Corners<const A>& corners, const CornerWeights<A>& weights,
+                                 const Corners<A>& sums, A* column)
       : corners(corners), weights(weights), sums(sums), column(column) {
     // One by one: of arrays, GCC would make a string instruction, which takes longer than the rest.
     for (int i = 0; i < kCorners; ++i) dot_vectors[i] = Vector<A>{}, dot_rests[i] = A(0);
@@ -111,25 +103,6 @@ struct SampleGradients {
     }
   }
 };
-
-// The samples of all taps for one output position.
-template <typename A>
-JAX_DCN_INLINE void LocateTaps(const DeformConv2dProblem& problem, const A* offset, int64_t pixel,
-                               int64_t group, BilinearSample<A>* samples) {
-  const OutputPixel output = OutputPixelAt(problem, pixel);
-  const A* displacement = offset + 2 * problem.SampleIndex(pixel, group, 0);
-  for (int64_t tap_y = 0; tap_y < problem.kernel_height; ++tap_y) {
-    for (int64_t tap_x = 0; tap_x < problem.kernel_width; ++tap_x, displacement += 2) {
-      *samples++ = SampleOf(problem, output, tap_y, tap_x, displacement);
-    }
-  }
-}
-
-template <typename T, typename A>
-A MaskAt(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals, int64_t pixel,
-         int64_t group, int64_t tap) {
-  return primals.mask == nullptr ? A(1) : primals.mask[problem.SampleIndex(pixel, group, tap)];
-}
 
 }  // namespace jax_dcn::JAX_DCN_ISA
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/deform_conv2d.h"
+#include "cpu/kernels/samples.h"
 #include "cpu/kernels/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
@@ -25,7 +26,7 @@ constexpr int64_t kWideImageBytes = 4 << 20;
 
 // Pixels of a strip that keeps `pixel_bytes` for each in cache.
 JAX_DCN_INLINE int64_t StripPixels(const DeformConv2dProblem& problem, int64_t pixel_bytes) {
-  const int64_t sample_bytes = problem.taps() * sizeof(BilinearSample<double>);
+  const int64_t sample_bytes = problem.taps() * sizeof(MaskedSample<double>);
   const int64_t fit = Min(kStripBytes / Max(1, pixel_bytes), kStripSampleBytes / sample_bytes);
   return Max(1, Min(kStripPixels, fit) / kTileRows) * kTileRows;
 }
