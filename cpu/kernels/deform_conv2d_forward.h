@@ -23,6 +23,9 @@ namespace jax_dcn::JAX_DCN_ISA {
 // Depth of a product: all taps of 3x3 for 64 channels. A longer one adds to the result less often.
 // And pixels of a tile, whose columns then take about half of a second-level cache (Zen 1).
 constexpr int64_t kDepth = 576, kTilePixels = 128;
+// Channels that make one tap deep enough for a product. Pixels whose sample lies outside can then be
+// left out; there are few of them in a larger image.
+constexpr int64_t kTapChannels = 192, kTapPixels = 8192;
 // Pixels from which on it pays to pack the kernel ahead, for all tiles.
 constexpr int64_t kPackPixels = 256;
 
@@ -106,6 +109,7 @@ class ColumnProducts {
 
   // Of about equal number in each step.
   int64_t BlockTaps() const {
+    if (blocks_.most_channels() >= kTapChannels && problem_.image_pixels() <= kTapPixels) return 1;
     const int64_t most = Max(1, kDepth / blocks_.most_channels());
     return CeilDiv(problem_.taps(), CeilDiv(problem_.taps(), most));
   }
@@ -181,6 +185,7 @@ class ColumnProducts {
     A* columns;                  // [tile pixels, taps, channels] of a block
     A* panel;                    // [taps, channels, kPanel] of a block
     A* zeros;                    // [channels] of a block
+    int32_t* rows;               // pixels of the tile that the columns are of
     A* sums;                     // [tile pixels, O], unless the result itself is
     int64_t bytes;
   };
@@ -193,6 +198,7 @@ class ColumnProducts {
     scratch.columns = arena.Take<A>(tile_pixels_ * depth);
     scratch.panel = arena.Take<A>(depth * kPanel<A>);
     scratch.zeros = arena.Take<A>(blocks_.most_channels());
+    scratch.rows = arena.Take<int32_t>(tile_pixels_);
     scratch.sums = arena.Take<A>(kSumsInPlace<T> ? 0 : tile_pixels_ * problem_.features);
     scratch.bytes = arena.bytes();
     return scratch;
@@ -208,14 +214,15 @@ class ColumnProducts {
       if (i % blocks_.per_group() == 0) Locate(pixels, block.offset_group, scratch);
       for (int64_t tap = 0; tap < problem_.taps(); tap += block_taps_) {
         const Range taps = {tap, Min(tap + block_taps_, problem_.taps())};
+        const int64_t rows = ChooseRows(pixels, taps, scratch);
         for (int p = 0; p < product_count_; ++p) {
-          Sample(pixels, block, taps, products_[p], scratch);
+          Sample(pixels, rows, block, taps, products_[p], scratch);
           if (IsDepthwise(problem_)) {
-            MultiplyDepthwise(pixels, block, taps, products_[p].kernel, scratch);
+            MultiplyDepthwise(rows, block, taps, products_[p].kernel, scratch);
             continue;
           }
           block.ForEachPiece(problem_, [&](const Piece& piece) {
-            Multiply(pixels, block, piece, taps, products_[p], scratch);
+            Multiply(rows, block, piece, taps, products_[p], scratch);
           });
         }
       }
@@ -238,21 +245,34 @@ class ColumnProducts {
                   scratch.samples, problem_.taps());
   }
 
-  void Sample(Range pixels, const ChannelBlock& block, Range taps, const ColumnProduct<T>& product,
-              const Scratch& scratch) const {
-    SampleFrom<false>(pixels, block, taps, product.sources[0], scratch);
+  // The pixels whose columns are multiplied, and their number: of a tap alone, those that it reads.
+  int64_t ChooseRows(Range pixels, Range taps, const Scratch& scratch) const {
+    const bool all = taps.size() > 1 || IsDepthwise(problem_);
+    int64_t rows = 0;
+    for (int64_t i = 0; i < pixels.size(); ++i) {
+      scratch.rows[rows] = static_cast<int32_t>(i);
+      rows += all || !IsZero(scratch.samples[i * problem_.taps() + taps.begin]);
+    }
+    return rows;
+  }
+
+  void Sample(Range pixels, int64_t rows, const ChannelBlock& block, Range taps,
+              const ColumnProduct<T>& product, const Scratch& scratch) const {
+    SampleFrom<false>(pixels, rows, block, taps, product.sources[0], scratch);
     for (int i = 1; i < product.source_count; ++i) {
-      SampleFrom<true>(pixels, block, taps, product.sources[i], scratch);
+      SampleFrom<true>(pixels, rows, block, taps, product.sources[i], scratch);
     }
   }
 
   template <bool kAdd>
-  __attribute__((noinline)) void SampleFrom(Range pixels, const ChannelBlock& block, Range taps,
-                  const ColumnSource<T>& source, const Scratch& scratch) const {
+  __attribute__((noinline)) void SampleFrom(Range pixels, int64_t rows, const ChannelBlock& block,
+                                            Range taps, const ColumnSource<T>& source,
+                                            const Scratch& scratch) const {
     const int64_t channels = block.channels.size();
     const A* images = source.wide + block.channels.begin;
     A* column = scratch.columns;
-    for (int64_t i = 0; i < pixels.size(); ++i) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t i = scratch.rows[row];
       const int64_t index = problem_.SampleIndex(pixels.begin + i, block.offset_group, 0);
       const MaskedSample<A>* samples = scratch.samples + i * problem_.taps();
       for (int64_t tap = taps.begin; tap < taps.end; ++tap, column += channels) {
@@ -276,7 +296,7 @@ class ColumnProducts {
     return weights;
   }
 
-  void Multiply(Range pixels, const ChannelBlock& block, const Piece& piece, Range taps,
+  void Multiply(int64_t rows, const ChannelBlock& block, const Piece& piece, Range taps,
                 const ColumnProduct<T>& product, const Scratch& scratch) const {
     const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
     const int64_t features = problem_.features, group_features = problem_.group_features();
@@ -288,24 +308,24 @@ class ColumnProducts {
     for (int64_t i = 0; i < FeaturePanels(); ++i) {
       const int64_t o = i * kPanel<A>;
       const ResultMatrix<A> sums = {scratch.sums + piece.feature_group * group_features + o,
-                                    features, Min(kPanel<A>, group_features - o)};
+                                    features, Min(kPanel<A>, group_features - o), scratch.rows};
       if (product.panels != nullptr) {
         const A* panel = product.panels + PanelIndex(block, piece, taps, i);
-        MultiplyPanel<A, false, true>(pixels.size(), columns, panel, {sums.data, features}, sums);
+        MultiplyPanel<A, false, true>(rows, columns, panel, {sums.data, features}, sums);
       } else {
         Pack(product.kernel, piece, taps, i, scratch.panel);
-        MultiplyPanel<A, false>(pixels.size(), columns, scratch.panel, {sums.data, features}, sums);
+        MultiplyPanel<A, false>(rows, columns, scratch.panel, {sums.data, features}, sums);
       }
     }
   }
 
-  void MultiplyDepthwise(Range pixels, const ChannelBlock& block, Range taps, const T* kernel,
+  void MultiplyDepthwise(int64_t pixels, const ChannelBlock& block, Range taps, const T* kernel,
                          const Scratch& scratch) const {
     const int64_t channels = block.channels.size(), features = problem_.features;
     const T* rows = kernel + taps.begin * features + block.channels.begin;
     const A* columns = scratch.columns;
     A* sums = scratch.sums + block.channels.begin;
-    for (int64_t i = 0; i < pixels.size(); ++i, sums += features) {
+    for (int64_t i = 0; i < pixels; ++i, sums += features) {
       DepthwiseProduct<T, A> product = {columns, channels, rows, features, taps.size(), sums};
       Vectorised<A>(channels, product);
       columns += taps.size() * channels;

@@ -21,7 +21,7 @@ struct LeftMatrix {
   int64_t segments = 1, segment_step = 0, segment_depth;
 };
 
-// What a product is added to: the result itself, or with a step of 0 a row that stands for all.
+// What a product is added to: the result itself, or with a stride of 0 a row that stands for all.
 template <typename A>
 struct BaseMatrix {
   const A* data;
@@ -32,7 +32,8 @@ template <typename A>
 struct ResultMatrix {
   A* data;
   int64_t stride;
-  int64_t columns;  // of this panel, at most kPanel
+  int64_t columns;                  // of this panel, at most kPanel
+  const int32_t* indices = nullptr;  // of the rows, if they are not all, one after the other
 };
 
 template <typename A>
@@ -52,8 +53,10 @@ JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kTileV
 template <typename A, bool kTransposed, int kRows>
 __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
                                             const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
+  int64_t rows[kRows];
+  for (int i = 0; i < kRows; ++i) rows[i] = c.indices == nullptr ? i : c.indices[i];
   // The result is needed last, and may be far away.
-  for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + i * c.stride, 1);
+  for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + rows[i] * c.stride, 1);
   Vector<A> sums[kRows][kTileVectors] = {};
   const int64_t row_step = kTransposed ? 1 : a.stride, depth_step = kTransposed ? a.stride : 1;
   for (int64_t segment = 0; segment < a.segments; ++segment) {
@@ -74,7 +77,8 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    StoreRow<A>(c.data + i * c.stride, base.data + i * base.stride, sums[i], c.columns);
+    StoreRow<A>(c.data + rows[i] * c.stride, base.data + rows[i] * base.stride, sums[i],
+                c.columns);
   }
 }
 
@@ -108,8 +112,12 @@ void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, BaseMatrix<A> 
     MultiplyRows<A, kTransposed>(tile_rows, a, panel, base, c);
     rows -= tile_rows;
     a.data += tile_rows * (kTransposed ? 1 : a.stride);
-    base.data += tile_rows * base.stride;
-    c.data += tile_rows * c.stride;
+    if (c.indices != nullptr) {
+      c.indices += tile_rows;
+    } else {
+      base.data += tile_rows * base.stride;
+      c.data += tile_rows * c.stride;
+    }
   }
 }
 

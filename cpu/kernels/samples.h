@@ -18,6 +18,14 @@ struct MaskedSample : BilinearSample<A> {
   A mask;
 };
 
+// Whether the column of a sample is zero whatever the image holds.
+template <typename A>
+JAX_DCN_INLINE bool IsZero(const MaskedSample<A>& sample) {
+  const int64_t* corner = sample.corner;
+  const A weight = sample.y + sample.x + sample.mask;
+  return (corner[0] & corner[1] & corner[2] & corner[3]) == kOutside && weight - weight == 0;
+}
+
 // The four pixels of a sample, at the first channel of a block.
 template <typename P>
 struct Corners {
