@@ -7,6 +7,8 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <thread>
+#include <utility>
 
 namespace jax_dcn {
 namespace {
@@ -20,6 +22,24 @@ using Memory = std::unique_ptr<char, Free>;
 
 Memory Allocate(size_t bytes) {
   return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
+}
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits for a condition that should soon be true, and says whether it is.
+template <typename F>
+bool SpinUntil(const F& condition) {
+  constexpr int kYields = 64, kPauses = 64;  // about a tenth of a millisecond
+  for (int i = 0; i < kYields; ++i, std::this_thread::yield()) {
+    for (int j = 0; j < kPauses; ++j, Pause()) {
+      if (condition()) return true;
+    }
+  }
+  return false;
 }
 
 // Shared by the caller and its helpers. A helper that starts late finds no items and lets go.
@@ -48,6 +68,7 @@ class Loop {
   }
 
   void Wait() {
+    if (SpinUntil([this] { return finished_.load() == items_; })) return;
     std::unique_lock<std::mutex> lock(mutex_);
     all_finished_.wait(lock, [this] { return finished_.load() == items_; });
   }
@@ -65,12 +86,55 @@ class Loop {
 
 }  // namespace
 
+// The caller's helpers, and the loop that they work on.
+class Executor::Team {
+ public:
+  // Starts a loop, and returns how many of the helpers that it wants are missing.
+  int64_t Begin(std::shared_ptr<Loop> loop, int64_t helpers) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    loop_ = std::move(loop);
+    ++loops_;
+    const int64_t missing = std::max<int64_t>(0, helpers - helpers_);
+    helpers_ += missing;
+    return missing;
+  }
+
+  // What a helper does: loop after loop, until none comes.
+  void Help() {
+    int64_t seen = 0;
+    while (SpinUntil([&] { return loops_.load() != seen; })) {
+      std::shared_ptr<Loop> loop;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        loop = loop_;
+        seen = loops_;
+      }
+      if (loop == nullptr) return;
+      loop->Work();
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    --helpers_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Loop> loop_;  // the current one; none after the last
+  std::atomic<int64_t> loops_{0};
+  int64_t helpers_ = 0;
+};
+
+Executor::Executor(ThreadPool& pool, int64_t workers)
+    : pool_(pool), workers_(workers), team_(std::make_shared<Team>()) {}
+
+Executor::~Executor() { team_->Begin(nullptr, 0); }
+
 void Executor::For(int64_t items, size_t scratch_bytes, Body body, const void* context) {
   if (items <= 0) return;
   const int64_t workers = std::max<int64_t>(1, std::min(items, workers_));
   auto loop = std::make_shared<Loop>(items, workers, scratch_bytes, body, context);
-  for (int64_t helper = 1; helper < workers; ++helper) {
-    pool_.Schedule([loop] { loop->Work(); });
+  const int64_t missing = team_->Begin(loop, workers - 1);
+  for (int64_t i = 0; i < missing; ++i) {
+    pool_.Schedule([team = team_] { team->Help(); });
   }
   loop->Work();
   loop->Wait();

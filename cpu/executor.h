@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 namespace jax_dcn {
 
@@ -17,10 +18,14 @@ class ThreadPool {
   virtual void Schedule(std::function<void()> task) = 0;
 };
 
+// The loops of one call. Between them its helpers wait a little while: to wake a thread takes as
+// long as a short loop.
 class Executor {
  public:
   // Uses at most `workers` threads, the caller among them.
-  Executor(ThreadPool& pool, int64_t workers) : pool_(pool), workers_(workers) {}
+  Executor(ThreadPool& pool, int64_t workers);
+  ~Executor();
+  Executor(const Executor&) = delete;
 
   int64_t workers() const { return workers_; }
 
@@ -33,8 +38,11 @@ class Executor {
   void For(int64_t items, size_t scratch_bytes, Body body, const void* context);
 
  private:
+  class Team;
+
   ThreadPool& pool_;
-  int64_t workers_;
+  const int64_t workers_;
+  const std::shared_ptr<Team> team_;
 };
 
 }  // namespace jax_dcn
