@@ -45,7 +45,9 @@ JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kTileV
     }
     return;
   }
-  for (int64_t i = 0; i < columns; ++i) c[i] = base[i] + sums[i / kLanes<A>][i % kLanes<A>];
+  A row[kPanel<A>];
+  for (int j = 0; j < kTileVectors; ++j) Store<A>(row + j * kLanes<A>, sums[j]);
+  for (int64_t i = 0; i < columns; ++i) c[i] = base[i] + row[i];
 }
 
 // Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
@@ -57,7 +59,12 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
   for (int i = 0; i < kRows; ++i) rows[i] = c.indices == nullptr ? i : c.indices[i];
   // The result is needed last, and may be far away.
   for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + rows[i] * c.stride, 1);
-  Vector<A> sums[kRows][kTileVectors] = {};
+  Vector<A> sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {  // one by one: GCC clears arrays by a slow string instruction
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; ++j) sums[i][j] = Vector<A>{};
+  }
   const int64_t row_step = kTransposed ? 1 : a.stride, depth_step = kTransposed ? a.stride : 1;
   for (int64_t segment = 0; segment < a.segments; ++segment) {
     const A* left = a.data + segment * a.segment_step;
