@@ -74,8 +74,7 @@ class Forward {
     // As few tiles as fit in cache, but the same number for each thread, of about equal size: whole
     // tiles of the product.
     const int64_t workers = executor.workers(), rows = CeilDiv(pixels.size(), kTileRows);
-    const int64_t sums_bytes = kSumsInPlace<T> ? 0 : problem.features * sizeof(A);
-    const int64_t most = workers * Min(kTilePixels, StripPixels(problem, sums_bytes));
+    const int64_t most = workers * Min(kTilePixels, StripPixels(problem, 0));
     const int64_t tiles = Min(workers * CeilDiv(pixels.size(), most), rows);
     pass_.first_image = images.begin;
     pass_.tile_pixels = CeilDiv(rows, Max(1, tiles)) * kTileRows;
