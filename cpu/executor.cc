@@ -68,15 +68,18 @@ class Loop {
   }
 
   void Wait() {
-    if (SpinUntil([this] { return finished_.load() == items_; })) return;
-    std::unique_lock<std::mutex> lock(mutex_);
-    all_finished_.wait(lock, [this] { return finished_.load() == items_; });
+    const auto all_finished = [this] { return finished_.load() == items_; };
+    if (!SpinUntil(all_finished)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      all_finished_.wait(lock, all_finished);
+    }
+    scratch_.reset();  // whoever still holds this loop has no use for it
   }
 
  private:
   const int64_t items_;
   const size_t scratch_bytes_;
-  const Memory scratch_;
+  Memory scratch_;
   const Executor::Body body_;
   const void* const context_;
   std::atomic<int64_t> next_{0}, worker_{0}, finished_{0};

@@ -32,6 +32,7 @@ class BackwardBlock {
     Arena arena(scratch);
     const int64_t channels = pass.blocks.most_channels(), pixels = pass.strip_pixels;
     columns_ = arena.Take<A>(pixels * channels);
+    rows_ = arena.Take<int32_t>(pixels);
     right_ = arena.Take<A>(depthwise_ ? 0 : MostPieces() * FeaturePanels() * pixels * kPanel<A>);
     wide_ = arena.Take<A>(kSumsInPlace<T> ? 0 : pixels * problem_.features);
     zeros_ = arena.Take<A>(Max(channels, kPanel<A>));
@@ -54,8 +55,9 @@ class BackwardBlock {
       const Range strip = {begin, Min(begin + strip_pixels, pixels.end)};
       ReadGradY(strip);
       for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
-        if (pass_.want_columns_grad) MultiplyByKernel(strip, tap);
-        VisitSamples(pixels.begin, strip, tap);
+        ListRows(strip.begin - pixels.begin, strip.size(), tap);
+        if (pass_.want_columns_grad) MultiplyByKernel(tap);
+        VisitSamples(strip.begin - pixels.begin, tap);
         if (pass_.grads.kernel != nullptr) AddToKernelGrad(strip, tap);
       }
     }
@@ -93,61 +95,71 @@ class BackwardBlock {
     });
   }
 
+  // The columns of a tap are of those pixels whose sample lies inside the image. `local` is the
+  // first pixel of the strip, counted from the first that are visited together.
+  void ListRows(int64_t local, int64_t pixels, int64_t tap) {
+    row_count_ = 0;
+    for (int64_t i = 0; i < pixels; ++i) {
+      rows_[row_count_] = static_cast<int32_t>(i);
+      row_count_ += !IsZero(*pass_.SampleAt(local + i, block_.offset_group, tap));
+    }
+  }
+
   // The gradient of one tap's columns: grad_y times the transposed kernel.
-  void MultiplyByKernel(Range strip, int64_t tap) const {
+  void MultiplyByKernel(int64_t tap) const {
     const int64_t channels = block_.channels.size(), group_features = problem_.group_features();
-    if (depthwise_) return MultiplyDepthwise(strip, tap);
+    if (depthwise_) return MultiplyDepthwise(tap);
     const A* panel = pass_.kernel.Tap(index_, tap);
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
-      const LeftMatrix<A> left = {grad_y_ + piece.feature_group * group_features, problem_.features,
-                                  1, 0, group_features};
+      const LeftMatrix<A> left = {grad_y_ + piece.feature_group * group_features,
+                                  problem_.features, 1, 0, group_features, rows_};
       A* columns = columns_ + piece.channels.begin - block_.channels.begin;
       for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
-        MultiplyPanel<A, false>(strip.size(), left, panel, {zeros_, 0},
+        MultiplyPanel<A, false>(row_count_, left, panel, {zeros_, 0},
                                 {columns + c, channels, Min(kPanel<A>, piece.channels.size() - c)});
         panel += group_features * kPanel<A>;
       }
     });
   }
 
-  void MultiplyDepthwise(Range strip, int64_t tap) const {
+  void MultiplyDepthwise(int64_t tap) const {
     const int64_t channels = block_.channels.size(), features = problem_.features;
     const A* grad_y = grad_y_ + block_.channels.begin;
     const T* kernel = pass_.primals.kernel + tap * features + block_.channels.begin;
-    __builtin_memset(columns_, 0, strip.size() * channels * sizeof(A));
-    for (int64_t i = 0; i < strip.size(); ++i) {
-      DepthwiseProduct<T, A> product = {grad_y + i * features,  0, kernel, 0, 1,
+    __builtin_memset(columns_, 0, row_count_ * channels * sizeof(A));
+    for (int64_t i = 0; i < row_count_; ++i) {
+      DepthwiseProduct<T, A> product = {grad_y + rows_[i] * features, 0, kernel, 0, 1,
                                         columns_ + i * channels};
       Vectorised<A>(channels, product);
     }
   }
 
   // For each sample of one tap: its dot products, its part of the gradient of x, and its column.
-  void VisitSamples(int64_t first_pixel, Range strip, int64_t tap) const {
+  void VisitSamples(int64_t local, int64_t tap) const {
     WithFlag(pass_.want_dots, [&](auto dots) {
       WithFlag(pass_.grads.x != nullptr, [&](auto sums) {
         WithFlag(pass_.grads.kernel != nullptr, [&](auto column) {
           using Gradients = SampleGradients<dots.value, sums.value, column.value, A>;
-          VisitSamples<Gradients>(first_pixel, strip, tap);
+          VisitSamples<Gradients>(local, tap);
         });
       });
     });
   }
 
   template <typename Gradients>
-  __attribute__((noinline)) void VisitSamples(int64_t first_pixel, Range strip, int64_t tap) const {
+  __attribute__((noinline)) void VisitSamples(int64_t local, int64_t tap) const {
     const int64_t channels = block_.channels.size(), group = block_.offset_group;
-    const A* x = pass_.x + block_.channels.begin;
-    A* x_sums = pass_.x_sums + block_.channels.begin;
+    const A* x = pass_.want_x ? pass_.x + block_.channels.begin : nullptr;
+    A* x_sums = pass_.grads.x != nullptr ? pass_.x_sums + block_.channels.begin : nullptr;
     A* column = columns_;
-    for (int64_t pixel = strip.begin; pixel < strip.end; ++pixel, column += channels) {
-      const int64_t local = pixel - first_pixel;
-      const MaskedSample<A>& sample = *pass_.SampleAt(local, group, tap);
-      Gradients gradients(CornersOf(sample, x, static_cast<const A*>(zeros_)),
-                          ValueWeights(sample, sample.mask), CornersOf(sample, x_sums, nowhere_),
-                          column);
+    for (int64_t i = 0; i < row_count_; ++i, column += channels) {
+      const int64_t pixel = local + rows_[i];
+      const MaskedSample<A>& sample = *pass_.SampleAt(pixel, group, tap);
+      Gradients gradients(CornersOf<A, const A>(sample, x, zeros_),
+                          ValueWeights(sample, sample.mask),
+                          CornersOf<A, A>(sample, x_sums, nowhere_), column);
       Vectorised<A>(channels, gradients);
-      if (pass_.want_dots) gradients.StoreDots(pass_.DotsAt(index_, local, tap));
+      if (pass_.want_dots) gradients.StoreDots(pass_.DotsAt(index_, pixel, tap));
     }
   }
 
@@ -155,15 +167,19 @@ class BackwardBlock {
     const int64_t channels = block_.channels.size();
     const int64_t features = problem_.features, group_features = problem_.group_features();
     if (depthwise_) {
-      DepthwiseProduct<A, A> product = {
-          columns_, channels,     grad_y_ + block_.channels.begin,
-          features, strip.size(), pass_.kernel_sums + tap * features + block_.channels.begin};
-      return Vectorised<A>(channels, product);
+      A* sums = pass_.kernel_sums + tap * features + block_.channels.begin;
+      for (int64_t i = 0; i < row_count_; ++i) {
+        DepthwiseProduct<A, A> product = {columns_ + i * channels, 0,
+                                          grad_y_ + rows_[i] * features + block_.channels.begin,
+                                          0, 1, sums};
+        Vectorised<A>(channels, product);
+      }
+      return;
     }
     const A* panel = right_;
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
       const LeftMatrix<A> columns = {columns_ + piece.channels.begin - block_.channels.begin,
-                                     channels, 1, 0, strip.size()};
+                                     channels, 1, 0, row_count_, rows_};
       A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap, 0);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {
         MultiplyPanel<A, true>(piece.channels.size(), columns, panel, {sums + o, features},
@@ -179,7 +195,9 @@ class BackwardBlock {
   const ChannelBlock block_;
   const bool depthwise_;
   const A* grad_y_ = nullptr;  // [strip pixels, O]
-  A* columns_;                 // [strip pixels, channels]: their gradient, in its place the columns
+  A* columns_;                 // [rows, channels]: their gradient, in its place the columns
+  int32_t* rows_;              // pixels of the strip that the columns are of
+  int64_t row_count_ = 0;
   A* right_;    // panels of grad_y, [feature panels, strip pixels, kPanel] for each piece
   A* wide_;     // [strip pixels, O], where grad_y is narrower
   A* zeros_;    // [channels], at least kPanel

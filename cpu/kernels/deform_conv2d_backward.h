@@ -151,14 +151,15 @@ class Backward {
   }
 
   void SumDotsOf(int64_t pixel, int64_t local, int64_t group, int64_t tap) const {
-    const int64_t blocks = pass_.blocks.per_group();
+    const MaskedSample<A>& sample = *pass_.SampleAt(local, group, tap);
+    const int64_t first = group * pass_.blocks.per_group();
+    const int64_t blocks = IsZero(sample) ? 0 : pass_.blocks.per_group();  // that visited it
     A dots[kCorners] = {};
-    for (int64_t block = group * blocks; block < (group + 1) * blocks; ++block) {
+    for (int64_t block = first; block < first + blocks; ++block) {
       const A* part = pass_.DotsAt(block, local, tap);
       for (int i = 0; i < kCorners; ++i) dots[i] += part[i];
     }
     const DeformConv2dCotangents<T>& grads = pass_.grads;
-    const MaskedSample<A>& sample = *pass_.SampleAt(local, group, tap);
     const int64_t index = pass_.problem.SampleIndex(pixel, group, tap);
     if (grads.mask != nullptr) grads.mask[index] = Combine(ValueWeights(sample, A(1)), dots);
     if (grads.offset != nullptr) {

@@ -126,7 +126,7 @@ class ForwardTile {
       const int64_t read = reads != nullptr ? reads[i] : i;
       const MaskedSample<A>& sample = samples_[read];
       Interpolation<kAdd, A> interpolation = {
-          CornersOf(sample, images, static_cast<const A*>(zeros_)),
+          CornersOf<A, const A>(sample, images, zeros_),
           source.tangent ? TangentWeights(block.offset_group, read)
                          : ValueWeights(sample, sample.mask),
           column};

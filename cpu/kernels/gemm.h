@@ -19,6 +19,9 @@ struct LeftMatrix {
   const A* data;
   int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
   int64_t segments = 1, segment_step = 0, segment_depth;
+  // Where its rows are, if they are not all, one after the other; transposed, which row of the
+  // panel each step of depth is multiplied by.
+  const int32_t* indices = nullptr;
 };
 
 // What a product is added to: the result itself, or with a stride of 0 a row that stands for all.
@@ -65,22 +68,28 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; ++j) sums[i][j] = Vector<A>{};
   }
-  const int64_t row_step = kTransposed ? 1 : a.stride, depth_step = kTransposed ? a.stride : 1;
+  const A* left[kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    left[i] = a.data + (kTransposed ? i : a.stride * (a.indices == nullptr ? i : a.indices[i]));
+  }
+  const int64_t depth_step = kTransposed ? a.stride : 1;
   for (int64_t segment = 0; segment < a.segments; ++segment) {
-    const A* left = a.data + segment * a.segment_step;
     for (int64_t k = 0; k < a.segment_depth; ++k) {
+      const A* right_row = panel + (kTransposed ? a.indices[k] : k) * kPanel<A>;
       Vector<A> right[kTileVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j) right[j] = Load(panel + j * kLanes<A>);
+      for (int j = 0; j < kTileVectors; ++j) right[j] = Load(right_row + j * kLanes<A>);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const A factor = left[i * row_step];
+        const A factor = left[i][k * depth_step];
 #pragma GCC unroll 4
         for (int j = 0; j < kTileVectors; ++j) sums[i][j] += factor * right[j];
       }
-      left += depth_step;
-      panel += kPanel<A>;
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) left[i] += a.segment_step;
+    panel += a.segment_depth * kPanel<A>;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
@@ -118,7 +127,11 @@ void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, BaseMatrix<A> 
     const int64_t tile_rows = CeilDiv(rows, tiles);
     MultiplyRows<A, kTransposed>(tile_rows, a, panel, base, c);
     rows -= tile_rows;
-    a.data += tile_rows * (kTransposed ? 1 : a.stride);
+    if (!kTransposed && a.indices != nullptr) {
+      a.indices += tile_rows;
+    } else {
+      a.data += tile_rows * (kTransposed ? 1 : a.stride);
+    }
     if (c.indices != nullptr) {
       c.indices += tile_rows;
     } else {
