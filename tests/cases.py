@@ -127,6 +127,17 @@ CASES = [
     Case("empty_batch", 0, (6, 5), 4, 3),
     # Larger than the kernels' tiles, and never a multiple of them.
     Case("many_pixels", 3, (25, 17), 3, 5, kernel=(2, 2), padding="SAME"),
+    Case(  # CPU kernels leave out the samples outside so small an image
+        "small_image",
+        batch=9,
+        image=(4, 5),
+        channels=96,
+        features=20,
+        kernel=(2, 3),
+        padding=((2, 1), (1, 1)),
+        feature_group_count=4,
+        offset_groups=3,
+    ),
     Case("wide", 2, (7, 8), 70, 37, kernel=(2, 1), padding="SAME"),
     Case("deep", 1, (5, 6), 301, 19, kernel=(1, 2), padding="SAME", modulated=False),
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Values that are not numbers, not finite or not small: they do what `api` says and nothing else."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,8 +17,13 @@ SAMPLE = (1, 3, 2, 0, 4)  # image, row, column, offset group, tap: a sample that
 OUTPUT = SAMPLE[:3]
 
 
-def arrays():
-    x, kernel, offset, mask, bias = CASE.arrays("float64")
+# On CPU, samples outside the image are multiplied, or with many channels left out.
+channels = pytest.mark.parametrize("channels", [CASE.channels, 40])
+
+
+def arrays(channels=CASE.channels):
+    case = dataclasses.replace(CASE, channels=channels)
+    x, kernel, offset, mask, bias = case.arrays("float64")
     offset[SAMPLE] = 0.25
     return x, kernel, offset, mask, bias
 
@@ -34,10 +40,11 @@ def value_and_gradients(f, *arrays):
 
 @pytest.mark.parametrize("boundary", ["padded", "legacy"])
 @pytest.mark.parametrize("component", [0, 1])
+@channels
 def test_nan_offset_gives_nan_at_its_output_and_in_its_own_gradients(
-    component, boundary, implementation
+    channels, component, boundary, implementation
 ):
-    x, kernel, offset, mask, bias = arrays()
+    x, kernel, offset, mask, bias = arrays(channels)
     f = operator(implementation, boundary)
     offset[(*SAMPLE, component)] = np.nan
     y, grad_x, grad_kernel, grad_offset, grad_mask, _ = value_and_gradients(
@@ -62,8 +69,9 @@ def test_nan_offset_gives_nan_at_its_output_and_in_its_own_gradients(
 
 @pytest.mark.parametrize("boundary", ["padded", "legacy"])
 @pytest.mark.parametrize("huge", [np.inf, -np.inf, 1e30, -1e30, 2.0**31, 2.0**63, -(2.0**63)])
-def test_huge_offset_is_outside_the_image(huge, boundary, implementation):
-    x, kernel, offset, mask, bias = arrays()
+@channels
+def test_huge_offset_is_outside_the_image(channels, huge, boundary, implementation):
+    x, kernel, offset, mask, bias = arrays(channels)
     f = operator(implementation, boundary)
     outside = offset.copy()
     offset[(*SAMPLE, 1)], outside[(*SAMPLE, 1)] = huge, 1e3
