@@ -47,8 +47,8 @@ class BackwardBlock {
     const int64_t most = CeilDiv(pixels.size(), pass_.strip_pixels);
     const int64_t strip_pixels = RoundUp(CeilDiv(pixels.size(), most), kTileRows);
     const int64_t strips = CeilDiv(pixels.size(), strip_pixels);
-    // Neighbouring blocks add to neighbouring lines of cache. Processors fetch the next line too, and
-    // would take them from each other all the time, so every other block starts halfway.
+    // Neighbouring blocks add to neighbouring lines of cache. Processors fetch the next line too,
+    // and would take them from each other all the time, so every other block starts halfway.
     const int64_t first = index_ % 2 * (strips / 2);
     for (int64_t i = 0; i < strips; ++i) {
       const int64_t begin = pixels.begin + (first + i) % strips * strip_pixels;
@@ -111,8 +111,8 @@ class BackwardBlock {
     if (depthwise_) return MultiplyDepthwise(tap);
     const A* panel = pass_.kernel.Tap(index_, tap);
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
-      const LeftMatrix<A> left = {grad_y_ + piece.feature_group * group_features,
-                                  problem_.features, 1, 0, group_features, rows_};
+      const LeftMatrix<A> left = {grad_y_ + piece.feature_group * group_features, problem_.features,
+                                  group_features, rows_};
       A* columns = columns_ + piece.channels.begin - block_.channels.begin;
       for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
         MultiplyPanel<A, false>(row_count_, left, panel, {zeros_, 0},
@@ -166,20 +166,11 @@ class BackwardBlock {
   void AddToKernelGrad(Range strip, int64_t tap) const {
     const int64_t channels = block_.channels.size();
     const int64_t features = problem_.features, group_features = problem_.group_features();
-    if (depthwise_) {
-      A* sums = pass_.kernel_sums + tap * features + block_.channels.begin;
-      for (int64_t i = 0; i < row_count_; ++i) {
-        DepthwiseProduct<A, A> product = {columns_ + i * channels, 0,
-                                          grad_y_ + rows_[i] * features + block_.channels.begin,
-                                          0, 1, sums};
-        Vectorised<A>(channels, product);
-      }
-      return;
-    }
+    if (depthwise_) return AddDepthwiseKernelGrad(tap);
     const A* panel = right_;
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
       const LeftMatrix<A> columns = {columns_ + piece.channels.begin - block_.channels.begin,
-                                     channels, 1, 0, row_count_, rows_};
+                                     channels, row_count_, rows_};
       A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap, 0);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {
         MultiplyPanel<A, true>(piece.channels.size(), columns, panel, {sums + o, features},
@@ -187,6 +178,16 @@ class BackwardBlock {
         panel += strip.size() * kPanel<A>;
       }
     });
+  }
+
+  void AddDepthwiseKernelGrad(int64_t tap) const {
+    const int64_t channels = block_.channels.size(), features = problem_.features;
+    A* sums = pass_.kernel_sums + tap * features + block_.channels.begin;
+    for (int64_t i = 0; i < row_count_; ++i) {
+      const A* grad_y = grad_y_ + rows_[i] * features + block_.channels.begin;
+      DepthwiseProduct<A, A> product = {columns_ + i * channels, 0, grad_y, 0, 1, sums};
+      Vectorised<A>(channels, product);
+    }
   }
 
   const BackwardPass<T>& pass_;

@@ -82,9 +82,9 @@ struct BackwardPass {
   const bool want_dots, want_columns_grad, want_x;
   const int64_t strip_pixels, shared_pixels;
   TransposedKernel<T> kernel;
-  MaskedSample<A>* samples = nullptr;    // [shared pixels, G, K]
-  A* dots = nullptr;                     // [blocks, shared pixels, K, 4]
-  const A* x = nullptr;                  // the images from first_image on, and their gradient
+  MaskedSample<A>* samples = nullptr;  // [shared pixels, G, K]
+  A* dots = nullptr;                   // [blocks, shared pixels, K, 4]
+  const A* x = nullptr;                // the images from first_image on, and their gradient
   A *wide_x = nullptr, *x_sums = nullptr;
   A* kernel_sums = nullptr;  // [K, C / groups, O]
   int64_t first_image = 0;

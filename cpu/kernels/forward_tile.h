@@ -82,8 +82,8 @@ class ForwardTile {
         MultiplyDepthwise(block, taps, product.kernel);
         continue;
       }
-      block.ForEachPiece(
-          problem_, [&](const Piece& piece) { Multiply(block, piece, taps, product); });
+      block.ForEachPiece(problem_,
+                         [&](const Piece& piece) { Multiply(block, piece, taps, product); });
     }
   }
 
@@ -125,11 +125,11 @@ class ForwardTile {
     for (int64_t i = 0; i < columns; ++i, column += channels) {
       const int64_t read = reads != nullptr ? reads[i] : i;
       const MaskedSample<A>& sample = samples_[read];
-      Interpolation<kAdd, A> interpolation = {
-          CornersOf<A, const A>(sample, images, zeros_),
-          source.tangent ? TangentWeights(block.offset_group, read)
-                         : ValueWeights(sample, sample.mask),
-          column};
+      Interpolation<kAdd, A> interpolation = {CornersOf<A, const A>(sample, images, zeros_),
+                                              source.tangent
+                                                  ? TangentWeights(block.offset_group, read)
+                                                  : ValueWeights(sample, sample.mask),
+                                              column};
       Vectorised<A>(channels, interpolation);
     }
   }
@@ -174,7 +174,11 @@ class ForwardTile {
                       const ResultMatrix<A>& sums) const {
     const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
     LeftMatrix<A> columns = {columns_ + piece.channels.begin - block.channels.begin,
-                             taps * channels, taps, channels, piece_channels};
+                             taps * channels,
+                             piece_channels,
+                             nullptr,
+                             taps,
+                             channels};
     if (piece_channels == channels) {  // one segment: each ends with a mispredicted branch
       columns.segments = 1, columns.segment_depth = taps * channels;
     }
@@ -190,7 +194,7 @@ class ForwardTile {
       const A* columns = columns_ + first * channels + piece.channels.begin - block.channels.begin;
       sums.indices = rows_ + first;
       MultiplyPanel<A, false, true>(first_rows_[tap + 1] - first,
-                                    {columns, channels, 1, 0, piece_channels}, panel,
+                                    {columns, channels, piece_channels}, panel,
                                     {sums.data, sums.stride}, sums);
     }
   }

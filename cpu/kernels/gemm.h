@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Products of small matrices that lie in cache: C = base + A B, with B packed into panels of columns.
+// Products of small matrices that lie in cache: C = base + A B, with B packed into panels of
+// columns.
 #ifndef JAX_DCN_CPU_KERNELS_GEMM_H_
 #define JAX_DCN_CPU_KERNELS_GEMM_H_
 
@@ -13,15 +14,17 @@ namespace jax_dcn::JAX_DCN_ISA {
 template <typename A>
 constexpr int64_t kPanel = kTileVectors * kLanes<A>;
 
-// A matrix [rows, depth] whose depth may lie in equal segments, a constant step apart.
+// A matrix [rows, depth].
 template <typename A>
 struct LeftMatrix {
   const A* data;
   int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
-  int64_t segments = 1, segment_step = 0, segment_depth;
+  int64_t segment_depth;
   // Where its rows are, if they are not all, one after the other; transposed, which row of the
   // panel each step of depth is multiplied by.
   const int32_t* indices = nullptr;
+  // Its depth may lie in equal segments, a constant step apart.
+  int64_t segments = 1, segment_step = 0;
 };
 
 // What a product is added to: the result itself, or with a stride of 0 a row that stands for all.
@@ -35,7 +38,7 @@ template <typename A>
 struct ResultMatrix {
   A* data;
   int64_t stride;
-  int64_t columns;                  // of this panel, at most kPanel
+  int64_t columns;                   // of this panel, at most kPanel
   const int32_t* indices = nullptr;  // of the rows, if they are not all, one after the other
 };
 
@@ -93,8 +96,7 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    StoreRow<A>(c.data + rows[i] * c.stride, base.data + rows[i] * base.stride, sums[i],
-                c.columns);
+    StoreRow<A>(c.data + rows[i] * c.stride, base.data + rows[i] * base.stride, sums[i], c.columns);
   }
 }
 
