@@ -26,7 +26,10 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def times_table(results: Results, mode: str, threads: int) -> str:
-    """Milliseconds of every engine, and the roofline: how much of the peak the products reach."""
+    """Milliseconds of every engine, and the roofline: how much of the peak the products reach.
+
+    All of them are counted, also those with samples outside the image, which we leave out.
+    """
     engines = [e for e in ENGINES if results.fastest([e], results.workloads[0], mode, threads)]
     peak = results.report["peak_gflops"][str(threads)]
     header = ["", *(TITLES.get(e, e) for e in engines), "GFLOP/s", f"of {peak:.0f}"]
