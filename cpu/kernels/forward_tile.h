@@ -71,7 +71,9 @@ class ForwardTile {
   }
 
   void AddStep(const ChannelBlock& block, Range taps) const {
-    const int64_t columns = pass_.skip_zeros ? ReadInside(taps) : ReadAll(taps);
+    const int64_t columns = InOrder()          ? pixels_.size() * taps.size()
+                            : pass_.skip_zeros ? ReadInside(taps)
+                                               : ReadAll(taps);
     for (int p = 0; p < pass_.product_count; ++p) {
       const ColumnProduct<T>& product = pass_.products[p];
       Sample<false>(columns, block, product.sources[0]);
@@ -87,10 +89,12 @@ class ForwardTile {
     }
   }
 
+  // Whether columns are those of all samples, one after the other, and need no list.
+  bool InOrder() const { return !pass_.skip_zeros && pass_.TapSteps() == 1; }
+
   // Lists all columns in the order [pixel][tap]; returns their number.
   int64_t ReadAll(Range taps) const {
     int32_t* read = reads_;
-    if (taps.size() == problem_.taps()) return pixels_.size() * taps.size();
     for (int64_t i = 0; i < pixels_.size(); ++i) {
       const int64_t first = i * problem_.taps();
       for (int64_t tap = taps.begin; tap < taps.end; ++tap) *read++ = first + tap;
@@ -119,7 +123,7 @@ class ForwardTile {
   __attribute__((noinline)) void Sample(int64_t columns, const ChannelBlock& block,
                                         const ColumnSource<T>& source) const {
     const int64_t channels = block.channels.size();
-    const int32_t* reads = pass_.skip_zeros || pass_.TapSteps() > 1 ? reads_ : nullptr;
+    const int32_t* reads = InOrder() ? nullptr : reads_;
     const A* images = source.wide + block.channels.begin;
     A* column = columns_;
     for (int64_t i = 0; i < columns; ++i, column += channels) {

@@ -20,8 +20,8 @@ struct LeftMatrix {
   const A* data;
   int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
   int64_t segment_depth;
-  // Where its rows are, if they are not all, one after the other; transposed, which row of the
-  // panel each step of depth is multiplied by.
+  // Where its rows are, if they are not all, one after the other. Transposed, where it is always
+  // given: which row of the panel each step of depth is multiplied by.
   const int32_t* indices = nullptr;
   // Its depth may lie in equal segments, a constant step apart.
   int64_t segments = 1, segment_step = 0;
