@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/* cpu/* cpu/kernels/* cuda/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/*/* cpu/* cpu/*/* cuda/* cuda/*/*)
 # Code for one GPU architecture, which newer ones translate: all six take a minute more to build.
 export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 

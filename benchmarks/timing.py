@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax_dcn
-from jax_dcn import _native
+from jax_dcn._src.operator import libraries
 
 PACKAGES = ("jax_dcn", "jax", "jaxlib", "torch", "numpy")
 
@@ -35,7 +35,7 @@ def machine() -> dict[str, str]:
     return {
         "cpu": _cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "kernels": _native.describe("cpu"),
+        "kernels": libraries.describe("cpu"),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
     }

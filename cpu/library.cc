@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The library jax_dcn_cpu: a list of the CPU's XLA targets.
 
-#include "common/library.h"
+#include "common/ffi/library.h"
 
-#include "cpu/deform_conv2d.h"
-#include "cpu/deform_roi_pool.h"
-#include "cpu/instruction_set.h"
+#include "cpu/deform_conv2d/handlers.h"
+#include "cpu/deform_roi_pool/handlers.h"
+#include "cpu/runtime/instruction_set.h"
 
 namespace jax_dcn {
 

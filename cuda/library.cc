@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The library jax_dcn_cuda: a list of the GPU's XLA targets.
 
-#include "common/library.h"
+#include "common/ffi/library.h"
 
 #include <cuda_runtime.h>
 
 #include <string>
 
-#include "cuda/deform_conv2d.h"
-#include "cuda/deform_roi_pool.h"
+#include "cuda/deform_conv2d/handlers.h"
+#include "cuda/deform_roi_pool/handlers.h"
 
 namespace jax_dcn {
 

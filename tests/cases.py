@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from jax_dcn.geometry import ConvGeometry, conv_geometry
+from jax_dcn._src.deform_conv2d.geometry import ConvGeometry, conv_geometry
 
 ARGUMENTS = ("x", "kernel", "offset", "mask", "bias")
 

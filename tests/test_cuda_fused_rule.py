@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_dcn._primitives._fused import parts_of_grad_kernel, why_not_fused
-from jax_dcn.geometry import conv_geometry
+from jax_dcn._src.deform_conv2d.fused import parts_of_grad_kernel, why_not_fused
+from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 
 
 def arrays(dtype="bfloat16", channels=256, features=256, feature_groups=1, offset_groups=1):

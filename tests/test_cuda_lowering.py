@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import pytest
 from cases import ARGUMENTS, Case
 
-from jax_dcn import _native, deform_conv2d, deform_roi_pool
+from jax_dcn import deform_conv2d, deform_roi_pool
+from jax_dcn._src.operator import libraries
 
 pytestmark = pytest.mark.skipif(
-    "cuda" in _native._unavailable, reason=_native._unavailable.get("cuda", "")
+    "cuda" in libraries._unavailable, reason=libraries._unavailable.get("cuda", "")
 )
 CASE = Case("layer", 2, (17, 13), 24, 40, kernel=(3, 2), offset_groups=3)
 FUSED = Case("fused_layer", 2, (17, 13), 64, 128, kernel=(3, 2), offset_groups=2)
@@ -191,7 +192,7 @@ def test_one_program_lowers_for_cpu_and_cuda():
 
 
 def test_no_gpu_is_needed_to_load_the_kernels():
-    assert _native.describe("cuda").startswith("CUDA 1")
+    assert libraries.describe("cuda").startswith("CUDA 1")
 
 
 def test_region_pooling_is_one_call_each_way():

@@ -12,7 +12,7 @@ from cases import ARGUMENTS, CASES, Case
 from loops import deform_conv2d as loop_deform_conv2d
 
 from jax_dcn import deform_conv2d, reference
-from jax_dcn.reference import _blockwise
+from jax_dcn._src.operator import blockwise as _blockwise
 
 # Largest difference that rounding explains, relative to the largest value: the sums have at most
 # a few thousand terms.

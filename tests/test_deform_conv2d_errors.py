@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from cases import CASES
 
-from jax_dcn import _native, deform_conv2d
+from jax_dcn import deform_conv2d
+from jax_dcn._src.operator import libraries
 
 CASE = next(case for case in CASES if case.name == "every_option")
 X, KERNEL, OFFSET, MASK, BIAS = CASE.arrays("float32")
@@ -70,7 +71,7 @@ def test_errors_come_before_anything_is_compiled():
 
 
 def test_implementation_that_cannot_run_is_refused(monkeypatch):
-    monkeypatch.setattr(_native, "why_not", lambda platform, dtype=None: "there is no compiler")
+    monkeypatch.setattr(libraries, "why_not", lambda platform, dtype=None: "there is no compiler")
     jax.clear_caches()
     refused = functools.partial(deform_conv2d, **GOOD)
     with pytest.raises(

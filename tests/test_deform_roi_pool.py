@@ -15,7 +15,7 @@ import pytest
 from roi_cases import ARGUMENTS, CASES, RoICase
 
 from jax_dcn import deform_roi_align, deform_roi_pool, reference
-from jax_dcn.geometry import RoIGeometry
+from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 
 # Largest difference that rounding explains, relative to the largest value: the sums have at most
 # a few hundred terms.

@@ -109,7 +109,7 @@ def test_commands_that_name_something_else_are_found(command):
 
 
 DECLARATIONS = """
-#include "common/library.h"
+#include "common/ffi/library.h"
 using namespace jax_dcn;
 XLA_FFI_Error* DeformConv2dForward(XLA_FFI_CallFrame*);
 """

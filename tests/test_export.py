@@ -11,7 +11,7 @@ from cases import Case
 from jax import export
 
 import jax_dcn
-from jax_dcn import _native
+from jax_dcn._src.operator import libraries
 
 CASE = Case("export", 3, (6, 5), 4, 6, kernel=(3, 2), offset_groups=2)
 OUR_CALLS = jax_dcn.export_disabled_checks
@@ -66,7 +66,7 @@ def test_one_export_holds_the_programs_of_several_platforms():
     )
 
 
-@pytest.mark.skipif("cuda" in _native._unavailable, reason=_native._unavailable.get("cuda", ""))
+@pytest.mark.skipif("cuda" in libraries._unavailable, reason=libraries._unavailable.get("cuda", ""))
 @pytest.mark.parametrize(
     ("f", "calls"),
     [(operator, {"forward", "columns"}), (gradient, {"backward", "columns_backward"})],

@@ -12,8 +12,9 @@ import jax
 import pytest
 
 import jax_dcn
-from jax_dcn import _native
-from jax_dcn.installation import selfcheck, show_config
+from jax_dcn._src.operator import libraries
+from jax_dcn._src.registry import OPERATORS
+from jax_dcn.installation import selfcheck
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,17 +31,17 @@ def python(*arguments: str, **environment: str) -> str:
 
 
 def test_native_kernels_are_installed():
-    assert _native.why_not("cpu", "float32") is None
+    assert libraries.why_not("cpu", "float32") is None
     assert "cpu: available" in jax_dcn.available_implementations()["native"]
 
 
 def test_a_platform_without_kernels_says_why():
-    assert "no native kernel for tpu" in _native.why_not("tpu")
+    assert "no native kernel for tpu" in libraries.why_not("tpu")
 
 
 def test_handlers_newer_than_jaxlib_are_not_registered():
-    assert _native._newer_than_runtime((0, 1)) is None
-    assert "rebuild jax_dcn or upgrade jax" in _native._newer_than_runtime((0, 99))
+    assert libraries._newer_than_runtime((0, 1)) is None
+    assert "rebuild jax_dcn or upgrade jax" in libraries._newer_than_runtime((0, 99))
 
 
 def test_show_config_names_versions_and_implementations():
@@ -50,8 +51,8 @@ def test_show_config_names_versions_and_implementations():
 
 
 def test_every_operator_has_a_line_in_the_configuration_and_a_check():
-    assert "deform_conv2d" in show_config.operators()
-    assert set(selfcheck.PROBLEMS) == set(show_config.operators())
+    assert "deform_conv2d" in OPERATORS
+    assert set(selfcheck.PROBLEMS) == set(OPERATORS)
 
 
 def test_selfcheck_passes_here(capsys):
@@ -110,19 +111,21 @@ def test_without_kernels_it_imports_runs_on_xla_and_says_why(module, sentence):
 
 
 def test_missing_kernels_say_where_to_get_them(monkeypatch, tmp_path):
-    assert f"{ROOT} holds its sources: start Python elsewhere" in _native._how_to_get("cpu")
-    monkeypatch.setattr(_native, "__file__", str(tmp_path / "jax_dcn" / "_native.py"))
-    assert "reinstall it from a wheel" in _native._how_to_get("cpu")
-    assert "rebuild it where nvcc is" in _native._how_to_get("cuda")
+    assert f"{ROOT} holds its sources: start Python elsewhere" in libraries._how_to_get("cpu")
+    monkeypatch.setattr(
+        libraries, "__file__", str(tmp_path / "jax_dcn" / "_src" / "operator" / "libraries.py")
+    )
+    assert "reinstall it from a wheel" in libraries._how_to_get("cpu")
+    assert "rebuild it where nvcc is" in libraries._how_to_get("cuda")
 
 
 def test_a_plugin_out_of_step_with_jaxlib_is_named_with_the_remedy(monkeypatch):
-    assert _native._out_of_step("cuda") is None
-    monkeypatch.setattr(_native, "_plugins", lambda: {"jax-cuda13-plugin": "0.1.2"})
-    reason = _native._out_of_step("cuda")
+    assert libraries._out_of_step("cuda") is None
+    monkeypatch.setattr(libraries, "_plugins", lambda: {"jax-cuda13-plugin": "0.1.2"})
+    reason = libraries._out_of_step("cuda")
     assert "jax-cuda13-plugin 0.1.2 and jaxlib" in reason
     assert f'pip install "jax[cuda13]=={jax.__version__}"' in reason
-    assert _native._out_of_step("cpu") is None
+    assert libraries._out_of_step("cpu") is None
 
 
 def test_import_does_not_need_flax():

@@ -64,7 +64,7 @@ def test_a_source_distribution_holds_what_it_needs(wheel):
     archive = next(wheel.parent.glob("*.tar.gz"))
     with tarfile.open(archive) as opened:
         names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
-    assert {"CMakeLists.txt", "common/module.cc", "cpu/library.cc", "pyproject.toml"} <= names
+    assert {"CMakeLists.txt", "common/ffi/module.cc", "cpu/library.cc", "pyproject.toml"} <= names
 
 
 def test_a_wheel_runs_where_there_is_no_compiler(wheel, tmp_path):

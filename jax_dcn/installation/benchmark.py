@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn import ops
-from jax_dcn.implementation import platform_of
+from jax_dcn._src.deform_conv2d.function import deform_conv2d
+from jax_dcn._src.operator.implementation import platform_of
 
 # The 3x3 convolutions of a ResNet-50's last three stages for images of 224x224: size, channels.
 _LAYERS = ((28, 128), (14, 256), (7, 512))
@@ -42,8 +42,8 @@ def _functions() -> dict[str, Callable[..., jax.Array]]:
         return y + bias
 
     return {
-        "deformable": ops.deform_conv2d,
-        "deformable, xla": lambda *arrays: ops.deform_conv2d(*arrays, implementation="xla"),
+        "deformable": deform_conv2d,
+        "deformable, xla": lambda *arrays: deform_conv2d(*arrays, implementation="xla"),
         "ordinary": ordinary,
     }
 

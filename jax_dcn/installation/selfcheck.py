@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn import _native, ops
-from jax_dcn.implementation import platform_of
+from jax_dcn._src.operator import libraries
+from jax_dcn._src.operator.implementation import platform_of
+from jax_dcn._src.registry import OPERATORS
 
 # Problems are small, so that sums have few terms: errors are multiples of rounding. A wrong sample,
 # tap or gradient is an error of the size of the result.
@@ -76,8 +77,8 @@ def selfcheck() -> bool:
 def _check(dtype: str, device: jax.Device, name: str) -> list[tuple[str, float | str, str]]:
     """Title, error or why it was not run, and dtype, for each implementation to be judged."""
     platform, problem = platform_of(device), PROBLEMS[name]
-    error: float | str | None = _native.why_not(platform, np.dtype(dtype))
-    if not error and not _native.has_kernel(platform, name):
+    error: float | str | None = libraries.why_not(platform, np.dtype(dtype))
+    if not error and not libraries.has_kernel(platform, name):
         error = "there is no kernel"
     error = error or _error(problem, device, np.dtype(dtype), "native")
     outcomes = [(f"{name} native, {platform}, {dtype}", error, dtype)]
@@ -147,7 +148,7 @@ def _draw_mask(seed: int, *shape: int) -> np.ndarray:
 
 
 def _deform_conv2d(*arrays: jax.Array, implementation: str) -> jax.Array:
-    return ops.deform_conv2d(
+    return OPERATORS["deform_conv2d"](
         *arrays,
         strides=(2, 1),
         padding=((1, 2), (0, 1)),
@@ -165,7 +166,7 @@ def _deform_conv2d_arrays(dtype: np.dtype) -> tuple[np.ndarray, ...]:
 
 
 def _deform_roi_pool(*arrays: jax.Array, implementation: str) -> jax.Array:
-    return ops.deform_roi_pool(
+    return OPERATORS["deform_roi_pool"](
         arrays[0],
         jnp.asarray(_ROIS),
         *arrays[1:],
@@ -179,7 +180,7 @@ def _deform_roi_pool(*arrays: jax.Array, implementation: str) -> jax.Array:
 
 
 def _deform_roi_align(*arrays: jax.Array, implementation: str) -> jax.Array:
-    return ops.deform_roi_align(
+    return OPERATORS["deform_roi_align"](
         arrays[0],
         jnp.asarray(_ROIS),
         *arrays[1:],
@@ -196,7 +197,7 @@ def _roi_arrays(dtype: np.dtype) -> tuple[np.ndarray, ...]:
 
 _ROIS = np.array([[1, 0, 2, 13, 11], [0, 4, 3, 20, 17], [1, -3, -5, 8, 9]], np.float32)
 
-# A line for each operator of `jax_dcn.ops`.
+# A line for each operator of the registry.
 PROBLEMS = {
     "deform_conv2d": Problem(_deform_conv2d, _deform_conv2d_arrays),
     "deform_roi_align": Problem(_deform_roi_align, _roi_arrays),

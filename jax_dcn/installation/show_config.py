@@ -6,8 +6,9 @@ import platform
 
 import jax
 
-from jax_dcn import _native, ops
-from jax_dcn.implementation import available_implementations, platforms
+from jax_dcn._src.operator import libraries
+from jax_dcn._src.operator.implementation import available_implementations, platforms
+from jax_dcn._src.registry import OPERATORS
 
 _PACKAGES = ("jax_dcn", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "numpy")
 
@@ -28,16 +29,11 @@ def show_config() -> None:
     print("\n".join(f"{name + ':':{width}} {value}" for name, value in config.items()))
 
 
-def operators() -> list[str]:
-    """Names of the operators, those of `jax_dcn.ops`."""
-    return sorted(name for name, value in vars(ops).items() if callable(value))
-
-
 def _config() -> dict[str, str]:
     versions = {name: version(name) for name in _PACKAGES}
     implementations = {
         f"{operator} on {name}": _chosen(operator, name)
-        for operator in operators()
+        for operator in OPERATORS
         for name in platforms()
     }
     return {
@@ -45,8 +41,8 @@ def _config() -> dict[str, str]:
         **{name: number for name, number in versions.items() if number},
         "XLA FFI": _runtime_ffi(),
         "devices": ", ".join(str(device) for device in jax.devices()),
-        "CPU kernels": _native.describe("cpu"),
-        "CUDA kernels": _native.describe("cuda"),
+        "CPU kernels": libraries.describe("cpu"),
+        "CUDA kernels": libraries.describe("cuda"),
         **available_implementations(),
         **implementations,
     }
@@ -54,15 +50,15 @@ def _config() -> dict[str, str]:
 
 def _chosen(operator: str, platform: str) -> str:
     """What `implementation=None` takes, and why not the kernels where it does not take those."""
-    if reason := _native.why_not(platform):
+    if reason := libraries.why_not(platform):
         return f"xla, because {reason}"
-    if not _native.has_kernel(platform, operator):
+    if not libraries.has_kernel(platform, operator):
         return f"xla, because the library of {platform} kernels has none for it"
     return 'native; "xla" can be asked for'
 
 
 def _runtime_ffi() -> str:
-    spoken = _native.ffi_version()
+    spoken = libraries.ffi_version()
     return "of an unknown version" if spoken is None else ".".join(map(str, spoken))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jax_dcn.ops import deform_conv2d as _deform_conv2d
+from jax_dcn._src.deform_conv2d.function import deform_conv2d as _deform_conv2d
 
 
 def deform_conv2d(

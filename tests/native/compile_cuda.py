@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the table")
     record = parser.parse_args().record
-    sources = sorted((ROOT / "cuda").glob("*.cu"))
+    sources = sorted((ROOT / "cuda").rglob("*.cu"))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         found = resources("".join(pool.map(report, sources)))
     spilled = {kernel: used for kernel, used in found.items() if used["spills"] or used["stack"]}

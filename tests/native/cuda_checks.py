@@ -12,9 +12,9 @@ from cuda_far_checks import FAR, check_far
 from cuda_roi_checks import ROI_CASES, check_roi_pool
 
 from jax_dcn import reference
-from jax_dcn._primitives import _columns, deform_conv2d_cuda
-from jax_dcn._primitives._fused import why_not_fused
-from jax_dcn._primitives.deform_conv2d_call import call
+from jax_dcn._src.deform_conv2d import columns as _columns, cuda as deform_conv2d_cuda
+from jax_dcn._src.deform_conv2d.fused import why_not_fused
+from jax_dcn._src.deform_conv2d.native import call
 
 # What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
 SPACING = {"float32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}

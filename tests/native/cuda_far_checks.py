@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from cases import Case
 
-from jax_dcn._primitives import deform_conv2d_cuda
-from jax_dcn._primitives.deform_conv2d_call import call
+from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda
+from jax_dcn._src.deform_conv2d.native import call
 
 # Large images of which few pixels are sampled: the rest of their memory is never touched.
 FAR = [

@@ -21,17 +21,17 @@ import jax
 from cuda_host.build import ROOT, SANITIZE, build
 
 SOURCES = (
-    "deform_conv2d_bins.cu",
-    "deform_conv2d_columns.cc",
-    "deform_conv2d_columns.cu",
-    "deform_conv2d_sample_gradients.cu",
-    "deform_conv2d_gather.cu",
-    "deform_conv2d_forward.cu",
-    "deform_conv2d_grad_kernel.cu",
-    "deform_conv2d_grad_samples.cu",
-    "deform_conv2d_fused.cc",
-    "deform_roi_pool_forward.cu",
-    "deform_roi_pool_backward.cu",
+    "deform_conv2d/bins.cu",
+    "deform_conv2d/columns.cc",
+    "deform_conv2d/columns.cu",
+    "deform_conv2d/sample_gradients.cu",
+    "deform_conv2d/gather.cu",
+    "deform_conv2d/forward.cu",
+    "deform_conv2d/grad_kernel.cu",
+    "deform_conv2d/grad_samples.cu",
+    "deform_conv2d/fused.cc",
+    "deform_roi_pool/forward.cu",
+    "deform_roi_pool/backward.cu",
     "deform_roi_pool.cc",
 )
 TARGETS = {

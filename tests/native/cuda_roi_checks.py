@@ -7,8 +7,8 @@ import numpy as np
 from roi_cases import CASES, RoICase
 
 from jax_dcn import reference
-from jax_dcn._primitives import deform_roi_pool as primitives
-from jax_dcn.geometry import RoIGeometry
+from jax_dcn._src.deform_roi_pool import rules as primitives
+from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 
 # More features than a block has threads, in classes that its chunks cut, and more pixels than a
 # tile; several displacements to a bin, and bins without any.

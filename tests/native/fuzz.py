@@ -15,7 +15,12 @@ import jax
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
-SOURCES = ("deform_conv2d.cc", "executor.cc", "instruction_set.cc", "kernels/deform_conv2d.cc")
+SOURCES = (
+    "deform_conv2d/handlers.cc",
+    "deform_conv2d/kernels.cc",
+    "runtime/executor.cc",
+    "runtime/instruction_set.cc",
+)
 HANDLERS = {
     "forward": "DeformConv2dForward",
     "jvp": "DeformConv2dJvp",

@@ -14,7 +14,7 @@ FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-DJAX_DCN_EMUL
 
 
 def build(sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
-    sources = ("cpu/executor.cc", "cpu/kernels/deform_conv2d.cc", "tests/native/stress.cc")
+    sources = ("cpu/runtime/executor.cc", "cpu/deform_conv2d/kernels.cc", "tests/native/stress.cc")
     subprocess.run(
         [
             os.environ.get("CXX", "c++"),

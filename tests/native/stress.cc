@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/kernels/deform_conv2d.h"
+#include "cpu/deform_conv2d/kernels.h"
 
 namespace jax_dcn {
 namespace {

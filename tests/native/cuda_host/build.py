@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compiles `.cu` files for the host: `cuda_runtime.h` beside this file stands in for CUDA's.
 
-To have a kernel proven here, launch it through `cuda/launch.cuh`, read the block's shared memory
+To have a kernel proven here, launch it through `cuda/runtime/launch.cuh`, read the block's shared memory
 through `SharedMemory<T>()`, and keep device instructions in wrappers that have a host version
 (`cuda/mma.cuh`). A CUDA intrinsic that is missing is a compile error: add it to `cuda_runtime.h`.
 """

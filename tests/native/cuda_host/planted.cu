@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda/launch.cuh"
+#include "cuda/runtime/launch.cuh"
 
 namespace jax_dcn {
 namespace {

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+// The problem that the kernels of deformable convolution solve, for every backend.
+#ifndef JAX_DCN_COMMON_DEFORM_CONV2D_PROBLEM_H_
+#define JAX_DCN_COMMON_DEFORM_CONV2D_PROBLEM_H_
+
+#include <cstdint>
+
+#include "common/sampling/bilinear.h"
+
+namespace jax_dcn {
+
+// Axes are (height, width). The twin of jax_dcn.geometry.ConvGeometry.
+struct ConvGeometry {
+  int64_t strides[2];
+  int64_t padding[2][2];  // ((top, bottom), (left, right))
+  int64_t kernel_dilation[2];
+  int64_t feature_groups;
+  bool legacy_boundary;
+
+  JAX_DCN_INLINE int64_t OutputSize(int axis, int64_t image_size, int64_t kernel_size) const {
+    const int64_t reach = kernel_dilation[axis] * (kernel_size - 1) + 1;
+    return (image_size + padding[axis][0] + padding[axis][1] - reach) / strides[axis] + 1;
+  }
+};
+
+// Sizes of the arrays:
+//   x [N, H, W, C]   kernel [K_h, K_w, C / groups, O]   offset [N, H_out, W_out, G, K, 2] (dy, dx)
+//   mask [N, H_out, W_out, G, K] if modulated           y [N, H_out, W_out, O]
+struct DeformConv2dProblem {
+  int64_t batch, height, width, channels;
+  int64_t out_height, out_width, features;
+  int64_t kernel_height, kernel_width;
+  int64_t offset_groups;
+  bool modulated;
+  ConvGeometry geometry;
+
+  JAX_DCN_INLINE int64_t taps() const { return kernel_height * kernel_width; }
+  JAX_DCN_INLINE int64_t image_pixels() const { return height * width; }
+  JAX_DCN_INLINE int64_t pixels() const { return batch * out_height * out_width; }
+  JAX_DCN_INLINE int64_t group_channels() const { return channels / geometry.feature_groups; }
+  JAX_DCN_INLINE int64_t group_features() const { return features / geometry.feature_groups; }
+  JAX_DCN_INLINE int64_t offset_group_channels() const { return channels / offset_groups; }
+  // Positions of a sample's data in `mask`, and half of that in `offset`.
+  JAX_DCN_INLINE int64_t SampleIndex(int64_t pixel, int64_t group, int64_t tap) const {
+    return (pixel * offset_groups + group) * taps() + tap;
+  }
+  JAX_DCN_INLINE int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
+};
+
+// Types that coordinates and sums have: never narrower than float.
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+
+// What derivatives are taken at.
+template <typename T>
+struct DeformConv2dPrimals {
+  using A = typename Accumulator<T>::type;
+  const T* x;
+  const T* kernel;
+  const A* offset;
+  const A* mask;  // null: every sample counts fully
+};
+
+// Tangents, or null for those that are zero.
+template <typename T>
+struct DeformConv2dTangents {
+  using A = typename Accumulator<T>::type;
+  const T* x;
+  const T* kernel;
+  const A* offset;
+  const A* mask;
+  const T* bias;
+};
+
+// Cotangents, or null for those that are not wanted.
+template <typename T>
+struct DeformConv2dCotangents {
+  using A = typename Accumulator<T>::type;
+  T* x;
+  T* kernel;
+  A* offset;
+  A* mask;
+  T* bias;
+};
+
+// An output position: its image, and where its first tap starts, in pixels of x.
+struct OutputPixel {
+  int64_t image, h, w;
+};
+
+JAX_DCN_INLINE OutputPixel OutputPixelAt(const ConvGeometry& geometry, int64_t image, int64_t out_y,
+                                         int64_t out_x) {
+  return {image, out_y * geometry.strides[0] - geometry.padding[0][0],
+          out_x * geometry.strides[1] - geometry.padding[1][0]};
+}
+
+JAX_DCN_INLINE OutputPixel OutputPixelAt(const DeformConv2dProblem& problem, int64_t pixel) {
+  const int64_t row = pixel / problem.out_width, out_x = pixel - row * problem.out_width;
+  const int64_t image = row / problem.out_height, out_y = row - image * problem.out_height;
+  return OutputPixelAt(problem.geometry, image, out_y, out_x);
+}
+
+// The read that a tap makes, `displacement` (dy, dx) from its place in the grid.
+template <typename A>
+JAX_DCN_INLINE BilinearSample<A> SampleOf(const DeformConv2dProblem& problem,
+                                          const OutputPixel& pixel, int64_t tap_y, int64_t tap_x,
+                                          const A* displacement) {
+  const ConvGeometry& geometry = problem.geometry;
+  const int64_t h = pixel.h + tap_y * geometry.kernel_dilation[0];
+  const int64_t w = pixel.w + tap_x * geometry.kernel_dilation[1];
+  return SampleAt(static_cast<A>(h) + displacement[0], static_cast<A>(w) + displacement[1],
+                  problem.height, problem.width, geometry.legacy_boundary);
+}
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_COMMON_DEFORM_CONV2D_PROBLEM_H_

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+// Forward and tangent of deformable convolution.
+//
+// Tiles of output pixels run in parallel. The tangent is the same loop over two products.
+#ifndef JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_H_
+#define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_H_
+
+#include <cstdint>
+
+#include "common/deform_conv2d/problem.h"
+#include "cpu/runtime/arrays.h"
+#include "cpu/deform_conv2d/forward_pass.h"
+#include "cpu/deform_conv2d/forward_tile.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/deform_conv2d/strips.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// Pixels of a tile, whose columns then take about half of a second-level cache (Zen 1).
+constexpr int64_t kTilePixels = 128;
+
+template <typename T>
+class Forward {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  explicit Forward(const ForwardPass<T>& pass) : pass_(pass) {}
+
+  void Run(Executor& executor) {
+    const int64_t batch = pass_.problem.batch;
+    Shared panels(pass_.PackAhead(executor, Arena()));
+    pass_.PackAhead(executor, panels.arena());
+    const int64_t bytes = SourceCount() * pass_.ImageSize() * static_cast<int64_t>(sizeof(A));
+    const int64_t most = kSumsInPlace<T> ? batch : Max(1, kWideImageBytes / Max(1, bytes));
+    Shared memory(kSumsInPlace<T> ? 0 : Min(most, batch) * (bytes + 64 * SourceCount()));
+    for (Range images = {0, 0}; images.end < batch;) {
+      images = {images.end, Min(images.end + most, batch)};
+      ForEachSource([&, arena = memory.arena()](ColumnSource<T>& source) mutable {
+        source.wide = Wide(executor, source.images, images, arena);
+      });
+      Visit(executor, images);
+    }
+  }
+
+ private:
+  template <typename F>
+  void ForEachSource(F f) {
+    for (int p = 0; p < pass_.product_count; ++p) {
+      for (int i = 0; i < pass_.products[p].source_count; ++i) f(pass_.products[p].sources[i]);
+    }
+  }
+
+  int64_t SourceCount() {
+    int64_t count = 0;
+    ForEachSource([&](const ColumnSource<T>&) { ++count; });
+    return count;
+  }
+
+  const A* Wide(Executor& executor, const T* source, Range images, Arena& arena) const {
+    const T* first = source + images.begin * pass_.ImageSize();
+    if constexpr (kSumsInPlace<T>) {
+      return first;
+    } else {
+      A* wide = arena.Take<A>(images.size() * pass_.ImageSize());
+      ParallelWiden(executor, wide, first, images.size() * pass_.ImageSize());
+      return wide;
+    }
+  }
+
+  void Visit(Executor& executor, Range images) {
+    const DeformConv2dProblem& problem = pass_.problem;
+    const int64_t image_pixels = problem.out_height * problem.out_width;
+    const Range pixels = {images.begin * image_pixels, images.end * image_pixels};
+    // As few tiles as fit in cache, but the same number for each thread, of about equal size: whole
+    // tiles of the product.
+    const int64_t workers = executor.workers(), rows = CeilDiv(pixels.size(), kTileRows);
+    const int64_t most = workers * Min(kTilePixels, StripPixels(problem, 0));
+    const int64_t tiles = Min(workers * CeilDiv(pixels.size(), most), rows);
+    pass_.first_image = images.begin;
+    pass_.tile_pixels = CeilDiv(rows, Max(1, tiles)) * kTileRows;
+    const int64_t scratch_bytes = ForwardTile<T>::ScratchBytes(pass_);
+    ParallelFor(executor, tiles, scratch_bytes, [=](int64_t tile, char* scratch) {
+      const int64_t begin = tile * rows / tiles * kTileRows;
+      const int64_t end = Min((tile + 1) * rows / tiles * kTileRows, pixels.size());
+      ForwardTile<T>(pass_, {pixels.begin + begin, pixels.begin + end}, scratch).Run();
+    });
+  }
+
+  ForwardPass<T> pass_;
+};
+
+template <typename T>
+void DeformConv2dForward(Executor& executor, const DeformConv2dProblem& problem,
+                         const DeformConv2dPrimals<T>& primals, const T* bias, T* y) {
+  const DeformConv2dTangents<T> none = {};
+  ForwardPass<T> pass(problem, primals, none, bias, y);
+  pass.Add({primals.kernel, 1, {{primals.x, false}}});
+  Forward<T>(pass).Run(executor);
+}
+
+template <typename T>
+void DeformConv2dJvp(Executor& executor, const DeformConv2dProblem& problem,
+                     const DeformConv2dPrimals<T>& primals, const DeformConv2dTangents<T>& tangents,
+                     T* y_dot) {
+  ForwardPass<T> pass(problem, primals, tangents, tangents.bias, y_dot);
+  if (tangents.kernel != nullptr) pass.Add({tangents.kernel, 1, {{primals.x, false}}});
+  ColumnProduct<T> moved = {primals.kernel, 0, {}};
+  if (tangents.x != nullptr) moved.sources[moved.source_count++] = {tangents.x, false};
+  if (tangents.offset != nullptr || tangents.mask != nullptr) {
+    moved.sources[moved.source_count++] = {primals.x, true};
+  }
+  if (moved.source_count > 0) pass.Add(moved);
+  Forward<T>(pass).Run(executor);
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_H_

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+// What the tiles of a forward pass share: the products that are summed, how the problem is divided,
+// and the packed kernels.
+#ifndef JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_PASS_H_
+#define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_PASS_H_
+
+#include <cstdint>
+
+#include "common/deform_conv2d/problem.h"
+#include "cpu/deform_conv2d/channel_blocks.h"
+#include "cpu/deform_conv2d/depthwise.h"
+#include "cpu/runtime/gemm.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/deform_conv2d/transposed_kernel.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// Depth of a product: all taps of 3x3 for 64 channels. A longer one adds to the result less often.
+constexpr int64_t kDepth = 576;
+// Pixels from which on it pays to pack the kernel ahead, for all tiles.
+constexpr int64_t kPackPixels = 256;
+// Steps of depth that a product of a tile takes longer than its depth.
+constexpr int64_t kTileSteps = 8;
+
+// Images whose samples are added to the columns: by the weights of the value, m w, or by those of
+// its tangent, ṁ w + m ẇ.
+template <typename T>
+struct ColumnSource {
+  const T* images;
+  bool tangent;
+  const typename Accumulator<T>::type* wide = nullptr;  // those of the images that are visited
+};
+
+// Columns times a kernel: a term of the result.
+template <typename T>
+struct ColumnProduct {
+  const T* kernel;
+  int source_count;
+  ColumnSource<T> sources[2];
+  const typename Accumulator<T>::type* panels = nullptr;  // the kernel, where it is packed ahead
+};
+
+// y = bias + Σ products
+template <typename T>
+struct ForwardPass {
+  using A = typename Accumulator<T>::type;
+
+  ForwardPass(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
+              const DeformConv2dTangents<T>& tangents, const T* bias, T* y)
+      : problem(problem),
+        primals(primals),
+        tangents(tangents),
+        bias(bias),
+        y(y),
+        blocks(problem, kDepth, kLanes<A>),
+        block_taps(BlockTaps()),
+        depthwise(IsDepthwise(problem)),
+        skip_zeros(!depthwise && ZerosPay()) {}
+
+  void Add(const ColumnProduct<T>& product) { products[product_count++] = product; }
+
+  int64_t ImageSize() const { return problem.image_pixels() * problem.channels; }
+  int64_t FeaturePanels() const { return CeilDiv(problem.group_features(), kPanel<A>); }
+  int64_t TapSteps() const { return CeilDiv(problem.taps(), block_taps); }
+  Range TapsOf(int64_t step) const {
+    return {step * block_taps, Min((step + 1) * block_taps, problem.taps())};
+  }
+
+  // Packs the kernels for all tiles, unless so few would use them that each better packs for itself
+  // what it multiplies next. Counts the memory if there is none yet.
+  int64_t PackAhead(Executor& executor, Arena arena) {
+    if (depthwise || problem.pixels() < kPackPixels) return 0;
+    for (int p = 0; p < product_count; ++p) {
+      A* panels = arena.Take<A>(problem.channels * problem.taps() * FeaturePanels() * kPanel<A>);
+      products[p].panels = panels;
+      if (panels == nullptr) continue;
+      const int64_t feature_panels = FeaturePanels(), steps = TapSteps();
+      ParallelFor(executor, blocks.count() * steps * feature_panels, 0, [=](int64_t item, char*) {
+        const int64_t feature_panel = item % feature_panels, step = item / feature_panels;
+        const ChannelBlock block = blocks[step / steps];
+        const Range taps = TapsOf(step % steps);
+        block.ForEachPiece(problem, [&](const Piece& piece) {
+          Pack(products[p].kernel, piece, taps, feature_panel,
+               panels + PanelIndex(block, piece, taps, feature_panel));
+        });
+      });
+    }
+    return arena.bytes();
+  }
+
+  // Panels are in the order [block][taps][piece][feature panel][tap][channel][kPanel].
+  int64_t PanelIndex(const ChannelBlock& block, const Piece& piece, Range taps,
+                     int64_t feature_panel) const {
+    const int64_t before = piece.channels.begin - block.channels.begin;
+    const int64_t rows = block.channels.begin * problem.taps() +
+                         taps.begin * block.channels.size() + before * taps.size();
+    return (rows * FeaturePanels() + feature_panel * taps.size() * piece.channels.size()) *
+           kPanel<A>;
+  }
+
+  void Pack(const T* kernel, const Piece& piece, Range taps, int64_t feature_panel,
+            A* panel) const {
+    const int64_t o = feature_panel * kPanel<A>;
+    const int64_t width = Min(kPanel<A>, problem.group_features() - o);
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      const T* rows = kernel + KernelIndex(problem, piece, tap, 0) + o;
+      panel = PackRows(rows, piece.channels.size(), problem.features, width, panel);
+    }
+  }
+
+  const DeformConv2dProblem& problem;
+  const DeformConv2dPrimals<T>& primals;
+  const DeformConv2dTangents<T>& tangents;
+  const T* const bias;
+  T* const y;
+  const ChannelBlocks blocks;
+  const int64_t block_taps;  // of a step
+  const bool depthwise, skip_zeros;
+  int64_t tile_pixels = 0, first_image = 0;
+  ColumnProduct<T> products[2];
+  int product_count = 0;
+
+ private:
+  // Of about equal number in each step.
+  int64_t BlockTaps() const {
+    const int64_t most = Max(1, kDepth / blocks.most_channels());
+    return CeilDiv(problem.taps(), CeilDiv(problem.taps(), most));
+  }
+
+  // Whether a product for each tap, of the pixels whose sample lies within the image, takes less
+  // time than one for all. Not decided by the samples, of which each tile has others: results must
+  // not depend on how pixels are divided. Offsets of a pixel or two, as trained ones are, move out
+  // of the image about as many samples as it has pixels in a row and a column.
+  bool ZerosPay() const {
+    const int64_t depth = Min(blocks.most_channels(), problem.group_channels());
+    return depth * (problem.height + problem.width) > kTileSteps * problem.image_pixels();
+  }
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_PASS_H_

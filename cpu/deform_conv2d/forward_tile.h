@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+// What one thread does in a forward pass: for a tile of output pixels, a block of channels and some
+// taps at a time, it writes sampled columns to cache and multiplies them with the kernel there.
+#ifndef JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_TILE_H_
+#define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_TILE_H_
+
+#include <cstdint>
+
+#include "cpu/deform_conv2d/depthwise.h"
+#include "cpu/deform_conv2d/forward_pass.h"
+#include "cpu/runtime/gemm.h"
+#include "cpu/sampling/locate.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/sampling/samples.h"
+#include "cpu/runtime/simd.h"
+#include "cpu/deform_conv2d/strips.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+template <typename T>
+class ForwardTile {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  static int64_t ScratchBytes(const ForwardPass<T>& pass) {
+    return ForwardTile(pass, {0, 0}, nullptr).scratch_bytes_;
+  }
+
+  ForwardTile(const ForwardPass<T>& pass, Range pixels, char* scratch)
+      : pass_(pass), problem_(pass.problem), pixels_(pixels) {
+    Arena arena(scratch);
+    const int64_t pixels_most = pass.tile_pixels, channels = pass.blocks.most_channels();
+    samples_ = arena.Take<MaskedSample<A>>(pixels_most * problem_.taps());
+    columns_ = arena.Take<A>(pixels_most * pass.block_taps * channels);
+    panel_ = arena.Take<A>(pass.block_taps * channels * kPanel<A>);
+    zeros_ = arena.Take<A>(channels);
+    reads_ = arena.Take<int32_t>(pixels_most * pass.block_taps);
+    rows_ = arena.Take<int32_t>(pixels_most * pass.block_taps);
+    first_rows_ = arena.Take<int32_t>(pass.block_taps + 1);
+    sums_ = arena.Take<A>(kSumsInPlace<T> ? 0 : pixels_most * problem_.features);
+    scratch_bytes_ = arena.bytes();
+  }
+
+  void Run() {
+    T* result = pass_.y + pixels_.begin * problem_.features;
+    if constexpr (kSumsInPlace<T>) sums_ = result;
+    FillWithBias();
+    __builtin_memset(zeros_, 0, pass_.blocks.most_channels() * sizeof(A));
+    for (int64_t i = 0; i < pass_.blocks.count(); ++i) {
+      const ChannelBlock block = pass_.blocks[i];
+      if (i % pass_.blocks.per_group() == 0) Locate(block.offset_group);
+      for (int64_t step = 0; step < pass_.TapSteps(); ++step) AddStep(block, pass_.TapsOf(step));
+    }
+    if (!kSumsInPlace<T>) RoundInto(result, sums_, pixels_.size() * problem_.features);
+  }
+
+ private:
+  void FillWithBias() const {
+    const int64_t features = problem_.features;
+    for (int64_t o = 0; o < features; ++o) {
+      sums_[o] = pass_.bias == nullptr ? A(0) : ToFloat(pass_.bias[o]);
+    }
+    for (int64_t i = 1; i < pixels_.size(); ++i) {
+      __builtin_memcpy(sums_ + i * features, sums_, features * sizeof(A));
+    }
+  }
+
+  void Locate(int64_t group) const {
+    LocateSamples(problem_, pass_.primals, pass_.first_image, pixels_.begin, pixels_.size(), group,
+                  samples_, problem_.taps());
+  }
+
+  void AddStep(const ChannelBlock& block, Range taps) const {
+    const int64_t columns = InOrder()          ? pixels_.size() * taps.size()
+                            : pass_.skip_zeros ? ReadInside(taps)
+                                               : ReadAll(taps);
+    for (int p = 0; p < pass_.product_count; ++p) {
+      const ColumnProduct<T>& product = pass_.products[p];
+      Sample<false>(columns, block, product.sources[0]);
+      for (int i = 1; i < product.source_count; ++i) {
+        Sample<true>(columns, block, product.sources[i]);
+      }
+      if (pass_.depthwise) {
+        MultiplyDepthwise(block, taps, product.kernel);
+        continue;
+      }
+      block.ForEachPiece(problem_,
+                         [&](const Piece& piece) { Multiply(block, piece, taps, product); });
+    }
+  }
+
+  // Whether columns are those of all samples, one after the other, and need no list.
+  bool InOrder() const { return !pass_.skip_zeros && pass_.TapSteps() == 1; }
+
+  // Lists all columns in the order [pixel][tap]; returns their number.
+  int64_t ReadAll(Range taps) const {
+    int32_t* read = reads_;
+    for (int64_t i = 0; i < pixels_.size(); ++i) {
+      const int64_t first = i * problem_.taps();
+      for (int64_t tap = taps.begin; tap < taps.end; ++tap) *read++ = first + tap;
+    }
+    return read - reads_;
+  }
+
+  // Lists those that are not zero in the order [tap][pixel]; returns their number.
+  int64_t ReadInside(Range taps) const {
+    int64_t columns = 0;
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      first_rows_[tap - taps.begin] = columns;
+      for (int64_t i = 0; i < pixels_.size(); ++i) {
+        const int64_t read = i * problem_.taps() + tap;
+        reads_[columns] = read;
+        rows_[columns] = i;
+        columns += !IsZero(samples_[read]);
+      }
+    }
+    first_rows_[taps.size()] = columns;
+    return columns;
+  }
+
+  // Alone, the loop has the registers that it needs.
+  template <bool kAdd>
+  __attribute__((noinline)) void Sample(int64_t columns, const ChannelBlock& block,
+                                        const ColumnSource<T>& source) const {
+    const int64_t channels = block.channels.size();
+    const int32_t* reads = InOrder() ? nullptr : reads_;
+    const A* images = source.wide + block.channels.begin;
+    A* column = columns_;
+    for (int64_t i = 0; i < columns; ++i, column += channels) {
+      const int64_t read = reads != nullptr ? reads[i] : i;
+      const MaskedSample<A>& sample = samples_[read];
+      Interpolation<kAdd, A> interpolation = {CornersOf<A, const A>(sample, images, zeros_),
+                                              source.tangent
+                                                  ? TangentWeights(block.offset_group, read)
+                                                  : ValueWeights(sample, sample.mask),
+                                              column};
+      Vectorised<A>(channels, interpolation);
+    }
+  }
+
+  CornerWeights<A> TangentWeights(int64_t group, int64_t read) const {
+    const DeformConv2dTangents<T>& tangents = pass_.tangents;
+    const MaskedSample<A>& sample = samples_[read];
+    const int64_t pixel = pixels_.begin + read / problem_.taps();
+    const int64_t index = problem_.SampleIndex(pixel, group, read % problem_.taps());
+    auto weights = ValueWeights(sample, tangents.mask == nullptr ? A(0) : tangents.mask[index]);
+    if (tangents.offset != nullptr) {
+      const A* dot = tangents.offset + 2 * index;
+      const auto moved = DerivativeWeights(sample, sample.mask * dot[0], sample.mask * dot[1]);
+      for (int i = 0; i < kCorners; ++i) weights.corner[i] += moved.corner[i];
+    }
+    return weights;
+  }
+
+  void Multiply(const ChannelBlock& block, const Piece& piece, Range taps,
+                const ColumnProduct<T>& product) const {
+    const int64_t features = problem_.features, group_features = problem_.group_features();
+    for (int64_t i = 0; i < pass_.FeaturePanels(); ++i) {
+      const int64_t o = i * kPanel<A>;
+      const ResultMatrix<A> sums = {sums_ + piece.feature_group * group_features + o, features,
+                                    Min(kPanel<A>, group_features - o)};
+      const A* panel = panel_;
+      if (product.panels != nullptr) {
+        panel = product.panels + pass_.PanelIndex(block, piece, taps, i);
+      } else {
+        pass_.Pack(product.kernel, piece, taps, i, panel_);
+      }
+      if (pass_.skip_zeros) {
+        MultiplyTaps(block, piece, taps.size(), panel, sums);
+      } else {
+        MultiplyPixels(block, piece, taps.size(), panel, sums);
+      }
+    }
+  }
+
+  // Columns in the order [pixel][tap]: a product of all taps.
+  void MultiplyPixels(const ChannelBlock& block, const Piece& piece, int64_t taps, const A* panel,
+                      const ResultMatrix<A>& sums) const {
+    const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
+    LeftMatrix<A> columns = {columns_ + piece.channels.begin - block.channels.begin,
+                             taps * channels,
+                             piece_channels,
+                             nullptr,
+                             taps,
+                             channels};
+    if (piece_channels == channels) {  // one segment: each ends with a mispredicted branch
+      columns.segments = 1, columns.segment_depth = taps * channels;
+    }
+    MultiplyPanel<A, false, true>(pixels_.size(), columns, panel, {sums.data, sums.stride}, sums);
+  }
+
+  // Columns in the order [tap][pixel]: a product for each tap.
+  void MultiplyTaps(const ChannelBlock& block, const Piece& piece, int64_t taps, const A* panel,
+                    ResultMatrix<A> sums) const {
+    const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
+    for (int64_t tap = 0; tap < taps; ++tap, panel += piece_channels * kPanel<A>) {
+      const int64_t first = first_rows_[tap];
+      const A* columns = columns_ + first * channels + piece.channels.begin - block.channels.begin;
+      sums.indices = rows_ + first;
+      MultiplyPanel<A, false, true>(first_rows_[tap + 1] - first,
+                                    {columns, channels, piece_channels}, panel,
+                                    {sums.data, sums.stride}, sums);
+    }
+  }
+
+  void MultiplyDepthwise(const ChannelBlock& block, Range taps, const T* kernel) const {
+    const int64_t channels = block.channels.size(), features = problem_.features;
+    const T* rows = kernel + taps.begin * features + block.channels.begin;
+    const A* columns = columns_;
+    A* sums = sums_ + block.channels.begin;
+    for (int64_t i = 0; i < pixels_.size(); ++i, sums += features) {
+      DepthwiseProduct<T, A> product = {columns, channels, rows, features, taps.size(), sums};
+      Vectorised<A>(channels, product);
+      columns += taps.size() * channels;
+    }
+  }
+
+  const ForwardPass<T>& pass_;
+  const DeformConv2dProblem& problem_;
+  const Range pixels_;
+  MaskedSample<A>* samples_;  // [tile pixels, K]
+  A* columns_;                // of a step: [tile pixels, taps, channels], or some of them
+  A* panel_;                  // [taps, channels, kPanel] of a step
+  A* zeros_;                  // [channels] of a block
+  int32_t* reads_;            // [columns]: the sample of each
+  int32_t* rows_;             // [columns]: the pixel of the tile that each is of
+  int32_t* first_rows_;       // [taps + 1]: where those of each tap begin
+  A* sums_;                   // [tile pixels, O]: the result itself, unless it is narrower
+  int64_t scratch_bytes_;
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_TILE_H_

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+// Gradients of deformable RoI pooling.
+//
+// Those of offset and mask belong to one region each: regions run in parallel. To that of x every
+// region of an image adds: images and blocks of their channels run in parallel, each over its
+// regions in order, so that nothing is added to by two threads and sums do not depend on the number
+// of threads.
+#ifndef JAX_DCN_CPU_DEFORM_ROI_POOL_BACKWARD_H_
+#define JAX_DCN_CPU_DEFORM_ROI_POOL_BACKWARD_H_
+
+#include <cstdint>
+
+#include "common/deform_roi_pool/problem.h"
+#include "cpu/deform_roi_pool/bins.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// Σ_c a[c] b[c]
+template <typename T>
+auto Dot(const T* a, const T* b, int64_t size) {
+  using A = decltype(ToFloat(T{}));
+  constexpr int kVectors = 4;  // as many sums as hide the latency of an addition
+  Vector<A> sums[kVectors] = {};
+  int64_t c = 0;
+  for (; c + kVectors * kLanes<A> <= size; c += kVectors * kLanes<A>) {
+    for (int v = 0; v < kVectors; ++v) {
+      sums[v] += LoadSums(a + c + v * kLanes<A>) * LoadSums(b + c + v * kLanes<A>);
+    }
+  }
+  for (; c + kLanes<A> <= size; c += kLanes<A>) sums[0] += LoadSums(a + c) * LoadSums(b + c);
+  const Vector<A> total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  A sum = Sum(reinterpret_cast<const A*>(&total));
+  for (; c < size; ++c) sum += ToFloat(a[c]) * ToFloat(b[c]);
+  return sum;
+}
+
+// sums += weight data
+template <typename T, typename A>
+struct AddWeighted {
+  const T* data;
+  const A weight;
+  A* const sums;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t c) {
+    Write(sums + c, Read<V>(sums + c) + weight * Read<V>(data + c));
+  }
+};
+
+template <typename T>
+class RoIPoolBackward {
+ public:
+  using A = decltype(ToFloat(T{}));
+
+  RoIPoolBackward(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T, A>& primals,
+                  const T* grad_y, const DeformRoIPoolCotangents<T, A>& grads)
+      : problem_(problem), primals_(primals), grad_y_(grad_y), grads_(grads) {}
+
+  void Run(Executor& executor) const {
+    if (grads_.offset != nullptr || grads_.mask != nullptr) {
+      Arena needed;
+      BinLocator<T>(problem_, primals_, needed);
+      ParallelFor(executor, problem_.regions, needed.bytes(), [&](int64_t region, char* memory) {
+        Arena arena(memory);
+        Region(region, BinLocator<T>(problem_, primals_, arena));
+      });
+    }
+    if (grads_.x != nullptr) RunImages(executor);
+  }
+
+ private:
+  // Of the features of one class.
+  const T* GradOf(int64_t region, int64_t bin, int64_t group) const {
+    return grad_y_ + (region * problem_.bins() + bin) * problem_.features() +
+           group * problem_.class_features();
+  }
+
+  void Region(int64_t region, const BinLocator<T>& locate) const {
+    const int64_t bins = problem_.bins(), first = problem_.OffsetIndex(region, 0, 0);
+    if (grads_.offset != nullptr) {
+      const int64_t size = 2 * problem_.parts[0] * problem_.parts[1] * problem_.classes;
+      __builtin_memset(grads_.offset + 2 * first, 0, size * sizeof(A));
+    }
+    if (grads_.mask != nullptr) {
+      __builtin_memset(grads_.mask + region * bins, 0, bins * sizeof(A));
+    }
+    const int64_t image = ImageOfRegion(problem_, primals_.rois + 5 * region);
+    if (image < 0) return;
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      for (int64_t group = 0; group < problem_.classes; ++group) {
+        AddOffsetAndMask(region, image, bin, group, locate(region, bin, group));
+      }
+    }
+  }
+
+  // One dot product of each pixel with the gradient makes both.
+  void AddOffsetAndMask(int64_t region, int64_t image, int64_t bin, int64_t group,
+                        const Bin<A>& located) const {
+    const int64_t size = problem_.class_features();
+    const T* x = primals_.x + image * problem_.image_pixels() * problem_.channels +
+                 problem_.CellOf(bin) * problem_.features() + group * size;
+    const T* grad = GradOf(region, bin, group);
+    A mean = located.undefined, dy = mean, dx = mean;
+    for (int64_t k = 0; k < located.count; ++k) {
+      const BinPixel<A>& pixel = located.pixels[k];
+      const A dot = Dot(x + pixel.pixel * problem_.channels, grad, size);
+      mean += pixel.mean * dot;
+      dy += pixel.dy * dot;
+      dx += pixel.dx * dot;
+    }
+    if (grads_.mask != nullptr) grads_.mask[region * problem_.bins() + bin] += mean;
+    if (grads_.offset != nullptr) {
+      const A mask = MaskOf(problem_, primals_.mask, region, bin);
+      A* offset = grads_.offset + 2 * problem_.OffsetIndex(region, bin, group);
+      offset[0] += mask * dy;
+      offset[1] += mask * dx;
+    }
+  }
+
+  // Features of one cell that are summed at once.
+  struct Block {
+    int64_t image, cell, begin, end;
+    int64_t size() const { return end - begin; }
+  };
+
+  struct Scratch {
+    Scratch(const RoIPoolBackward& backward, int64_t features, Arena& arena)
+        : locate(backward.problem_, backward.primals_, arena),
+          sums(arena.Take<A>(backward.problem_.image_pixels() * features)) {}
+    BinLocator<T> locate;
+    A* sums;  // [H, W, features of the block]
+  };
+
+  void RunImages(Executor& executor) const {
+    const int64_t cells = problem_.cells(), features = problem_.features();
+    const int64_t block = BlockFeatures(executor.workers());
+    const int64_t blocks = CeilDiv(features, block);
+    Arena needed;
+    Scratch(*this, block, needed);
+    ParallelFor(
+        executor, problem_.images * cells * blocks, needed.bytes(),
+        [&](int64_t item, char* memory) {
+          Arena arena(memory);
+          const Scratch scratch(*this, block, arena);
+          const int64_t begin = item % blocks * block;
+          Image({item / blocks / cells, item / blocks % cells, begin, Min(begin + block, features)},
+                scratch);
+        });
+  }
+
+  // As many as leave two items for each thread and sums that fit into a cache. Whole vectors, so
+  // that where a block ends makes no difference to how its features are summed.
+  int64_t BlockFeatures(int64_t workers) const {
+    constexpr int64_t kSumsBytes = 1 << 20;
+    const int64_t items = Max(1, problem_.images * problem_.cells());
+    const int64_t blocks = CeilDiv(2 * workers, items);
+    const int64_t fit = kSumsBytes / Max(1, problem_.image_pixels() * sizeof(A));
+    const int64_t wanted = Min(CeilDiv(problem_.features(), blocks), fit);
+    return RoundUp(Max(1, wanted), kLanes<A>);
+  }
+
+  void Image(const Block& block, const Scratch& scratch) const {
+    const int64_t pixels = problem_.image_pixels();
+    __builtin_memset(scratch.sums, 0, pixels * block.size() * sizeof(A));
+    for (int64_t region = 0; region < problem_.regions; ++region) {
+      if (ImageOfRegion(problem_, primals_.rois + 5 * region) != block.image) continue;
+      for (int64_t bin = 0; bin < problem_.bins(); ++bin) {
+        if (problem_.CellOf(bin) == block.cell) AddBin(region, bin, block, scratch);
+      }
+    }
+    T* grad_x = grads_.x + block.image * pixels * problem_.channels +
+                block.cell * problem_.features() + block.begin;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      RoundInto(grad_x + pixel * problem_.channels, scratch.sums + pixel * block.size(),
+                block.size());
+    }
+  }
+
+  void AddBin(int64_t region, int64_t bin, const Block& block, const Scratch& scratch) const {
+    const int64_t size = problem_.class_features();
+    const A mask = MaskOf(problem_, primals_.mask, region, bin);
+    for (int64_t group = block.begin / size; group * size < block.end; ++group) {
+      const int64_t begin = Max(block.begin, group * size);
+      const int64_t end = Min(block.end, (group + 1) * size);
+      const T* grad = GradOf(region, bin, group) + begin - group * size;
+      const Bin<A> located = scratch.locate(region, bin, group);
+      for (int64_t k = 0; k < located.count; ++k) {
+        A* sums = scratch.sums + located.pixels[k].pixel * block.size() + begin - block.begin;
+        AddWeighted<T, A> add = {grad, mask * located.pixels[k].mean, sums};
+        Vectorised<A>(end - begin, add);
+      }
+    }
+  }
+
+  const DeformRoIPoolProblem& problem_;
+  const DeformRoIPoolPrimals<T, A>& primals_;
+  const T* const grad_y_;
+  const DeformRoIPoolCotangents<T, A>& grads_;
+};
+
+template <typename T, typename A>
+void DeformRoIPoolBackward(Executor& executor, const DeformRoIPoolProblem& problem,
+                           const DeformRoIPoolPrimals<T, A>& primals, const T* grad_y,
+                           const DeformRoIPoolCotangents<T, A>& grads) {
+  RoIPoolBackward<T>(problem, primals, grad_y, grads).Run(executor);
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_ROI_POOL_BACKWARD_H_

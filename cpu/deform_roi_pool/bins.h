@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+// Which pixels a bin of a region reads, and how they are weighted.
+#ifndef JAX_DCN_CPU_DEFORM_ROI_POOL_BINS_H_
+#define JAX_DCN_CPU_DEFORM_ROI_POOL_BINS_H_
+
+#include <cstdint>
+
+#include "common/deform_roi_pool/problem.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// A pixel that a bin reads: its weight in the bin's mean, and those in the derivatives of the mean
+// by the two components of the bin's offset.
+template <typename A>
+struct BinPixel {
+  int64_t pixel;
+  A mean, dy, dx;
+};
+
+// A bin of a region, for one class of features.
+template <typename A>
+struct Bin {
+  const BinPixel<A>* pixels;
+  int64_t count;
+  A undefined;  // NaN where the bin's position is not a number, and else zero
+};
+
+template <typename T>
+class BinLocator {
+ public:
+  using A = decltype(ToFloat(T{}));
+
+  // With an arena that has no memory, counts what is needed.
+  BinLocator(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T, A>& primals,
+             Arena& arena)
+      : problem_(problem), primals_(primals) {
+    const int64_t rows = problem.MostPixels(0), columns = problem.MostPixels(1);
+    rows_ = arena.Take<AxisPixel<A>>(rows);
+    columns_ = arena.Take<AxisPixel<A>>(columns);
+    pixels_ = arena.Take<BinPixel<A>>(rows * columns);
+  }
+
+  Bin<A> operator()(int64_t region, int64_t bin, int64_t group) const {
+    const A* roi = primals_.rois + 5 * region;
+    const A* offset = primals_.offset == nullptr
+                          ? nullptr
+                          : primals_.offset + 2 * problem_.OffsetIndex(region, bin, group);
+    const BinAxis<A> y = AxisAt(0, roi[2], roi[4], bin, offset);
+    const BinAxis<A> x = AxisAt(1, roi[1], roi[3], bin, offset);
+    const AxisPixels<A> rows = PixelsOf(problem_.geometry, y, problem_.size[0], rows_);
+    const AxisPixels<A> columns = PixelsOf(problem_.geometry, x, problem_.size[1], columns_);
+    const A scale = MeanScale(rows, columns);
+    BinPixel<A>* pixel = pixels_;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const A weight = rows_[i].weight * scale, slope = rows_[i].slope * scale * y.shift_unit;
+      for (int64_t j = 0; j < columns.count; ++j) {
+        *pixel++ = {rows_[i].index * problem_.size[1] + columns_[j].index,
+                    weight * columns_[j].weight, slope * columns_[j].weight,
+                    weight * columns_[j].slope * x.shift_unit};
+      }
+    }
+    return {pixels_, pixel - pixels_, scale == scale ? A(0) : scale};
+  }
+
+ private:
+  BinAxis<A> AxisAt(int axis, A low, A high, int64_t bin, const A* offset) const {
+    return BinAxisAt(problem_.geometry, axis, problem_.size[axis],
+                     RegionAxisAt(problem_.geometry, low, high), problem_.BinOf(axis, bin), offset);
+  }
+
+  const DeformRoIPoolProblem& problem_;
+  const DeformRoIPoolPrimals<T, A>& primals_;
+  AxisPixel<A>*rows_, *columns_;
+  BinPixel<A>* pixels_;
+};
+
+// Modulation of a bin.
+template <typename A>
+A MaskOf(const DeformRoIPoolProblem& problem, const A* mask, int64_t region, int64_t bin) {
+  return mask == nullptr ? A(1) : mask[region * problem.bins() + bin];
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_ROI_POOL_BINS_H_

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// Forward and tangent of deformable RoI pooling: every bin is a weighted sum of pixels. Rows of
+// bins run in parallel.
+#ifndef JAX_DCN_CPU_DEFORM_ROI_POOL_FORWARD_H_
+#define JAX_DCN_CPU_DEFORM_ROI_POOL_FORWARD_H_
+
+#include <cstdint>
+
+#include "common/deform_roi_pool/problem.h"
+#include "cpu/deform_roi_pool/bins.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// An image, at the first feature of a class, and the weights of a bin's pixels in it.
+template <typename T, typename A>
+struct WeightedImage {
+  const T* image;
+  const A* weights;
+};
+
+// result[c] = start + Σ_images Σ_pixels weight image[pixel, c]
+template <typename T, typename A>
+struct WeightedSum {
+  Bin<A> bin;
+  int64_t channels;  // distance of pixels
+  int image_count;
+  WeightedImage<T, A> images[2];
+  A start;
+
+  void Into(T* result, int64_t size) const {
+    constexpr int kVectors = 4;  // as many sums as hide the latency of an addition
+    int64_t c = 0;
+    for (; c + kVectors * kLanes<A> <= size; c += kVectors * kLanes<A>) Sum<kVectors>(result, c);
+    for (; c + kLanes<A> <= size; c += kLanes<A>) Sum<1>(result, c);
+    for (; c < size; ++c) result[c] = FromFloat<T>::Round(SumOf(c));
+  }
+
+ private:
+  template <int kVectors>
+  JAX_DCN_INLINE void Sum(T* result, int64_t c) const {
+    Vector<A> sums[kVectors];
+    for (int v = 0; v < kVectors; ++v) sums[v] = Vector<A>{} + start;
+    for (int i = 0; i < image_count; ++i) {
+      for (int64_t k = 0; k < bin.count; ++k) {
+        const T* row = images[i].image + bin.pixels[k].pixel * channels + c;
+        for (int v = 0; v < kVectors; ++v) {
+          sums[v] += images[i].weights[k] * LoadSums(row + v * kLanes<A>);
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) StoreRounded(result + c + v * kLanes<A>, sums[v]);
+  }
+
+  A SumOf(int64_t c) const {
+    A sum = start;
+    for (int i = 0; i < image_count; ++i) {
+      for (int64_t k = 0; k < bin.count; ++k) {
+        sum += images[i].weights[k] * ToFloat(images[i].image[bin.pixels[k].pixel * channels + c]);
+      }
+    }
+    return sum;
+  }
+};
+
+// y, or its tangent if there are any tangents.
+template <typename T>
+class BinMeans {
+ public:
+  using A = decltype(ToFloat(T{}));
+
+  BinMeans(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T, A>& primals,
+           const DeformRoIPoolTangents<T, A>* tangents, T* y)
+      : problem_(problem), primals_(primals), tangents_(tangents), y_(y) {}
+
+  void Run(Executor& executor) const {
+    const int64_t rows = problem_.geometry.pooled_size[0];
+    Arena needed;
+    Scratch(*this, needed);
+    ParallelFor(executor, problem_.regions * rows, needed.bytes(), [&](int64_t item, char* memory) {
+      Arena arena(memory);
+      const Scratch scratch(*this, arena);
+      Row(item / rows, item % rows, scratch);
+    });
+  }
+
+ private:
+  struct Scratch {
+    Scratch(const BinMeans& means, Arena& arena)
+        : locate(means.problem_, means.primals_, arena),
+          weights{arena.Take<A>(means.MostPixels()), arena.Take<A>(means.MostPixels())} {}
+    BinLocator<T> locate;
+    A* weights[2];
+  };
+
+  int64_t MostPixels() const { return problem_.MostPixels(0) * problem_.MostPixels(1); }
+
+  void Row(int64_t region, int64_t row, const Scratch& scratch) const {
+    const int64_t image = ImageOfRegion(problem_, primals_.rois + 5 * region);
+    const int64_t columns = problem_.geometry.pooled_size[1], features = problem_.features();
+    T* y = y_ + (region * problem_.bins() + row * columns) * features;
+    if (image < 0) {
+      __builtin_memset(y, 0, columns * features * sizeof(T));
+      return;
+    }
+    for (int64_t bin = row * columns; bin < (row + 1) * columns; ++bin) {
+      for (int64_t group = 0; group < problem_.classes; ++group) {
+        Mean(region, image, bin, group, scratch, y);
+        y += problem_.class_features();
+      }
+    }
+  }
+
+  void Mean(int64_t region, int64_t image, int64_t bin, int64_t group, const Scratch& scratch,
+            T* y) const {
+    const int64_t size = problem_.class_features();
+    const int64_t first = image * problem_.image_pixels() * problem_.channels +
+                          problem_.CellOf(bin) * problem_.features() + group * size;
+    const A mask = MaskOf(problem_, primals_.mask, region, bin);
+    WeightedSum<T, A> sum = {scratch.locate(region, bin, group), problem_.channels, 0, {}, A(0)};
+    const auto add = [&](const T* x, A mean, A dy, A dx) {
+      A* weights = scratch.weights[sum.image_count];
+      for (int64_t k = 0; k < sum.bin.count; ++k) {
+        const BinPixel<A>& pixel = sum.bin.pixels[k];
+        weights[k] = mean * pixel.mean + dy * pixel.dy + dx * pixel.dx;
+      }
+      sum.images[sum.image_count++] = {x + first, weights};
+      sum.start += mask * sum.bin.undefined;
+    };
+    if (tangents_ == nullptr) {
+      add(primals_.x, mask, 0, 0);
+    } else {
+      if (tangents_->x != nullptr) add(tangents_->x, mask, 0, 0);
+      if (tangents_->mask != nullptr || tangents_->offset != nullptr) {
+        const A mask_dot =
+            tangents_->mask == nullptr ? A(0) : MaskOf(problem_, tangents_->mask, region, bin);
+        A dot[2] = {0, 0};
+        if (tangents_->offset != nullptr) {
+          const A* data = tangents_->offset + 2 * problem_.OffsetIndex(region, bin, group);
+          dot[0] = mask * data[0], dot[1] = mask * data[1];
+        }
+        add(primals_.x, mask_dot, dot[0], dot[1]);
+      }
+    }
+    sum.Into(y, size);
+  }
+
+  const DeformRoIPoolProblem& problem_;
+  const DeformRoIPoolPrimals<T, A>& primals_;
+  const DeformRoIPoolTangents<T, A>* tangents_;
+  T* const y_;
+};
+
+template <typename T, typename A>
+void DeformRoIPoolForward(Executor& executor, const DeformRoIPoolProblem& problem,
+                          const DeformRoIPoolPrimals<T, A>& primals, T* y) {
+  BinMeans<T>(problem, primals, nullptr, y).Run(executor);
+}
+
+template <typename T, typename A>
+void DeformRoIPoolJvp(Executor& executor, const DeformRoIPoolProblem& problem,
+                      const DeformRoIPoolPrimals<T, A>& primals,
+                      const DeformRoIPoolTangents<T, A>& tangents, T* y_dot) {
+  BinMeans<T>(problem, primals, &tangents, y_dot).Run(executor);
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_ROI_POOL_FORWARD_H_

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+#include "cpu/runtime/executor.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <utility>
+
+namespace jax_dcn {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+struct Free {
+  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
+};
+using Memory = std::unique_ptr<char, Free>;
+
+Memory Allocate(size_t bytes) {
+  return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
+}
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits for a condition that should soon be true, and says whether it is.
+template <typename F>
+bool SpinUntil(const F& condition) {
+  constexpr int kYields = 64, kPauses = 64;  // about a tenth of a millisecond
+  for (int i = 0; i < kYields; ++i, std::this_thread::yield()) {
+    for (int j = 0; j < kPauses; ++j, Pause()) {
+      if (condition()) return true;
+    }
+  }
+  return false;
+}
+
+// Shared by the caller and its helpers. A helper that starts late finds no items and lets go.
+class Loop {
+ public:
+  Loop(int64_t items, int64_t workers, size_t scratch_bytes, Executor::Body body,
+       const void* context)
+      : items_(items),
+        scratch_bytes_((scratch_bytes + kAlignment - 1) / kAlignment * kAlignment),
+        scratch_(Allocate(scratch_bytes_ * workers)),
+        body_(body),
+        context_(context) {}
+
+  void Work() {
+    char* scratch = nullptr;
+    int64_t finished = 0;
+    for (int64_t item; (item = next_.fetch_add(1)) < items_; ++finished) {
+      if (scratch == nullptr) scratch = scratch_.get() + scratch_bytes_ * worker_.fetch_add(1);
+      body_(context_, item, scratch);
+    }
+    if (finished > 0 && finished_.fetch_add(finished) + finished == items_) {
+      // The lock orders this after the caller's check, so that it cannot miss the signal.
+      std::lock_guard<std::mutex> lock(mutex_);
+      all_finished_.notify_all();
+    }
+  }
+
+  void Wait() {
+    const auto all_finished = [this] { return finished_.load() == items_; };
+    if (!SpinUntil(all_finished)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      all_finished_.wait(lock, all_finished);
+    }
+    scratch_.reset();  // whoever still holds this loop has no use for it
+  }
+
+ private:
+  const int64_t items_;
+  const size_t scratch_bytes_;
+  Memory scratch_;
+  const Executor::Body body_;
+  const void* const context_;
+  std::atomic<int64_t> next_{0}, worker_{0}, finished_{0};
+  std::mutex mutex_;
+  std::condition_variable all_finished_;
+};
+
+}  // namespace
+
+// The caller's helpers, and the loop that they work on.
+class Executor::Team {
+ public:
+  // Starts a loop, and returns how many of the helpers that it wants are missing.
+  int64_t Begin(std::shared_ptr<Loop> loop, int64_t helpers) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    loop_ = std::move(loop);
+    ++loops_;
+    const int64_t missing = std::max<int64_t>(0, helpers - helpers_);
+    helpers_ += missing;
+    return missing;
+  }
+
+  // What a helper does: loop after loop, until none comes.
+  void Help() {
+    int64_t seen = 0;
+    while (SpinUntil([&] { return loops_.load() != seen; })) {
+      std::shared_ptr<Loop> loop;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        loop = loop_;
+        seen = loops_;
+      }
+      if (loop == nullptr) return;
+      loop->Work();
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    --helpers_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Loop> loop_;  // the current one; none after the last
+  std::atomic<int64_t> loops_{0};
+  int64_t helpers_ = 0;
+};
+
+Executor::Executor(ThreadPool& pool, int64_t workers)
+    : pool_(pool), workers_(workers), team_(std::make_shared<Team>()) {}
+
+Executor::~Executor() { team_->Begin(nullptr, 0); }
+
+void Executor::For(int64_t items, size_t scratch_bytes, Body body, const void* context) {
+  if (items <= 0) return;
+  const int64_t workers = std::max<int64_t>(1, std::min(items, workers_));
+  auto loop = std::make_shared<Loop>(items, workers, scratch_bytes, body, context);
+  const int64_t missing = team_->Begin(loop, workers - 1);
+  for (int64_t i = 0; i < missing; ++i) {
+    pool_.Schedule([team = team_] { team->Help(); });
+  }
+  loop->Work();
+  loop->Wait();
+}
+
+}  // namespace jax_dcn

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT
+// Products of small matrices that lie in cache: C = base + A B, with B packed into panels of
+// columns.
+#ifndef JAX_DCN_CPU_RUNTIME_GEMM_H_
+#define JAX_DCN_CPU_RUNTIME_GEMM_H_
+
+#include <cstdint>
+
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// Columns of a panel: those that one tile of C covers.
+template <typename A>
+constexpr int64_t kPanel = kTileVectors * kLanes<A>;
+
+// A matrix [rows, depth].
+template <typename A>
+struct LeftMatrix {
+  const A* data;
+  int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
+  int64_t segment_depth;
+  // Where its rows are, if they are not all, one after the other. Transposed, where it is always
+  // given: which row of the panel each step of depth is multiplied by.
+  const int32_t* indices = nullptr;
+  // Its depth may lie in equal segments, a constant step apart.
+  int64_t segments = 1, segment_step = 0;
+};
+
+// What a product is added to: the result itself, or with a stride of 0 a row that stands for all.
+template <typename A>
+struct BaseMatrix {
+  const A* data;
+  int64_t stride;
+};
+
+template <typename A>
+struct ResultMatrix {
+  A* data;
+  int64_t stride;
+  int64_t columns;                   // of this panel, at most kPanel
+  const int32_t* indices = nullptr;  // of the rows, if they are not all, one after the other
+};
+
+template <typename A>
+JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kTileVectors],
+                             int64_t columns) {
+  if (columns == kPanel<A>) {
+    for (int j = 0; j < kTileVectors; ++j) {
+      Store<A>(c + j * kLanes<A>, Load(base + j * kLanes<A>) + sums[j]);
+    }
+    return;
+  }
+  A row[kPanel<A>];
+  for (int j = 0; j < kTileVectors; ++j) Store<A>(row + j * kLanes<A>, sums[j]);
+  for (int64_t i = 0; i < columns; ++i) c[i] = base[i] + row[i];
+}
+
+// Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
+// results do not depend on how rows are divided.
+template <typename A, bool kTransposed, int kRows>
+__attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
+                                            const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
+  int64_t rows[kRows];
+  for (int i = 0; i < kRows; ++i) rows[i] = c.indices == nullptr ? i : c.indices[i];
+  // The result is needed last, and may be far away.
+  for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + rows[i] * c.stride, 1);
+  Vector<A> sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {  // one by one: GCC clears arrays by a slow string instruction
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; ++j) sums[i][j] = Vector<A>{};
+  }
+  const A* left[kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    left[i] = a.data + (kTransposed ? i : a.stride * (a.indices == nullptr ? i : a.indices[i]));
+  }
+  const int64_t depth_step = kTransposed ? a.stride : 1;
+  for (int64_t segment = 0; segment < a.segments; ++segment) {
+    for (int64_t k = 0; k < a.segment_depth; ++k) {
+      const A* right_row = panel + (kTransposed ? a.indices[k] : k) * kPanel<A>;
+      Vector<A> right[kTileVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kTileVectors; ++j) right[j] = Load(right_row + j * kLanes<A>);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const A factor = left[i][k * depth_step];
+#pragma GCC unroll 4
+        for (int j = 0; j < kTileVectors; ++j) sums[i][j] += factor * right[j];
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) left[i] += a.segment_step;
+    panel += a.segment_depth * kPanel<A>;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    StoreRow<A>(c.data + rows[i] * c.stride, base.data + rows[i] * base.stride, sums[i], c.columns);
+  }
+}
+
+// Chooses the tile of so many rows.
+template <typename A, bool kTransposed, int kRows = kTileRows>
+JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<A>& a, const A* panel,
+                                 const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return MultiplyTile<A, kTransposed, kRows>(a, panel, base, c);
+    MultiplyRows<A, kTransposed, kRows - 1>(rows, a, panel, base, c);
+  }
+}
+
+// C[rows, columns] = base[rows, columns] + A[rows, depth] panel[depth, kPanel]
+//
+// In tiles of about equal size: one of few rows takes nearly as long as a full one.
+// `kFetchNext`: the panel that follows in memory comes next; parts of it are fetched meanwhile.
+template <typename A, bool kTransposed, bool kFetchNext = false>
+void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, BaseMatrix<A> base,
+                   ResultMatrix<A> c) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  const int64_t size = a.segments * a.segment_depth * kPanel<A>;
+  int64_t tiles = CeilDiv(rows, kTileRows);
+  const int64_t part = RoundUp(CeilDiv(size, Max(1, tiles)), kLine);
+  const A *next = panel + size, *end = next + size;
+  for (; tiles > 0; --tiles) {
+    for (int64_t i = 0; kFetchNext && i < part && next < end; i += kLine, next += kLine) {
+      __builtin_prefetch(next);
+    }
+    const int64_t tile_rows = CeilDiv(rows, tiles);
+    MultiplyRows<A, kTransposed>(tile_rows, a, panel, base, c);
+    rows -= tile_rows;
+    if (!kTransposed && a.indices != nullptr) {
+      a.indices += tile_rows;
+    } else {
+      a.data += tile_rows * (kTransposed ? 1 : a.stride);
+    }
+    if (c.indices != nullptr) {
+      c.indices += tile_rows;
+    } else {
+      base.data += tile_rows * base.stride;
+      c.data += tile_rows * c.stride;
+    }
+  }
+}
+
+// Copies `rows` rows of up to kPanel columns into a panel, zeros in the columns that are missing.
+template <typename T, typename A>
+JAX_DCN_INLINE A* PackRows(const T* rows_data, int64_t rows, int64_t stride, int64_t columns,
+                           A* panel) {
+  for (int64_t row = 0; row < rows; ++row, panel += kPanel<A>) {
+    const T* from = rows_data + row * stride;
+    if (columns == kPanel<A>) {
+      for (int64_t i = 0; i < kPanel<A>; i += kLanes<A>) Store<A>(panel + i, LoadSums(from + i));
+    } else {
+      for (int64_t i = 0; i < kPanel<A>; ++i) panel[i] = i < columns ? ToFloat(from[i]) : A(0);
+    }
+  }
+  return panel;
+}
+
+// Makes a panel of up to kPanel rows: their transpose, zeros in the columns that are missing.
+template <typename T, typename A>
+JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stride, int64_t columns,
+                                 A* panel) {
+  for (int64_t k = 0; k < depth; ++k, panel += kPanel<A>) {
+    for (int64_t i = 0; i < kPanel<A>; ++i) {
+      panel[i] = i < columns ? ToFloat(rows_data[i * stride + k]) : A(0);
+    }
+  }
+  return panel;
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_RUNTIME_GEMM_H_

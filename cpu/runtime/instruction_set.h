@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// Chooses, when the library is first used, the instruction set whose kernels run.
+#ifndef JAX_DCN_CPU_RUNTIME_INSTRUCTION_SET_H_
+#define JAX_DCN_CPU_RUNTIME_INSTRUCTION_SET_H_
+
+namespace jax_dcn {
+
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+// The best that this processor has, or a lesser one that the environment variable
+// JAX_DCN_INSTRUCTION_SET names: "baseline", "avx2" or "avx512".
+InstructionSet CurrentInstructionSet();
+const char* Name(InstructionSet set);
+
+// The object called `name` of the current instruction set's namespace.
+#if defined(JAX_DCN_X86)
+#define JAX_DCN_KERNELS(name) baseline::name, avx2::name, avx512::name
+#else
+#define JAX_DCN_KERNELS(name) baseline::name, baseline::name, baseline::name
+#endif
+
+template <typename K>
+const K& ForInstructionSet(const K& baseline, const K& avx2, const K& avx512) {
+  switch (CurrentInstructionSet()) {
+    case InstructionSet::kAvx512:
+      return avx512;
+    case InstructionSet::kAvx2:
+      return avx2;
+    default:
+      return baseline;
+  }
+}
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_CPU_RUNTIME_INSTRUCTION_SET_H_

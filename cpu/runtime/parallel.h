@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+// Loops over items, and the memory that they work in.
+#ifndef JAX_DCN_CPU_RUNTIME_PARALLEL_H_
+#define JAX_DCN_CPU_RUNTIME_PARALLEL_H_
+
+#include <cstdint>
+
+#include "cpu/runtime/executor.h"
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+template <typename F>
+void ParallelFor(Executor& executor, int64_t items, size_t scratch_bytes, const F& f) {
+  const auto body = [](const void* context, int64_t item, char* scratch) {
+    (*static_cast<const F*>(context))(item, scratch);
+  };
+  executor.For(items, scratch_bytes, body, &f);
+}
+
+// Makes a template argument of a condition: calls `f` with a value whose type has it as `value`.
+template <bool kValue>
+struct Flag {
+  static constexpr bool value = kValue;
+};
+
+template <typename F>
+void WithFlag(bool flag, const F& f) {
+  flag ? f(Flag<true>{}) : f(Flag<false>{});
+}
+
+// Hands out parts of a piece of memory, or counts what would be needed.
+class Arena {
+ public:
+  explicit Arena(char* memory = nullptr) : memory_(memory) {}
+
+  template <typename U>
+  U* Take(int64_t count) {
+    U* taken = memory_ == nullptr ? nullptr : reinterpret_cast<U*>(memory_ + bytes_);
+    bytes_ += RoundUp(count * static_cast<int64_t>(sizeof(U)), 64);
+    return taken;
+  }
+
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  int64_t bytes_ = 0;
+};
+
+// Memory of one call, shared by its threads.
+class Shared {
+ public:
+  explicit Shared(int64_t bytes) : memory_(new char[bytes + 64]) {}
+  ~Shared() { delete[] memory_; }
+  Shared(const Shared&) = delete;
+  Arena arena() { return Arena(memory_ + (64 - reinterpret_cast<uintptr_t>(memory_) % 64)); }
+
+ private:
+  char* memory_;
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_RUNTIME_PARALLEL_H_

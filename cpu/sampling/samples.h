@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// What is done with the four pixels of a sample, vectorised over channels.
+#ifndef JAX_DCN_CPU_SAMPLING_SAMPLES_H_
+#define JAX_DCN_CPU_SAMPLING_SAMPLES_H_
+
+#include <cstdint>
+
+#include "common/sampling/bilinear.h"
+#include "common/deform_conv2d/problem.h"
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// A sample whose corners are where their pixels start in an array of images [.., H, W, C], or
+// kOutside, and what it is multiplied by.
+template <typename A>
+struct MaskedSample : BilinearSample<A> {
+  A mask;
+};
+
+// Whether the column of a sample is zero whatever the image holds.
+template <typename A>
+JAX_DCN_INLINE bool IsZero(const MaskedSample<A>& sample) {
+  const int64_t* corner = sample.corner;
+  const A weight = sample.y + sample.x + sample.mask;
+  return (corner[0] & corner[1] & corner[2] & corner[3]) == kOutside && weight - weight == 0;
+}
+
+// The four pixels of a sample, at the first channel of a block.
+template <typename P>
+struct Corners {
+  P* row[kCorners];
+};
+
+// Those outside are another row: zeros that are read, or sums that nobody reads. Never the image
+// multiplied by zero, which would turn an infinity into a NaN. Chosen without a branch, which could
+// not be predicted.
+template <typename A, typename P>
+JAX_DCN_INLINE Corners<P> CornersOf(const BilinearSample<A>& sample, P* images, P* outside) {
+  P* const rows[] = {images, outside};
+  Corners<P> corners;
+  for (int i = 0; i < kCorners; ++i) {
+    const int64_t corner = sample.corner[i];
+    corners.row[i] = rows[corner == kOutside] + (corner & ~(corner >> 63));
+  }
+  return corners;
+}
+
+// column = (column +) Σ_i w_i row_i
+template <bool kAdd, typename A>
+struct Interpolation {
+  const Corners<const A> corners;
+  const CornerWeights<A> weights;
+  A* const column;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t c) {
+    V value = weights.corner[0] * Read<V>(corners.row[0] + c);
+    if (kAdd) value += Read<V>(column + c);
+    for (int i = 1; i < kCorners; ++i) value += weights.corner[i] * Read<V>(corners.row[i] + c);
+    Write(column + c, value);
+  }
+};
+
+// What a sample contributes to gradients, given the gradient g of its column:
+//   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g     and in the place of g, Σ_i w_i row_i
+template <bool kDots, bool kSums, bool kColumn, typename A>
+struct SampleGradients {
+  const Corners<const A> corners;
+  const CornerWeights<A> weights;
+  const Corners<A> sums;
+  A* const column;
+  Vector<A> dot_vectors[kCorners];
+  A dot_rests[kCorners];
+
+  JAX_DCN_INLINE SampleGradients(const Corners<const A>& corners, const CornerWeights<A>& weights,
+                                 const Corners<A>& sums, A* column)
+      : corners(corners), weights(weights), sums(sums), column(column) {
+    // One by one: of arrays, GCC would make a string instruction, which takes longer than the rest.
+    for (int i = 0; i < kCorners; ++i) dot_vectors[i] = Vector<A>{}, dot_rests[i] = A(0);
+  }
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t c) {
+    const V g = Read<V>(column + c);
+    V value = {};
+    for (int i = 0; i < kCorners; ++i) {
+      if (kDots || kColumn) {
+        const V pixel = Read<V>(corners.row[i] + c);
+        if (kDots) Dots<V>()[i] += pixel * g;
+        if (kColumn) value += weights.corner[i] * pixel;
+      }
+      // One after the other: by the legacy rule two corners may be the same pixel.
+      if (kSums) Write(sums.row[i] + c, Read<V>(sums.row[i] + c) + weights.corner[i] * g);
+    }
+    if (kColumn) Write(column + c, value);
+  }
+
+  template <typename V>
+  JAX_DCN_INLINE auto& Dots() {
+    if constexpr (sizeof(V) == kVectorBytes) {
+      return dot_vectors;
+    } else {
+      return dot_rests;
+    }
+  }
+
+  JAX_DCN_INLINE void StoreDots(A* dots) const {
+    for (int i = 0; i < kCorners; ++i) {
+      dots[i] = Sum(reinterpret_cast<const A*>(&dot_vectors[i])) + dot_rests[i];
+    }
+  }
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_SAMPLING_SAMPLES_H_

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+// The inverse of sampling: for each pixel of x, the samples that read it, in a fixed order.
+//
+// A bin is a pixel of an image of the chunk, for one group of offsets. Images and groups make
+// segments, [images, groups], and bins are [segments, H * W]. An entry is a corner of a sample; its
+// id counts the corners of the segment, [pixels, K, corners]. Entries are counted, bins reserve
+// room for theirs, entries are put there as they come, and each bin is sorted by id: where a bin
+// lies, and what came first, is left to chance, but not what is in it.
+#ifndef JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
+#define JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/deform_conv2d/chunk.h"
+
+namespace jax_dcn {
+
+// An ordinary bin of a 3x3 kernel has some 36 entries. One with more than this is long: a block
+// takes care of it, instead of some lanes.
+constexpr int kLongBin = 256;
+// Blocks that share the long bins, at most. Mostly there are none.
+constexpr int32_t kLongBinBlocks = 256;
+
+struct Bins {
+  int32_t count, long_capacity;
+  int32_t segment_entries;  // ids are less
+  void* weights;            // of the entries, [segments, ids], in the type of coordinates
+  int32_t* unsorted;        // ids by bin, as they come
+  int32_t* ids;             // ids by bin, in order
+  int32_t* begins;          // of the bins, in `ids`
+  int32_t* ends;            // of the bins; at first how many entries they have
+  int32_t* long_bins;
+  int32_t* reserved;  // entries that have room
+  int32_t* long_count;
+
+  // No more than there may be long bins.
+  unsigned long_blocks() const {
+    return static_cast<unsigned>(long_capacity < kLongBinBlocks ? long_capacity : kLongBinBlocks);
+  }
+
+  template <typename A>
+  JAX_DCN_INLINE A* WeightsOf(int32_t segment) const {
+    return static_cast<A*>(weights) + int64_t{segment} * segment_entries;
+  }
+};
+
+// 4-byte words of memory for bins, and where what lies in it.
+template <typename A>
+class BinsLayout {
+ public:
+  explicit BinsLayout(const DeformConv2dChunk& chunk)
+      : bins_(int64_t{chunk.images} * chunk.groups() * chunk.problem.image_pixels()),
+        entries_(int64_t{kCorners} * chunk.samples()),
+        segment_entries_(kCorners * chunk.pixels * chunk.taps()) {}
+
+  int64_t bins() const { return bins_; }
+  int64_t words() const {
+    return (kWeightWords + 2) * entries_ + 2 * bins_ + long_capacity() + kCounters;
+  }
+  // The counters and the counts of the bins: all that must be zero at first.
+  int64_t cleared_words() const { return kCounters + bins_; }
+
+  Bins In(int32_t* memory) const {
+    Bins bins;
+    bins.count = static_cast<int32_t>(bins_);
+    bins.long_capacity = static_cast<int32_t>(long_capacity());
+    bins.segment_entries = segment_entries_;
+    bins.weights = memory;
+    bins.unsorted = memory + kWeightWords * entries_;
+    bins.ids = bins.unsorted + entries_;
+    bins.begins = bins.ids + entries_;
+    bins.long_bins = bins.begins + bins_;
+    bins.reserved = bins.long_bins + long_capacity();
+    bins.long_count = bins.reserved + 1;
+    bins.ends = bins.reserved + kCounters;
+    return bins;
+  }
+
+ private:
+  static constexpr int64_t kWeightWords = sizeof(A) / sizeof(int32_t), kCounters = 2;
+
+  int64_t long_capacity() const { return entries_ / (kLongBin + 1); }
+
+  int64_t bins_, entries_;
+  int32_t segment_entries_;
+};
+
+// Fills the bins of the chunk in `memory`.
+template <typename A>
+cudaError_t LaunchFillBins(cudaStream_t stream, const DeformConv2dChunk& chunk, const A* offset,
+                           const A* mask, ChunkStart start, int32_t* memory);
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_

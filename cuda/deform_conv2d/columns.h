@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// Launchers of the kernels that sample columns, and of those that take their gradients back.
+#ifndef JAX_DCN_CUDA_DEFORM_CONV2D_COLUMNS_H_
+#define JAX_DCN_CUDA_DEFORM_CONV2D_COLUMNS_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "common/deform_conv2d/problem.h"
+#include "cuda/deform_conv2d/chunk.h"
+
+namespace jax_dcn {
+
+template <typename T>
+cudaError_t LaunchDeformConv2dColumns(cudaStream_t stream, const DeformConv2dChunk& chunk,
+                                      const DeformConv2dPrimals<T>& primals, ChunkStart start,
+                                      T* columns);
+
+// The columns of x where the kernel has a tangent, then those of the tangents of x, offset and mask
+// where any of these is there.
+template <typename T>
+cudaError_t LaunchDeformConv2dColumnsJvp(cudaStream_t stream, const DeformConv2dChunk& chunk,
+                                         const DeformConv2dPrimals<T>& primals,
+                                         const DeformConv2dTangents<T>& tangents, ChunkStart start,
+                                         T* columns);
+
+// Gradients that need one sample each, of the columns' gradient. `columns`, if not null, gets the
+// columns, and may be `grad_columns`.
+template <typename T>
+cudaError_t LaunchDeformConv2dSampleGradients(cudaStream_t stream, const DeformConv2dChunk& chunk,
+                                              const DeformConv2dPrimals<T>& primals,
+                                              ChunkStart start, const T* grad_columns,
+                                              const DeformConv2dCotangents<T>& grads, T* columns);
+
+// 4-byte words of scratch that the gradient of x needs. The twin of `gather_words` in Python.
+template <typename A>
+int64_t DeformConv2dGatherWords(const DeformConv2dChunk& chunk);
+
+// The gradient of x of the chunk's images: written to `grad_x`, or added to `sums` where the chunk
+// is a part of an image. Exactly one of them is not null.
+template <typename T>
+cudaError_t LaunchDeformConv2dGatherGradX(cudaStream_t stream, const DeformConv2dChunk& chunk,
+                                          const DeformConv2dPrimals<T>& primals, ChunkStart start,
+                                          const T* grad_columns, int32_t* scratch, T* grad_x,
+                                          typename Accumulator<T>::type* sums);
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_CUDA_DEFORM_CONV2D_COLUMNS_H_

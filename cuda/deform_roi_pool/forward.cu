@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// Deformable RoI pooling on CUDA, and its tangent. Each number is summed by one thread.
+
+#include "cuda/deform_roi_pool/bins.cuh"
+#include "cuda/deform_roi_pool/kernels.h"
+
+namespace jax_dcn {
+namespace {
+
+// How the pixels of a bin are weighted in a sum over x: Σ (mean w + dy ∂w/∂y + dx ∂w/∂x) x.
+template <typename A>
+struct BinWeights {
+  A mean, dy, dx;
+};
+
+template <typename T, typename A>
+__device__ __forceinline__ BinWeights<A> TangentWeights(const DeformRoIPoolProblem& problem,
+                                                        const DeformRoIPoolTangents<T, A>& tangents,
+                                                        A mask, int64_t region, int64_t bin,
+                                                        int64_t group) {
+  BinWeights<A> weights = {0, 0, 0};
+  if (tangents.mask != nullptr) weights.mean = MaskOf(problem, tangents.mask, region, bin);
+  if (tangents.offset != nullptr) {
+    const A* const dot = tangents.offset + 2 * problem.OffsetIndex(region, bin, group);
+    weights.dy = mask * dot[0];
+    weights.dx = mask * dot[1];
+  }
+  return weights;
+}
+
+// One block pools one bin of one region at a time, one thread a feature.
+template <typename T, typename A, bool kTangent>
+__global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
+    BinMeansKernel(DeformRoIPoolProblem problem, DeformRoIPoolPrimals<T, A> primals,
+                   DeformRoIPoolTangents<T, A> tangents, T* y) {
+  SharedBin<T, A> shared(problem, SharedMemory<char>());
+  const int64_t size = problem.class_features(), channels = problem.channels;
+  for (int64_t item = blockIdx.x; item < problem.regions * problem.bins(); item += gridDim.x) {
+    const int64_t region = item / problem.bins(), bin = item % problem.bins();
+    const int64_t image = ImageOfRegion(problem, primals.rois + 5 * region);
+    for (int64_t group = 0; group < problem.classes; ++group) {
+      T* const result = y + item * problem.features() + group * size;
+      if (image < 0) {
+        for (int64_t c = threadIdx.x; c < size; c += blockDim.x) result[c] = FromFloat<T>::Round(0);
+        continue;
+      }
+      shared.Locate(problem, primals, region, bin, group);
+      const int64_t first = FirstFeature(problem, image, bin, group);
+      const A mask = MaskOf(problem, primals.mask, region, bin), scale = shared.Scale();
+      const RegionAxis<A> sizes[2] = {RegionAxisAt(problem.geometry, primals.rois[5 * region + 2],
+                                                   primals.rois[5 * region + 4]),
+                                      RegionAxisAt(problem.geometry, primals.rois[5 * region + 1],
+                                                   primals.rois[5 * region + 3])};
+      BinWeights<A> weights = {mask, 0, 0};
+      if (kTangent) {
+        weights = TangentWeights(problem, tangents, mask, region, bin, group);
+        weights.dy *= static_cast<A>(problem.geometry.offset_scale) * sizes[0].size;
+        weights.dx *= static_cast<A>(problem.geometry.offset_scale) * sizes[1].size;
+      }
+      for (int64_t c = threadIdx.x; c < size; c += blockDim.x) {
+        A sum = 0;
+        ForEachPixel(problem, shared, [&](int64_t pixel, const auto& row, const auto& column) {
+          const int64_t at = first + pixel * channels + c;
+          const A value = row.weight * column.weight;
+          const A moved = weights.mean * value + weights.dy * row.slope * column.weight +
+                          weights.dx * row.weight * column.slope;
+          if (!kTangent || tangents.mask != nullptr || tangents.offset != nullptr) {
+            sum += moved * ToFloat(primals.x[at]);
+          }
+          if (kTangent && tangents.x != nullptr) sum += mask * value * ToFloat(tangents.x[at]);
+        });
+        result[c] = FromFloat<T>::Round(sum * scale);
+      }
+    }
+  }
+}
+
+template <typename T, typename A, bool kTangent>
+cudaError_t LaunchBinMeans(cudaStream_t stream, const DeformRoIPoolProblem& problem,
+                           const DeformRoIPoolPrimals<T, A>& primals,
+                           const DeformRoIPoolTangents<T, A>& tangents, T* y) {
+  const int64_t items = problem.regions * problem.bins();
+  if (items == 0) return cudaSuccess;
+  return Launch(BinMeansKernel<T, A, kTangent>,
+                {GridFor(items), static_cast<unsigned>(ThreadsFor(problem.class_features())),
+                 SharedBin<T, A>::Bytes(problem)},
+                stream, problem, primals, tangents, y);
+}
+
+}  // namespace
+
+template <typename T, typename A>
+cudaError_t LaunchDeformRoIPoolForward(cudaStream_t stream, const DeformRoIPoolProblem& problem,
+                                       const DeformRoIPoolPrimals<T, A>& primals, T* y) {
+  return LaunchBinMeans<T, A, false>(stream, problem, primals, {}, y);
+}
+
+template <typename T, typename A>
+cudaError_t LaunchDeformRoIPoolJvp(cudaStream_t stream, const DeformRoIPoolProblem& problem,
+                                   const DeformRoIPoolPrimals<T, A>& primals,
+                                   const DeformRoIPoolTangents<T, A>& tangents, T* y_dot) {
+  return LaunchBinMeans<T, A, true>(stream, problem, primals, tangents, y_dot);
+}
+
+#define JAX_DCN_INSTANTIATE(T, A)                                                            \
+  template cudaError_t LaunchDeformRoIPoolForward(cudaStream_t, const DeformRoIPoolProblem&, \
+                                                  const DeformRoIPoolPrimals<T, A>&, T*);    \
+  template cudaError_t LaunchDeformRoIPoolJvp(cudaStream_t, const DeformRoIPoolProblem&,     \
+                                              const DeformRoIPoolPrimals<T, A>&,             \
+                                              const DeformRoIPoolTangents<T, A>&, T*);
+JAX_DCN_INSTANTIATE(float, float)
+JAX_DCN_INSTANTIATE(double, double)
+JAX_DCN_INSTANTIATE(BFloat16, float)
+JAX_DCN_INSTANTIATE(Float16, float)
+#undef JAX_DCN_INSTANTIATE
+
+}  // namespace jax_dcn

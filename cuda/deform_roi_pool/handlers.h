@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// XLA handlers of deformable RoI pooling on CUDA.
+#ifndef JAX_DCN_CUDA_DEFORM_ROI_POOL_HANDLERS_H_
+#define JAX_DCN_CUDA_DEFORM_ROI_POOL_HANDLERS_H_
+
+#include "xla/ffi/api/ffi.h"
+
+namespace jax_dcn {
+
+XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformRoIPoolForward);
+XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformRoIPoolJvp);
+XLA_FFI_DECLARE_HANDLER_SYMBOL(DeformRoIPoolBackward);
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_CUDA_DEFORM_ROI_POOL_HANDLERS_H_

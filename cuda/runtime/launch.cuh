@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// How kernels are launched, and how they get at their shared memory: the two things that a kernel
+// file would need the compiler's own syntax for. Without it, it is plain C++, and the tests run it
+// on the host.
+#ifndef JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_
+#define JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace jax_dcn {
+
+constexpr int kWarp = 32;
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+};
+
+// Blocks for so many items, when each block takes `each`.
+inline unsigned BlocksFor(int64_t items, int64_t each) {
+  return static_cast<unsigned>((items + each - 1) / each);
+}
+
+// Runs `kernel` with `arguments` on the stream; returns the error of the launch.
+template <typename... Parameters, typename... Arguments>
+cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (shape.shared_bytes > kWithoutAsking) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// The block's shared memory, `LaunchShape::shared_bytes` of it.
+template <typename T>
+__device__ __forceinline__ T* SharedMemory() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(128) unsigned char memory[];
+#else
+  void* const memory = cuda_host::SharedMemory();
+#endif
+  return reinterpret_cast<T*>(memory);
+}
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The library itself. Users import the names in `jax_dcn`."""

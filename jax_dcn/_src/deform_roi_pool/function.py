@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""The public functions `deform_roi_pool` and `deform_roi_align`: regions pooled at displaced bins."""
+
+from __future__ import annotations  # those of shapes are for readers and type checkers
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
+from jax_dcn._src.deform_roi_pool.rules import deform_roi_pool_p
+from jax_dcn._src.operator.implementation import implementation_names
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Real
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def deform_roi_pool(
+    x: Float[Array, "N H W C"],
+    rois: Real[Array, "R 5"],
+    offset: Float[Array, "R parts parts classes 2"] | None = None,
+    mask: Float[Array, "R P P"] | None = None,
+    *,
+    spatial_scale: float,
+    pooled_size: int,
+    output_dim: int,
+    group_size: int = 1,
+    part_size: int | None = None,
+    samples_per_part: int = 4,
+    trans_std: float = 0.0,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "R P P D"]:
+    r"""Averages `x` over the bins of regions, each bin displaced by `offset`: Deformable RoI pooling.
+
+    A region is divided into `pooled_size * pooled_size` bins. With the corner :math:`r_b` of bin
+    :math:`b`, the region's size :math:`s` and the sub-bins' size :math:`t`,
+
+    .. math:: y(b) = m_b \frac{1}{n_b} \sum_{i,j} x(r_b + \sigma s \Delta_b + (i, j) t),
+
+    over the :math:`n_b` of `samples_per_part**2` samples that lie inside the image. `x` is read by
+    bilinear interpolation. Axes: `N H W` images, `R` regions, `D` = `output_dim`, `P` = `pooled_size`.
+
+    This is the arithmetic of the original Deformable ConvNets (R-FCN, DCNv2), and what checkpoints
+    of `DeformRoIPooling`, `DeformRoIPoolingPack`, `ModulatedDeformRoIPoolingPack` and of mmdetection
+    before 2.0 were trained with: corners are rounded to whole pixels before they are scaled and
+    include the last pixel, half a pixel is subtracted, samples lie at the corners of sub-bins, those
+    more than half a pixel outside are left out, and sizes are at least 0.1. Checkpoints of mmcv's
+    `DeformRoIPoolPack` need `jax_dcn.deform_roi_align`.
+
+    Args:
+      x: Images, `[N, H, W, group_size**2 * D]`. Feature `d` of the cell in row `i` and column `j` of
+        a region is channel `(d * group_size + i) * group_size + j`.
+      rois: `[R, 5]`, `(batch index, x1, y1, x2, y2)` in pixels of the image that `x` was computed
+        from. Says what is read: its gradient is zero.
+      offset: `[R, part_size, part_size, classes, 2]`, last axis `(dy, dx)`, in sizes of the region
+        over `trans_std`. `classes` divides `D`; feature `d` uses class `d // (D // classes)`.
+        `None` gives plain position-sensitive pooling.
+      mask: Modulation `[R, P, P]`. `None` gives version 1 of the paper.
+      spatial_scale: Pixels of `x` in a pixel of the image of `rois`, e.g. 1/16.
+      pooled_size: Number of bins along each axis.
+      output_dim: Number of features `D`.
+      group_size: Number of cells of a region, along each axis, that have channels of their own;
+        1 is ordinary pooling. In R-FCN, equal to `pooled_size`.
+      part_size: Number of displacements along each axis; by default `pooled_size`.
+      samples_per_part: Samples of a bin along each axis.
+      trans_std: How far an offset of one moves a bin, in sizes of the region; the papers use 0.1.
+        With the default an offset has no effect.
+      implementation: `"native"`, `"xla"`, or a sequence of these to try in order. `None` takes the
+        best that can run.
+
+    Returns:
+      `[R, P, P, D]`, in the dtype of `x`. A region whose batch index is not in `[0, N)`, and a bin
+      without samples inside the image, is zero. Positions and sums are computed in float32, or in
+      float64 where `x` is.
+
+    Raises:
+      ValueError: if shapes, dtypes or options disagree; the message names the argument. Also if a
+        batch index is out of range and the values of `rois` are known, that is, outside `jit`.
+      NotImplementedError: if `implementation` cannot run here; the message says why.
+
+    Note:
+      Bitwise reproducible: the same inputs give the same bits on the same device, gradients
+      included. At samples on whole pixels, and beyond the outermost pixels, the derivative by the
+      position is zero, as in the original. Where a position is not a number, so are the bin and its
+      own gradients, and nothing else.
+
+    Examples:
+      >>> import jax.numpy as jnp, jax_dcn
+      >>> x = jnp.ones((2, 25, 38, 64))
+      >>> rois = jnp.array([[0, 32, 16, 320, 240], [1, 0, 0, 96, 128]], jnp.float32)
+      >>> offset = jnp.zeros((2, 7, 7, 1, 2))
+      >>> options = dict(spatial_scale=1 / 16, pooled_size=7, output_dim=64, trans_std=0.1)
+      >>> jax_dcn.deform_roi_pool(x, rois, offset, **options).shape
+      (2, 7, 7, 64)
+
+    References:
+      Dai et al., "Deformable Convolutional Networks", ICCV 2017. Zhu et al., "Deformable ConvNets
+      v2: More Deformable, Better Results", CVPR 2019.
+    """
+    pooled = _positive("pooled_size", pooled_size)
+    parts = pooled if part_size is None else _positive("part_size", part_size)
+    geometry = RoIGeometry(
+        spatial_scale=_finite("spatial_scale", spatial_scale),
+        pooled_size=(pooled, pooled),
+        samples=_positive("samples_per_part", samples_per_part),
+        offset_scale=_finite("trans_std", trans_std),
+        group_size=_positive("group_size", group_size),
+    )
+    channels = _positive("output_dim", output_dim) * group_size**2
+    if jnp.ndim(x) == 4 and jnp.shape(x)[-1] != channels:
+        raise ValueError(
+            f"x must have output_dim * group_size**2 = {channels} channels, got {jnp.shape(x)[-1]}."
+        )
+    return _pool(x, rois, offset, mask, geometry, (parts, parts), implementation)
+
+
+def deform_roi_align(
+    x: Float[Array, "N H W C"],
+    rois: Real[Array, "R 5"],
+    offset: Float[Array, "R Ph Pw 1 2"] | None = None,
+    mask: Float[Array, "R Ph Pw"] | None = None,
+    *,
+    spatial_scale: float,
+    pooled_size: int | Sequence[int],
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "R Ph Pw C"]:
+    """Like `deform_roi_pool`, with the samples of RoIAlign: what mmcv calls `deform_roi_pool`.
+
+    For checkpoints of mmcv's `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` (mmdetection from
+    2.0 on). Corners are not rounded, regions end at `x2, y2`, samples lie in the middle of sub-bins,
+    those more than a pixel outside the image are zero but count, and regions may have any size.
+
+    Args:
+      x: Images, `[N, H, W, C]`.
+      rois: `[R, 5]`, `(batch index, x1, y1, x2, y2)`; its gradient is zero.
+      offset: `[R, Ph, Pw, 1, 2]`, last axis `(dy, dx)`, in sizes of the region over `gamma`.
+      mask: Modulation `[R, Ph, Pw]`.
+      spatial_scale: Pixels of `x` in a pixel of the image of `rois`.
+      pooled_size: Number of bins, one number or `(height, width)`.
+      sampling_ratio: Samples of a bin along each axis; 0 takes as many as the bin has pixels of `x`,
+        rounded up.
+      gamma: How far an offset of one moves a bin, in sizes of the region.
+      implementation: See `deform_roi_pool`. With `sampling_ratio=0`, `"xla"` multiplies with the
+        whole image, so that a pixel that is not finite spreads to all the regions of its image.
+
+    Returns:
+      `[R, Ph, Pw, C]`, in the dtype of `x`.
+
+    Raises:
+      ValueError: if shapes, dtypes or options disagree; the message names the argument.
+      NotImplementedError: if `implementation` cannot run here; the message says why.
+
+    Note:
+      The gradient of `offset` is the derivative of what is computed: zero for samples before the
+      first and beyond the last pixel. mmcv extrapolates there.
+
+    Examples:
+      >>> import jax.numpy as jnp, jax_dcn
+      >>> x, rois = jnp.ones((1, 25, 38, 64)), jnp.array([[0, 32.5, 16, 320, 240]])
+      >>> jax_dcn.deform_roi_align(x, rois, spatial_scale=1 / 16, pooled_size=(7, 5)).shape
+      (1, 7, 5, 64)
+    """
+    pair = (pooled_size, pooled_size) if isinstance(pooled_size, numbers.Integral) else pooled_size
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(f"pooled_size must be a number or a pair of them, got {pooled_size!r}.")
+    pooled = _positive("pooled_size", pair[0]), _positive("pooled_size", pair[1])
+    geometry = RoIGeometry(
+        spatial_scale=_finite("spatial_scale", spatial_scale),
+        pooled_size=pooled,
+        samples=_positive("sampling_ratio", sampling_ratio, least=0),
+        offset_scale=_finite("gamma", gamma),
+        aligned=True,
+    )
+    return _pool(x, rois, offset, mask, geometry, pooled, implementation)
+
+
+def _pool(
+    x: jax.Array,
+    rois: jax.Array,
+    offset: jax.Array | None,
+    mask: jax.Array | None,
+    geometry: RoIGeometry,
+    parts: tuple[int, int],
+    implementation: str | Sequence[str] | None,
+) -> jax.Array:
+    _check_x(x)
+    _check_rois(rois, jnp.shape(x)[0])
+    x, rois = jnp.asarray(x), jax.lax.stop_gradient(jnp.asarray(rois))
+    offset = None if offset is None else jnp.asarray(offset)
+    mask = None if mask is None else jnp.asarray(mask)
+    features = x.shape[-1] // geometry.group_size**2
+    _check_offset(rois, offset, parts, features)
+    _check_mask(rois, mask, geometry.pooled_size)
+    _check_dtypes(x, offset, mask)
+
+    # Coordinates and sums: never narrower than float32, and as wide as the images.
+    sum_dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    if offset is None:
+        offset = jnp.zeros((rois.shape[0], 0, 0, 1, 2), sum_dtype)
+    if mask is None:
+        mask = jnp.zeros((rois.shape[0], 0, 0), sum_dtype)
+    with jax.named_scope("deform_roi_pool"):
+        (y,) = deform_roi_pool_p.bind(
+            _cells_first(x, geometry.group_size),
+            rois.astype(sum_dtype),
+            offset.astype(sum_dtype),
+            mask.astype(sum_dtype),
+            geometry=geometry,
+            implementation=implementation_names(implementation),
+        )
+    return checkpoint_name(y, "deform_roi_pool")
+
+
+def _cells_first(x: jax.Array, cells: int) -> jax.Array:
+    """Channels by cell, then feature: what a bin reads of a pixel is then contiguous."""
+    if cells == 1:
+        return x
+    by_feature = x.reshape(*x.shape[:3], x.shape[3] // cells**2, cells**2)
+    return by_feature.swapaxes(-1, -2).reshape(x.shape)
+
+
+def _positive(name: str, value: Any, least: int = 1) -> int:
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or not least <= value <= 4096:
+        raise ValueError(f"{name} must be an integer from {least} to 4096, got {value!r}.")
+    return int(value)
+
+
+def _finite(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    return float(value)
+
+
+def _check_x(x: jax.Array) -> None:
+    shape = jnp.shape(x)
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise ValueError(f"x must be [N, H, W, C] with pixels and channels, got shape {shape}.")
+
+
+def _check_rois(rois: jax.Array, images: int) -> None:
+    shape = jnp.shape(rois)
+    if len(shape) != 2 or shape[1] != 5:
+        raise ValueError(f"rois must be [R, 5], (batch index, x1, y1, x2, y2), got shape {shape}.")
+    traced = isinstance(rois, jax.core.Tracer)
+    if traced or not getattr(rois, "is_fully_addressable", True):
+        return  # then a region without an image pools to zero
+    indices = np.asarray(rois)[:, 0].astype(np.float64)
+    for row in np.flatnonzero(~((indices >= 0) & (indices < images)))[:1]:
+        raise ValueError(
+            f"rois has the batch index {indices[row]:g} in row {row}, but x has {images} images."
+        )
+
+
+def _check_offset(
+    rois: jax.Array, offset: jax.Array | None, parts: tuple[int, int], features: int
+) -> None:
+    if offset is None:
+        return
+    expected = f"({rois.shape[0]}, {parts[0]}, {parts[1]}, classes, 2)"
+    if offset.ndim != 5 or (*offset.shape[:3], offset.shape[4]) != (rois.shape[0], *parts, 2):
+        raise ValueError(f"offset does not fit rois: expected {expected}, got {offset.shape}.")
+    classes = offset.shape[3]
+    if classes == 0 or features % classes:
+        raise ValueError(
+            f"offset has {classes} classes, which must divide the {features} features: "
+            f"expected {expected}, got {offset.shape}."
+        )
+
+
+def _check_mask(rois: jax.Array, mask: jax.Array | None, pooled_size: tuple[int, int]) -> None:
+    expected = (rois.shape[0], *pooled_size)
+    if mask is not None and mask.shape != expected:
+        raise ValueError(f"mask does not fit rois: expected {expected}, got {mask.shape}.")
+
+
+def _check_dtypes(x: jax.Array, offset: jax.Array | None, mask: jax.Array | None) -> None:
+    for name, array in {"x": x, "offset": offset, "mask": mask}.items():
+        if array is not None and array.dtype.name not in _DTYPES:
+            raise ValueError(f"{name} must be one of {_DTYPES}, got {array.dtype.name}.")

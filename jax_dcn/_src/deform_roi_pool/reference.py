@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Deformable pooling of regions of interest in plain `jax.numpy`.
+
+Arrays are those of the primitive: `rois`, `offset` and `mask` in the dtype that coordinates and sums
+are computed in; an `offset` without parts (`[R, 0, 0, 1, 2]`) and a `mask` without bins (`[R, 0, 0]`)
+where there is none.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
+from jax_dcn._src.deform_roi_pool.samples import Samples, offset_of_bins, samples_along
+from jax_dcn._src.operator import derivatives
+from jax_dcn._src.operator.blockwise import blockwise
+
+OPERANDS = ("x", "rois", "offset", "mask")
+
+
+def deform_roi_pool(
+    x: jax.Array, rois: jax.Array, offset: jax.Array, mask: jax.Array, *, geometry: RoIGeometry
+) -> jax.Array:
+    """See `jax_dcn.deform_roi_pool` and `jax_dcn.deform_roi_align`.
+
+    Args:
+      x: `[N, H, W, S * S * D]`; `S` is the group size, and channels are ordered by row of cells, then
+        by column of cells, then by feature.
+      rois: `[R, 5]`, last axis `(batch index, x1, y1, x2, y2)`.
+      offset: `[R, parts_h, parts_w, classes, 2]`, last axis `(dy, dx)`; or `[R, 0, 0, 1, 2]`.
+      mask: `[R, pooled_h, pooled_w]`, or `[R, 0, 0]`.
+
+    Returns:
+      `[R, pooled_h, pooled_w, D]`, dtype of `x`.
+    """
+    images, height, width, channels = x.shape
+    classes, cells = offset.shape[3], geometry.group_size
+    features = channels // cells**2
+    if not images:  # no region has an image
+        return jnp.zeros((rois.shape[0], *geometry.pooled_size, features), x.dtype)
+    # Widened as a whole: the gradient of every pixel is a sum over regions.
+    wide = x.astype(rois.dtype)
+    wide = wide.reshape(images, height, width, cells, cells, classes, features // classes)
+
+    def region(roi: jax.Array, offset: jax.Array, mask: jax.Array) -> jax.Array:
+        has_image = (roi[0] >= 0) & (roi[0] < images)
+        # Without an image nothing is read, and what is not a number must not matter.
+        roi, offset = jnp.where(has_image, roi, 0), jnp.where(has_image, offset, 0)
+        image = roi[0].astype(jnp.int32)
+        displacement = offset_of_bins(offset, geometry)
+        rows = samples_along(0, roi[2], roi[4], displacement[..., 0], height, geometry)
+        columns = samples_along(1, roi[1], roi[3], displacement[..., 1], width, geometry)
+        rows = rows._replace(inside=rows.inside & has_image)
+        sums_of = _gathered_sums if geometry.samples else _dense_sums
+        sums = sums_of(wide, image, rows, columns, geometry.group_size)
+        divisor = rows.divisor * columns.divisor
+        means = sums * _inverse_or_zero(divisor)[..., None]
+        total = rows.total + columns.total
+        # With both displacements, and squared, so that both have a derivative that is undefined.
+        undefined = jnp.where(jnp.isnan(total), total + displacement.sum(-1), 0) ** 2
+        y = (means + undefined[..., None]).reshape(*means.shape[:2], features)
+        if mask.shape[-1]:
+            y = y * mask[..., None]
+        return jnp.where(has_image, y, 0)
+
+    bins = geometry.pooled_size[0] * geometry.pooled_size[1]
+    samples = 4 * geometry.samples**2 if geometry.samples else height * width
+    bytes_ = bins * samples * features * rois.dtype.itemsize
+    return blockwise(region, (rois, offset, mask), bytes_).astype(x.dtype)
+
+
+def deform_roi_pool_jvp(
+    x: jax.Array,
+    rois: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    *tangents: jax.Array,
+    wrt: Sequence[str],
+    **options: Any,
+) -> jax.Array:
+    """The tangent of the output along `tangents`, those of the operands named in `wrt`."""
+    operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
+    return derivatives.jvp(partial(deform_roi_pool, **options), operands, wrt, tangents)
+
+
+def deform_roi_pool_backward(
+    x: jax.Array,
+    rois: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    grad_y: jax.Array,
+    *,
+    wrt: Sequence[str],
+    **options: Any,
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
+    operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
+    return derivatives.vjp(partial(deform_roi_pool, **options), operands, wrt, grad_y)
+
+
+def _inverse_or_zero(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor > 0, 1 / jnp.where(divisor > 0, divisor, 1), 0)
+
+
+def _gathered_sums(
+    x: jax.Array, image: jax.Array, rows: Samples, columns: Samples, cells: int
+) -> jax.Array:
+    """Sums of the samples of an image of `x` `[N, H, W, S, S, classes, D]`: `[P_h, P_w, classes, D]`."""
+    row, row_weight, row_read = _pixels(rows)
+    column, column_weight, column_read = _pixels(columns)
+    cell_row, cell_column = (np.arange(bins) * cells // bins for bins in row.shape[:2])
+    values = x.at[
+        image,
+        row[..., :, None],
+        column[..., None, :],
+        cell_row[:, None, None, None, None],
+        cell_column[None, :, None, None, None],
+        np.arange(x.shape[5])[None, None, :, None, None],
+    ].get(mode="clip")
+    # Selected, not multiplied by zero: what is not read must not matter.
+    read = (row_read[..., :, None] & column_read[..., None, :])[..., None]
+    values = jnp.where(read, values, 0)
+    return jnp.einsum("abkyxd,abky,abkx->abkd", values, row_weight, column_weight)
+
+
+def _pixels(samples: Samples) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Both pixels of every sample: their indices, weights, and whether they are read."""
+    weights = (1 - samples.fraction, samples.fraction)
+    both = partial(jnp.concatenate, axis=-1)
+    inside = both([samples.inside, samples.inside])
+    return both([samples.low, samples.high]), jnp.where(inside, both(weights), 0), inside
+
+
+def _dense_sums(
+    x: jax.Array, image: jax.Array, rows: Samples, columns: Samples, cells: int
+) -> jax.Array:
+    """The same as products with the whole image, where the number of samples depends on data."""
+    assert cells == 1
+    row_weights = _weights_of_image(rows, x.shape[1])
+    column_weights = _weights_of_image(columns, x.shape[2])
+    pixels = x.at[image, :, :, 0, 0].get(mode="clip")
+    return jnp.einsum("abky,yxkd,abkx->abkd", row_weights, pixels, column_weights)
+
+
+def _weights_of_image(samples: Samples, pixels: int) -> jax.Array:
+    """Weight of every pixel along an axis, `[P_h, P_w, classes, pixels]`."""
+    index, weight, _ = _pixels(samples)
+    is_pixel = index[..., None] == np.arange(pixels, dtype=np.int32)[None, None, None, None, :]
+    return jnp.where(is_pixel, weight[..., None], 0).sum(-2)

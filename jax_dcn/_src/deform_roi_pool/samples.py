@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""Where the bins of a region sample an image, along one axis and then the other."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
+
+_SMALLEST_SIZE = 0.1  # of a region that is rounded, in pixels of x
+
+
+class Samples(NamedTuple):
+    """Samples of every bin and class along one axis. An image is read between two pixels.
+
+    Attributes:
+      low, high: The pixels, `[P_h, P_w, classes, S]`.
+      fraction: How far the sample lies from the first to the second.
+      inside: Whether it is read.
+      divisor: What the mean divides by, `[P_h, P_w, classes]`.
+      total: Sum of the positions: not a number where they are none.
+    """
+
+    low: jax.Array
+    high: jax.Array
+    fraction: jax.Array
+    inside: jax.Array
+    divisor: jax.Array
+    total: jax.Array
+
+
+def offset_of_bins(offset: jax.Array, geometry: RoIGeometry) -> jax.Array:
+    """The offset of the part that each bin lies in, `[P_h, P_w, classes, 2]`."""
+    parts_h, parts_w, classes, _ = offset.shape
+    if not parts_h:
+        return jnp.zeros((*geometry.pooled_size, classes, 2), offset.dtype)
+    row, column = (
+        np.arange(bins) * parts // bins
+        for bins, parts in zip(geometry.pooled_size, (parts_h, parts_w), strict=True)
+    )
+    return offset[row[:, None], column[None, :]]
+
+
+def samples_along(
+    axis: int,
+    low: jax.Array,
+    high: jax.Array,
+    displacement: jax.Array,
+    pixels: int,
+    geometry: RoIGeometry,
+) -> Samples:
+    """The samples, along `axis`, of a region from `low` to `high` in an image of so many pixels."""
+    first, bin_size = _bins(axis, low, high, displacement, geometry)
+    if geometry.samples:
+        number, begin = jnp.asarray(geometry.samples, bin_size.dtype), jnp.zeros_like(first)
+        at_most = geometry.samples
+    else:
+        # Samples are at most a pixel and at least half a pixel apart: no more than these are inside.
+        number, at_most = jnp.ceil(bin_size), 2 * pixels + 8
+        begin = jnp.floor((-1 - first) * number / bin_size) - 1
+        begin = jax.lax.stop_gradient(jnp.where(begin > 0, begin, 0))
+    i = begin[..., None] + jnp.arange(at_most, dtype=bin_size.dtype)[None, None, None, :]
+    position = _position(i, first, bin_size / jnp.where(number < 1, 1, number), geometry)
+    margin = 1.0 if geometry.aligned else 0.5
+    inside = (i < number) & (position >= -margin) & (position <= pixels - 1 + margin)
+    clamped = jnp.where(inside, position, 0)
+    clamped = jnp.where(clamped < 0, 0, jnp.where(clamped > pixels - 1, pixels - 1, clamped))
+    before = jnp.floor(clamped)
+    # The derivative at a whole number is the right-hand one if aligned, and else zero.
+    after = jnp.minimum(before + 1, pixels - 1) if geometry.aligned else jnp.ceil(clamped)
+    divisor = number if geometry.aligned else inside.sum(-1).astype(bin_size.dtype)
+    return Samples(
+        before.astype(jnp.int32),
+        after.astype(jnp.int32),
+        clamped - before,
+        inside,
+        jnp.broadcast_to(divisor, first.shape),
+        jnp.where(i >= number, 0, position).sum(-1),
+    )
+
+
+def sampling_positions(rois: jax.Array, offset: jax.Array, geometry: RoIGeometry) -> jax.Array:
+    """All samples of regions, also those outside the image: `[R, P_h, P_w, classes, S, S, 2]`.
+
+    The last axis is `(y, x)` in pixels of `x`. `geometry.samples` must not be 0.
+    """
+    i = jnp.arange(geometry.samples, dtype=rois.dtype)[None, None, None, :]
+
+    def region(roi: jax.Array, offset: jax.Array) -> jax.Array:
+        moved = offset_of_bins(offset, geometry)
+
+        def along(axis: int, low: jax.Array, high: jax.Array) -> jax.Array:
+            first, bin_size = _bins(axis, low, high, moved[..., axis], geometry)
+            return _position(i, first, bin_size / geometry.samples, geometry)
+
+        y, x = along(0, roi[2], roi[4])[..., None], along(1, roi[1], roi[3])[..., None, :]
+        return jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)
+
+    return jax.vmap(region)(rois, offset)
+
+
+def _bins(
+    axis: int, low: jax.Array, high: jax.Array, displacement: jax.Array, geometry: RoIGeometry
+) -> tuple[jax.Array, jax.Array]:
+    """Where bins begin along `axis`, `[P_h, P_w, classes]`, and their size."""
+    start, size = _extent(low, high, geometry)
+    bins = geometry.pooled_size[axis]
+    bin_size = size / bins
+    index = np.arange(bins).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    first = jnp.asarray(index, size.dtype) * bin_size + start
+    return first + displacement * geometry.offset_scale * size, bin_size
+
+
+def _extent(low: jax.Array, high: jax.Array, geometry: RoIGeometry) -> tuple[jax.Array, jax.Array]:
+    """Start and size of a region along an axis, in pixels of `x`."""
+    if geometry.aligned:
+        start = low * geometry.spatial_scale - 0.5
+        return start, high * geometry.spatial_scale - 0.5 - start
+    away = jax.lax.RoundingMethod.AWAY_FROM_ZERO
+    start = jax.lax.round(low, away) * geometry.spatial_scale - 0.5
+    end = (jax.lax.round(high, away) + 1) * geometry.spatial_scale - 0.5
+    return start, jnp.maximum(end - start, _SMALLEST_SIZE)
+
+
+def _position(i: jax.Array, first: jax.Array, step: jax.Array, geometry: RoIGeometry) -> jax.Array:
+    """Of the `i`-th sample: in the middle of its sub-bin if aligned, and else at its corner."""
+    return first[..., None] + (i + (0.5 if geometry.aligned else 0.0)) * step

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What makes any operator a family of JAX primitives: definition, rules, sharding, native calls."""

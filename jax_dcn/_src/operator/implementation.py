@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""Which implementations there are, and which of them can run here."""
+
+from collections.abc import Sequence
+
+import jax
+from jax import export
+
+from jax_dcn._src.operator import libraries
+
+NAMES = ("native", "xla")
+
+
+export_disabled_checks = tuple(
+    export.DisabledSafetyCheck.custom_call(name) for name in libraries.targets()
+)
+"""For `jax.export.export(..., disabled_checks=jax_dcn.export_disabled_checks)`.
+
+JAX refuses to export custom calls that it does not know to stay the same, since a saved program may
+be run years later: ours run where this version of `jax_dcn` is imported. `implementation="xla"` needs
+no exception.
+"""
+
+
+def implementation_names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names to try in order for a user's `implementation`."""
+    if implementation is None:
+        return NAMES
+    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    if not names or not set(names) <= set(NAMES):
+        raise ValueError(
+            f"implementation must be None, one of {NAMES} or a sequence of them, "
+            f"got {implementation!r}."
+        )
+    return names
+
+
+def available_implementations() -> dict[str, str]:
+    """What can run on this machine's devices: a sentence for each implementation."""
+    native = "; ".join(
+        f"{platform}: {libraries.why_not(platform) or 'available'}" for platform in platforms()
+    )
+    return {"native": native, "xla": "available on every platform"}
+
+
+def platforms() -> list[str]:
+    """The platforms of this machine's devices, as programs are lowered for them."""
+    return sorted({platform_of(device) for device in jax.devices()} | {"cpu"})
+
+
+def platform_of(device: jax.Device) -> str:
+    """The platform that programs for `device` are lowered for."""
+    # JAX calls every GPU "gpu"; the platform that programs are lowered for is more exact.
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"

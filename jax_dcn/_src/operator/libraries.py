@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""Loads the compiled kernels, registers them with XLA and says why a platform has none."""
+
+import importlib
+import importlib.metadata
+import pathlib
+import re
+import types
+import warnings
+
+import jax
+import jaxlib.version
+import numpy as np
+
+# JAX's platform name -> (our extension module, XLA's platform name).
+_EXTENSIONS = {"cpu": ("jax_dcn._cpu", "cpu"), "cuda": ("jax_dcn._cuda", "CUDA")}
+
+_HOW_TO_GET = {
+    "cpu": "reinstall it from a wheel, or from source where there is a C++ compiler",
+    "cuda": 'rebuild it where nvcc is, with pip install "jax-dcn[cuda13-local]" --no-binary jax-dcn',
+}
+
+_CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+
+# Operators that are options of another one's kernel.
+_SHARED_KERNELS = {"deform_roi_align": "deform_roi_pool"}
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+_extensions: dict[str, types.ModuleType] = {}
+_unavailable: dict[str, str] = {}
+
+
+def why_not(platform: str, dtype: np.dtype | None = None) -> str | None:
+    """Why there is no native kernel for `platform` (and `dtype`); `None` where there is one."""
+    if platform not in _EXTENSIONS:
+        return f"there is no native kernel for {platform}"
+    if platform in _unavailable:
+        return _unavailable[platform]
+    if dtype is not None and np.dtype(dtype).name not in _DTYPES:
+        return f"the native kernels compute in {', '.join(_DTYPES)}, not in {np.dtype(dtype).name}"
+    return None
+
+
+def describe(platform: str) -> str:
+    """What the kernels of `platform` were built for, or why there are none."""
+    if platform in _unavailable:
+        return _unavailable[platform]
+    extension = _extensions[platform]
+    return f"{extension.DESCRIPTION}, built for XLA FFI {_dotted(extension.FFI_VERSION)}"
+
+
+def has_kernel(platform: str, operator: str) -> bool:
+    """Whether the library of `platform` is loaded and holds a kernel of `operator`."""
+    extension, kernel = _extensions.get(platform), _SHARED_KERNELS.get(operator, operator)
+    return extension is not None and f"jax_dcn_{kernel}_forward" in extension.TARGETS
+
+
+def ffi_version() -> tuple[int, int] | None:
+    """The version of XLA's extension interface that the installed jaxlib speaks; `None` if unknown."""
+    header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
+    if not header.exists():
+        return None
+    found = dict(re.findall(r"XLA_FFI_API_(MAJOR|MINOR)\s+(\d+)", header.read_text()))
+    return int(found["MAJOR"]), int(found["MINOR"])
+
+
+def targets() -> list[str]:
+    """Names of the custom calls that programs with our kernels contain."""
+    return sorted({name for extension in _extensions.values() for name in extension.TARGETS})
+
+
+def _register(platform: str, module_name: str, xla_platform: str) -> None:
+    try:
+        extension = importlib.import_module(module_name)
+    except ImportError as error:
+        _unavailable[platform] = (
+            f"jax_dcn was built without {platform} kernels ({error}); {_how_to_get(platform)}"
+        )
+        return
+    if reason := _newer_than_runtime(extension.FFI_VERSION) or _out_of_step(platform):
+        _unavailable[platform] = reason
+        return
+    _extensions[platform] = extension
+    for name, capsule in extension.TARGETS.items():
+        jax.ffi.register_ffi_target(name, capsule, platform=xla_platform)
+
+
+def _how_to_get(platform: str) -> str:
+    sources = pathlib.Path(__file__).parents[3]
+    if platform == "cpu" and (sources / "CMakeLists.txt").exists():
+        # Python looks in the working directory first, where there are no kernels.
+        return f"{sources} holds its sources: start Python elsewhere, or pip install -e {sources}"
+    return _HOW_TO_GET[platform]
+
+
+def _newer_than_runtime(built: tuple[int, int]) -> str | None:
+    """XLA refuses handlers built for a newer interface than its own, one cryptic call at a time."""
+    runtime = ffi_version()
+    if runtime is None or built <= runtime:
+        return None
+    return (
+        f"jax_dcn was built for version {_dotted(built)} of XLA's extension interface, but the "
+        f"installed jaxlib speaks {_dotted(runtime)}; rebuild jax_dcn or upgrade jax"
+    )
+
+
+def _out_of_step(platform: str) -> str | None:
+    """XLA's own sentence for a plugin of another version names neither the plugin nor the remedy."""
+    for package, version in _plugins().items() if platform == "cuda" else ():
+        if version.split(".")[:2] != jaxlib.version.__version__.split(".")[:2]:
+            extra = package.split("-")[1]
+            return (
+                f"{package} {version} and jaxlib {jaxlib.version.__version__} are out of step; "
+                f'pip install "jax[{extra}]=={jax.__version__}"'
+            )
+    return None
+
+
+def _plugins() -> dict[str, str]:
+    """The installed plugins that bring CUDA to JAX, and their versions."""
+    found = {}
+    for package in _CUDA_PLUGINS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _warn_of_missing_kernels() -> None:
+    """Slow results would be the only sign that kernels are missing which this machine could use."""
+    for platform, expected in (("cpu", True), ("cuda", bool(_plugins()))):
+        if expected and platform in _unavailable:
+            reason = f"On {platform}, jax_dcn runs on XLA, slowly: {_unavailable[platform]}."
+            warnings.warn(reason, RuntimeWarning, stacklevel=1)
+
+
+for _platform, (_module_name, _xla_platform) in _EXTENSIONS.items():
+    _register(_platform, _module_name, _xla_platform)
+_warn_of_missing_kernels()

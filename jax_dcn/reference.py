@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+"""What each operator computes, in plain `jax.numpy`: the judge of the kernels and the `"xla"` implementation."""
+
+from jax_dcn._src.deform_conv2d.reference import (
+    deform_conv2d as deform_conv2d,
+    deform_conv2d_backward as deform_conv2d_backward,
+    deform_conv2d_jvp as deform_conv2d_jvp,
+)
+from jax_dcn._src.deform_roi_pool.reference import (
+    deform_roi_pool as deform_roi_pool,
+    deform_roi_pool_backward as deform_roi_pool_backward,
+    deform_roi_pool_jvp as deform_roi_pool_jvp,
+)
