@@ -2,140 +2,103 @@
 """Checkpoints of PyTorch networks, deformable ones in every published dialect, as Flax parameters.
 
     weights = read_state_dict("resnet50_dcn.pth")
+    nnx.update(model, to_flax(weights, model))                    # NNX
     variables = to_flax(weights, variables)                       # Linen
-    nnx.update(model, to_flax(weights, nnx.state(model)))         # NNX
 
-Parameters are found by name: a network whose modules are called as in PyTorch needs no table.
+Parameters are found by name: a network whose modules have PyTorch's names needs no table.
 """
 
-import dataclasses
-import pathlib
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-# What flax calls a parameter or a statistic, and what torch does.
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+from jax_dcn.interop._torch_arrays import convolution, transposed_convolution
+from jax_dcn.interop._torch_conversion import Conversion, Report
+from jax_dcn.interop._torch_files import read_state_dict
+from jax_dcn.interop._torch_variables import arrays_of, variables_of
 
-# Where the offset branch of the layer `{parent}{name}` is. In order: ours; mmcv and the original's
-# DeformConvPack; its ModulatedDeformConvPack; mmdetection before mmcv had the layers, and
-# detectron2; the original's ModulatedDeformConv in mmdetection.
-_OFFSET_BRANCHES = (
-    "{parent}{name}.offset_conv",
-    "{parent}{name}.conv_offset",
-    "{parent}{name}.conv_offset_mask",
-    "{parent}{name}_offset",
-    "{parent}conv_offset_mask",
-)
+__all__ = [
+    "Report",
+    "convolution",
+    "read_state_dict",
+    "to_flax",
+    "to_flax_and_report",
+    "transposed_convolution",
+]
 
-
-def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a file of PyTorch parameters.
-
-    Args:
-      path: A `.safetensors` file, which is read without torch, or what `torch.save` wrote, with it.
-        A checkpoint may hold more than parameters, which are then under `state_dict` or `model`.
-
-    Returns:
-      Arrays by their PyTorch names. Those in bfloat16 become float32.
-
-    Raises:
-      ImportError: if the package that reads such files is not installed.
-      ValueError: if there are no parameters in the file, or anything that is not plain data, which
-        could run code as it is read.
-    """
-    path = pathlib.Path(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_pickled(path)
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        # Its NumPy reader knows no bfloat16.
-        from safetensors.flax import load_file
-    except ImportError as error:
-        raise ImportError(f"Reading {path} needs the package safetensors.") from error
-    return {name: _as_numpy(array) for name, array in load_file(path).items()}
-
-
-def _read_pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {path} needs torch. Install it, or save the parameters as .safetensors."
-        ) from error
-    import pickle
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, numbers and names. If you trust its source, load it "
-            "with torch.load(..., weights_only=False) and save its parameters as .safetensors."
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a state dict.")
-    tensors = {k: v for k, v in checkpoint.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise ValueError(f"{path} holds no parameters, only {sorted(map(str, checkpoint))}.")
-    wide = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
-    return {name: tensor.numpy() for name, tensor in wide.items()}
-
-
-def _as_numpy(array: jax.Array) -> np.ndarray:
-    return np.asarray(array.astype("float32") if array.dtype == "bfloat16" else array)
+Rename = Mapping[str, str] | Callable[[str], str]
+Convert = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def to_flax(
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Any],
     like: Any,
     *,
     prefix: str = "",
-    leave: Collection[str] = (),
+    leave: str | Collection[str] = (),
+    rename: Rename | None = None,
+    convert: Convert | None = None,
     strict: bool = True,
 ) -> Any:
-    """Arranges PyTorch parameters as the variables of a Flax network.
+    r"""Arranges PyTorch parameters as the variables of a Flax network.
 
-    A variable is found by its path: `layer1/0/bn1/scale` (in Linen `layer1_0/bn1/scale`) is
-    `layer1.0.bn1.weight`. Axes are reordered. The branch `offset_conv` of a deformable layer is
-    found in the layers of mmcv, of the original repository, and in networks of mmdetection, old and
-    new, and of detectron2; their channel order is ours.
+    The path of a variable is its PyTorch name: `layer1/0/bn1/scale` is `layer1.0.bn1.weight`. The
+    exact name is tried first. A name like `layer1_0`, Linen's name of `layer1[0]`, is also read as
+    `layer1.0`, unless another module has this name.
+
+    | Flax | PyTorch | axes |
+    |---|---|---|
+    | `kernel` | `weight` | `[*kernel, I, O]` from `[O, I, *kernel]` |
+    | `kernel` of a `ConvTranspose` | `weight` | `transposed_convolution` |
+    | `scale`, `bias` | `weight`, `bias` | |
+    | `mean`, `var` | `running_mean`, `running_var` | |
+    | `embedding` | `weight` | the same |
+    | any other, `scales/0/scale` | the same name | the same, if the shape allows no other |
+
+    The branch `offset_conv` of a deformable layer is found in every dialect below. The channel
+    order is the same in all of them: the offsets of all groups, then the masks.
+
+    | `conv2/kernel` | `conv2/offset_conv/kernel` | published by |
+    |---|---|---|
+    | `conv2.weight` | `conv2.conv_offset.weight` | mmcv, mmdetection, EDVR, version 1 of the original |
+    | `conv2.weight` | `conv2.conv_offset_mask.weight` | DCNv2, CenterNet, older EDVR |
+    | `conv2.weight` | `conv2_offset.weight` | mmdetection before mmcv, detectron2 |
+    | `conv2.weight` | `conv_offset_mask.weight` | the original's mmdetection |
+    | `conv2.regular_conv.weight` | `conv2.offset_conv.weight` and `conv2.modulator_conv.weight` | layers on torchvision's function; their mask is `2 * sigmoid`: `mask_scale=2.0` |
 
     Args:
-      weights: Arrays by their PyTorch names, see `read_state_dict`.
-      like: The network's variables: `nnx.state(model)`, or what Linen's `init` returns. Those
-        without a counterpart in PyTorch (counters, random streams) keep their values.
-      prefix: What the names of this network begin with in `weights`, `"backbone."` in detectors of
-        mmdetection, `"module."` for a network saved in parallel. Other names are not looked at.
-      leave: Names of modules to leave as they are in `like`, and to ignore in `weights`: `["fc"]`
-        for other classes, `["offset_conv"]` to make an ordinary network deformable.
+      weights: Arrays or tensors by their PyTorch names, see `read_state_dict`.
+      like: The network's variables: an NNX model, `nnx.state(model)`, or what Linen's `init`
+        returns. An NNX model is best: a state does not say which modules hold its kernels. Variables
+        that are not floating point (counters, random streams) keep their values.
+      prefix: What the names of this network begin with in `weights`: `"backbone."` in detectors of
+        mmdetection, `"module."` for a network saved in parallel, `"layer4.2.conv2."` for one layer.
+        Other names are ignored.
+      leave: Names of modules to leave as they are in `like`, and to ignore in `weights`: `"fc"`
+        for other classes, `"offset_conv"` to make an ordinary network deformable.
+      rename: What the names in `weights` are called in the Flax network: a function of a name, or a
+        table of regular expressions and replacements, each of them applied to every name. It is
+        applied before `prefix`.
+      convert: A table of regular expressions and functions. The variables whose dotted path matches
+        are filled with the function's result for their tensor: `{r"^pos_embed$": np.asarray}`
+        keeps the axes, `{r"\bup\.kernel$": transposed_convolution}` names the module.
       strict: Whether all variables must be found, and all of `weights` used.
 
     Returns:
-      What `like` is, with the values of `weights` as NumPy arrays in the dtypes of `like`.
+      The variables in the structure of `like`, with the values of `weights` as NumPy arrays in the
+      dtypes of `like`. For an NNX model, its state.
 
     Raises:
-      ValueError: if shapes differ, or, if `strict`, parameters are missing or left over; the
-        message lists all of them.
+      ValueError: if shapes differ; if the order of a tensor's axes is not certain; if nothing was
+        found; or, if `strict`, if parameters are missing or left over. The message lists all names.
 
     Note:
       Only names and shapes are compared. A network of the same shapes that computes something else,
-      like those that Caffe trained, with strides in the first convolution of a block, is not told
-      apart.
+      such as one with its strides in another convolution of the block, is not told apart. A square
+      kernel in a state or in Linen's variables is read as a convolution's, unless its name or an
+      even size suggests a transposed convolution.
 
     Examples:
       >>> import numpy as np
@@ -143,104 +106,50 @@ def to_flax(
       >>> weights = {"conv.weight": np.ones((16, 8, 3, 3)), "conv.bias": np.ones(16)}
       >>> to_flax(weights, like)["params"]["conv"]["kernel"].shape
       (3, 3, 8, 16)
+
+      Names that differ from PyTorch's:
+
+      >>> weights = {"net.c.weight": np.ones((16, 8, 3, 3)), "net.c.bias": np.ones(16)}
+      >>> to_flax(weights, like, rename={r"^net\.c\.": "conv."})["params"]["conv"]["bias"].sum()
+      np.float64(16.0)
     """
-    weights = {
-        name.removeprefix(prefix): array
-        for name, array in weights.items()
-        if name.startswith(prefix) and not name.endswith("num_batches_tracked")
-    }
-    weights = {
-        name: array for name, array in weights.items() if not set(name.split(".")) & set(leave)
-    }
-    conversion = _Conversion(weights, leave)
-    converted = jax.tree_util.tree_map_with_path(conversion.variable, like)
-    conversion.check(strict)
-    return converted
+    options = dict(prefix=prefix, leave=leave, rename=rename, convert=convert, strict=strict)
+    return to_flax_and_report(weights, like, **options)[0]  # type: ignore[arg-type]
 
 
-@dataclasses.dataclass
-class _Conversion:
-    """One pass over the variables of a network, and what did not fit."""
+def to_flax_and_report(
+    weights: Mapping[str, Any],
+    like: Any,
+    *,
+    prefix: str = "",
+    leave: str | Collection[str] = (),
+    rename: Rename | None = None,
+    convert: Convert | None = None,
+    strict: bool = True,
+) -> tuple[Any, Report]:
+    """`to_flax`, and the names of the parameters that were loaded, missing and unexpected.
 
-    weights: Mapping[str, np.ndarray]
-    leave: Collection[str]
-    used: set[str] = dataclasses.field(default_factory=set)
-    missing: list[list[str]] = dataclasses.field(default_factory=list)
-    misshapen: list[str] = dataclasses.field(default_factory=list)
+    Args:
+      weights, like, prefix, leave, rename, convert, strict: See `to_flax`. The report is of use with
+        `strict=False`.
 
-    def variable(self, path: tuple[Any, ...], value: Any) -> Any:
-        """What the variable at `path`, with the shape of `value`, is in `weights`."""
-        modules, leaf = _modules_and_leaf(path)
-        if leaf not in _LEAVES or set(modules) & set(self.leave):
-            return value
-        names = [f"{module}{_LEAVES[leaf]}" for module in _torch_modules(modules)]
-        name = next((name for name in names if name in self.weights), None)
-        if name is None:
-            self.missing.append(names)
-            return value
-        self.used.add(name)
-        array, axes = self.weights[name], _torch_axes(np.ndim(value))
-        expected = tuple(np.shape(value)[axis] for axis in axes)
-        if array.shape != expected:
-            self.misshapen.append(f"{name}: expected {expected}, got {array.shape}")
-            return value
-        return np.transpose(array, np.argsort(axes)).astype(value.dtype)
+    Returns:
+      The variables, and the report.
 
-    def check(self, strict: bool) -> None:
-        """Raises one error that lists all that is wrong."""
-        problems = {"misshapen": self.misshapen}
-        if strict:
-            missing = [" or ".join(names) for names in self.missing]
-            unexpected = sorted(set(self.weights) - self.used)
-            problems = {"missing": missing, "unexpected": unexpected, **problems}
-        lists = [
-            f"{len(names)} {kind}:\n  " + "\n  ".join(names)
-            for kind, names in problems.items()
-            if names
-        ]
-        if lists:
-            hints = self._hints() if strict else []
-            raise ValueError("\n".join(["The parameters do not fit the network.", *lists, *hints]))
+    Raises:
+      ValueError: as `to_flax` does.
 
-    def _hints(self) -> list[str]:
-        hints = []
-        unexpected = set(self.weights) - self.used
-        ends = tuple(f".{name}" for names in self.missing for name in names)
-        longer = next((name for name in sorted(unexpected) if name.endswith(ends)), None)
-        if longer:
-            end = max((end for end in ends if longer.endswith(end)), key=len)
-            hints.append(f'With prefix="{longer.removesuffix(end[1:])}" more of them may be found.')
-        if any(f"{name.removesuffix('bias')}weight" in self.used for name in unexpected):
-            hints.append(
-                "A layer has a bias here and none in the network: give it one with use_bias=True. "
-                "Deformable layers of the original's branch pytorch_1.0.0 add a bias even if they "
-                "were made with bias=False."
-            )
-        return hints
-
-
-def _modules_and_leaf(path: tuple[Any, ...]) -> tuple[list[str], str]:
-    # In the state of an NNX module, the key of an attribute follows those of the path.
-    keys = [key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)]
-    names = [str(getattr(key, "key", getattr(key, "idx", key))) for key in keys]
-    if names[:1] in (["params"], ["batch_stats"]):
-        names = names[1:]
-    return names[:-1], names[-1]
-
-
-def _torch_modules(modules: list[str]) -> list[str]:
-    """What torch may call a module, to prepend to the names of its parameters."""
-    # Linen's name of an item of a list.
-    modules = [re.sub(r"_(\d+)$", r".\1", name) for name in modules]
-    if modules[-1:] != ["offset_conv"]:
-        return [".".join([*modules, ""])]
-    if len(modules) == 1:
-        return [f"{branch.partition('.')[2]}." for branch in _OFFSET_BRANCHES[:3]]
-    *parents, name, _ = modules
-    parent = ".".join([*parents, ""])
-    return [f"{branch.format(parent=parent, name=name)}." for branch in _OFFSET_BRANCHES]
-
-
-def _torch_axes(rank: int) -> tuple[int, ...]:
-    """The axes of a flax variable in torch's order: `[*kernel, I, O]` as `[O, I, *kernel]`."""
-    return (rank - 1, rank - 2, *range(rank - 2)) if rank > 1 else tuple(range(rank))
+    Examples:
+      >>> import numpy as np
+      >>> like = {"params": {"fc": {"kernel": np.zeros((8, 5)), "bias": np.zeros(5)}}}
+      >>> weights = {"fc.weight": np.ones((5, 8)), "head.weight": np.ones((3, 5))}
+      >>> variables, report = to_flax_and_report(weights, like, strict=False)
+      >>> report.missing_keys, report.unexpected_keys
+      (['fc.bias'], ['head.weight'])
+    """
+    leave = [leave] if isinstance(leave, str) else list(leave)
+    tree, variables = variables_of(like)
+    conversion = Conversion(arrays_of(weights, rename), variables, prefix, leave, convert or {})
+    values = [conversion.value(variable) for variable in variables]
+    report = conversion.report(strict=strict)
+    return jax.tree_util.tree_unflatten(tree, values), report

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the deformable convolutions of every neural network library have in common."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -107,15 +108,25 @@ def positions(layer: DeformConvOptions, x: jax.Array, offset: jax.Array) -> jax.
     return sampling_positions(wide, size, geometry)
 
 
-def is_offset_branch(parameters: Any) -> Any:
-    """Says of every parameter whether it belongs to an offset branch, which papers train slower.
+_OFFSET_BRANCHES = ("offset_conv", "conv_offset", "conv_offset_mask")
+
+
+def is_offset_branch(parameters: Any, names: Sequence[str] | None = None) -> Any:
+    """Marks the parameters of offset branches, which the papers train at a lower learning rate.
 
     Args:
       parameters: Any tree of parameters: `nnx.state(model, nnx.Param)`, Linen's
         `variables["params"]`, or gradients of either.
+      names: Names of the modules that predict offsets. `None`: `offset_conv`, and the names of
+        published networks, `conv_offset` and `conv_offset_mask`.
 
     Returns:
-      A tree of the same structure of `True` (below a node called `offset_conv`) and `False`.
+      A tree of the same structure: `True` for a parameter inside a module of these names, `False`
+      for every other parameter.
+
+    Raises:
+      ValueError: if no parameter is inside such a module, or one of the given `names` is the name of
+        no module; the message lists the names of the tree.
 
     Examples:
       A tenth of the learning rate, as in the papers, whatever the optimiser:
@@ -140,11 +151,33 @@ def is_offset_branch(parameters: Any) -> Any:
       {'kernel': False, 'offset_conv': {'kernel': True}}
       >>> state = optimizer.init(parameters)
       >>> updates, state = optimizer.update(parameters, state, parameters)
+
+      Branches of other names:
+
+      >>> import functools
+      >>> mask = functools.partial(is_offset_branch, names=["shift"])
+      >>> mask({"shift": jnp.ones(2), "kernel": jnp.ones(2)})
+      {'kernel': False, 'shift': True}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "offset_conv" in _names(path), parameters
-    )
+    wanted = _OFFSET_BRANCHES if names is None else _as_names(names)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(parameters)
+    found = {name for path, _ in leaves for name in _names(path)}
+    absent = [name for name in wanted if name not in found]
+    if leaves and (absent if names is not None else len(absent) == len(wanted)):
+        raise ValueError(
+            f"no parameter is in a module named {' or '.join(map(repr, absent))}: pass names= of "
+            f"the modules that predict offsets. The names here are {sorted(found)}."
+        )
+    marks = [not set(wanted).isdisjoint(_names(path)) for path, _ in leaves]
+    return jax.tree.unflatten(tree, marks)
+
+
+def _as_names(names: Sequence[str]) -> list[str]:
+    listed = [names] if isinstance(names, str) else list(names)
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise ValueError(f"names must be names of modules, got {names!r}.")
+    return listed
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
-    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    return re.split("[/.]", jax.tree_util.keystr(path, simple=True, separator="/"))

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""The conversion of PyTorch parameters to Flax variables, with a record of all that does not fit."""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_dcn.interop import _torch_arrays
+from jax_dcn.interop._torch_arrays import Misfit
+from jax_dcn.interop._torch_names import LEAVES, MASK_BRANCH, Names, common_prefix
+from jax_dcn.interop._torch_variables import Variable
+
+
+class Report(NamedTuple):
+    """Names of PyTorch parameters, sorted by what became of them.
+
+    Attributes:
+      loaded_keys: Parameters that filled a variable.
+      missing_keys: Variables that no parameter filled, by their names in PyTorch.
+      unexpected_keys: Parameters that fill no variable.
+    """
+
+    loaded_keys: list[str]
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Conversion:
+    """Fills variables one by one, then reports.
+
+    Args:
+      weights: PyTorch parameters by name.
+      variables: All variables of the network.
+      prefix, leave, convert: See `torch_weights.to_flax`.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        variables: Sequence[Variable],
+        prefix: str,
+        leave: Collection[str],
+        convert: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    ):
+        if prefix and any(name.startswith(f"{prefix}.") for name in weights):
+            prefix = f"{prefix}."
+        self._weights, self._prefix, self._leave, self._convert = weights, prefix, leave, convert
+        self._names = Names(weights, [variable.modules for variable in variables], prefix)
+        self._layers = {variable.modules: variable.module for variable in variables}
+        self._used: dict[str, str] = {}
+        self._left: set[str] = set()
+        self._missing: list[list[str]] = []
+        self._misfits: dict[str, list[str]] = {"misshapen": [], "uncertain": []}
+        self._hints: dict[str, None] = {}
+        self._check_options([variable.path for variable in variables])
+
+    def _check_options(self, paths: Sequence[str]) -> None:
+        names = [*paths, *self._weights]
+        for name in self._leave:
+            if not any(_is_part(name, of) for of in names):
+                raise ValueError(
+                    f"leave names {name!r}, which is no module of the network or of weights."
+                )
+        for pattern in self._convert:
+            if not any(re.search(pattern, path) for path in paths):
+                raise ValueError(
+                    f"convert has the pattern {pattern!r}, which matches none of the network's "
+                    f"variables, for example {paths[0]!r}."
+                )
+
+    def value(self, variable: Variable) -> Any:
+        """The value of a variable in `weights`, or its own value where there is none."""
+        if not variable.is_parameter:
+            return variable.value
+        names = self._names.find(variable.modules, variable.leaf)
+        if self._is_left(variable.path):
+            self._left.update(names)
+            return variable.value
+        if not names:
+            self._missing.append(self._names.expected(variable.modules, variable.leaf))
+            return variable.value
+        try:
+            return self._filled(variable, names)
+        except Misfit as misfit:
+            self._misfits[misfit.kind].append(f"{' with '.join(names)}: {misfit}")
+            self._hints[misfit.hint(self._names.is_offset_branch(variable.modules))] = None
+            return variable.value
+
+    def _filled(self, variable: Variable, names: Sequence[str]) -> np.ndarray:
+        for name in names:
+            if name in self._used:
+                message = f"both {self._used[name]} and {variable.path} ask for it"
+                raise Misfit("uncertain", message)
+            self._used[name] = variable.path
+        arrays = [self._weights[name] for name in names]
+        if not all(np.issubdtype(array.dtype, np.floating) for array in arrays):
+            raise Misfit("misshapen", f"expected floating point, got {arrays[0].dtype}")
+        self._check_mask_scale(variable, names)
+        weight = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return self._arranged(variable, names[0], weight).astype(variable.value.dtype)
+
+    def _check_mask_scale(self, variable: Variable, names: Sequence[str]) -> None:
+        """A branch `modulator_conv` makes masks `2 * sigmoid`."""
+        layer = self._layers.get(variable.modules[:-1])
+        scale = getattr(layer, "mask_scale", 2.0)
+        if len(names) > 1 and scale != 2.0:
+            raise Misfit(
+                "uncertain",
+                f"the mask of a layer with {MASK_BRANCH} is 2 * sigmoid(logits): make the layer "
+                f"with mask_scale=2.0, not {scale}",
+            )
+
+    def _arranged(self, variable: Variable, name: str, weight: np.ndarray) -> np.ndarray:
+        """`weight` in Flax's order of axes."""
+        shape, leaf = np.shape(variable.value), variable.leaf
+        for pattern, function in self._convert.items():
+            if re.search(pattern, variable.path):
+                return _torch_arrays.converted(function, weight, shape)
+        if leaf == "kernel" and name.endswith(LEAVES["kernel"]) and len(shape) > 1:
+            is_deformable = self._names.is_deformable(variable.modules)
+            path = None if is_deformable else variable.modules
+            return _torch_arrays.kernel(weight, shape, path, variable.module)
+        if leaf == "embedding":
+            return _torch_arrays.same_shape(weight, shape)
+        return _torch_arrays.same_axes(weight, shape)
+
+    def report(self, *, strict: bool) -> Report:
+        """The names of all parameters.
+
+        Raises:
+          ValueError: one error that lists everything that is wrong.
+        """
+        report = Report(list(self._used), [names[0] for names in self._missing], self._unexpected())
+        problems = self._misfits
+        if strict or (not report.loaded_keys and self._missing):
+            missing = [" or ".join(names) for names in self._missing]
+            unexpected = report.unexpected_keys
+            problems = {"missing": missing, "unexpected": unexpected, **self._misfits}
+        lists = [
+            f"{len(lines)} {kind}:\n  " + "\n  ".join(lines)
+            for kind, lines in problems.items()
+            if lines
+        ]
+        if lists:
+            title = "The parameters do not fit the network."
+            raise ValueError("\n".join([title, *lists, *self._all_hints()]))
+        return report
+
+    def _unexpected(self) -> list[str]:
+        known = self._left | self._used.keys()
+        return sorted(
+            name
+            for name in self._weights.keys() - known
+            if name.startswith(self._prefix) and not self._is_left(name.removeprefix(self._prefix))
+        )
+
+    def _is_left(self, name: str) -> bool:
+        return any(_is_part(part, name) for part in self._leave)
+
+    def _all_hints(self) -> list[str]:
+        hints = []
+        start = len(self._prefix)
+        expected = {name[start:] for names in self._missing for name in names}
+        prefix = common_prefix(self._weights.keys() - self._used.keys(), expected)
+        if prefix and self._missing:
+            hints.append(
+                f"The names begin with `{prefix}`. "
+                f'With prefix="{prefix}" more of them may be found.'
+            )
+        unexpected = self._unexpected()
+        if any(f"{name.removesuffix('bias')}weight" in self._used for name in unexpected):
+            hints.append(
+                "A layer has a bias here and none in the network: give it one with use_bias=True. "
+                "Deformable layers of the original's branch pytorch_1.0.0 add a bias even if they "
+                "were made with bias=False."
+            )
+        hints += filter(None, self._hints)
+        if self._misfits["uncertain"]:
+            hints.append(
+                "Uncertain tensors: give the NNX model itself rather than its state, say how to "
+                "order the axes with convert=, or leave the module with leave=."
+            )
+        return hints
+
+
+def _is_part(part: str, name: str) -> bool:
+    """Whether the dotted name contains the module or modules `part`."""
+    return f".{part}." in f".{name}."

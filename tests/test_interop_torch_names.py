@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: MIT
+"""`to_flax` gives every variable the tensor of its own name, in a certain order of axes, or refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn, nnx
+
+from jax_dcn import nnx as dcn_nnx
+from jax_dcn.interop.torch_weights import (
+    convolution,
+    to_flax,
+    to_flax_and_report,
+    transposed_convolution,
+)
+
+
+def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A tensor of every name, no two with a value in common."""
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def zeros(*names: str, shape: tuple[int, ...] = (3,)) -> dict:
+    """A tree of zeros with a leaf at every dotted name."""
+    tree: dict = {}
+    for name in names:
+        *modules, leaf = name.split(".")
+        node = tree
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[leaf] = np.zeros(shape, np.float32)
+    return tree
+
+
+def at(tree, name: str):
+    for key in name.split("."):
+        tree = tree[key]
+    return tree
+
+
+def rngs() -> nnx.Rngs:
+    return nnx.Rngs(jax.random.key(0, impl="rbg"))
+
+
+# ------------------------------------------------------------------------------------ exact names
+
+
+@pytest.mark.parametrize("name", ["conv_l2_1", "proj_1", "ida_0", "backward_1", "a_1_2"])
+@pytest.mark.parametrize("parent", ["", "net.", "blocks_0."])
+def test_a_name_that_ends_in_a_number_is_found(name, parent):
+    weights = tensors({f"{parent}{name}.bias": (3,)})
+    found = to_flax(weights, zeros(f"{parent}{name}.bias"))
+    np.testing.assert_array_equal(
+        at(found, f"{parent}{name}.bias"), weights[f"{parent}{name}.bias"]
+    )
+
+
+@pytest.mark.parametrize("torch_name", ["layers.0.1", "layers_0.1"])
+def test_items_of_linen_lists_are_found(torch_name):
+    weights = tensors({f"{torch_name}.bias": (3,)})
+    found = to_flax(weights, {"params": zeros("layers_0_1.bias")})
+    np.testing.assert_array_equal(
+        found["params"]["layers_0_1"]["bias"], weights[f"{torch_name}.bias"]
+    )
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_name_and_an_item_of_a_list_never_cross(strict):
+    both = tensors({"conv.1.bias": (3,), "conv_1.bias": (3,)})
+    found = to_flax(both, zeros("conv.1.bias", "conv_1.bias"), strict=strict)
+    for name, value in both.items():
+        np.testing.assert_array_equal(at(found, name), value)
+
+
+@pytest.mark.parametrize("there", ["conv.1", "conv_1"])
+def test_neither_takes_the_tensor_of_the_other_where_one_is_missing(there):
+    like = zeros("conv.1.bias", "conv_1.bias")
+    absent = {"conv.1": "conv_1", "conv_1": "conv.1"}[there]
+    weights = tensors({f"{there}.bias": (3,)})
+    found, report = to_flax_and_report(weights, like, strict=False)
+    np.testing.assert_array_equal(at(found, f"{there}.bias"), weights[f"{there}.bias"])
+    assert not at(found, f"{absent}.bias").any() and report.missing_keys == [f"{absent}.bias"]
+
+
+def test_no_leaf_of_another_module_stands_in_for_a_missing_one():
+    weights = tensors({"conv_1.weight": (3, 2, 1, 1), "conv.1.bias": (3,)})
+    like = {"conv_1": {"kernel": np.zeros((1, 1, 2, 3)), "bias": np.zeros(3)}}
+    found, report = to_flax_and_report(weights, like, strict=False)
+    assert found["conv_1"]["kernel"].all() and not found["conv_1"]["bias"].any()
+    assert report == (["conv_1.weight"], ["conv_1.bias"], ["conv.1.bias"])
+
+
+def test_a_tensor_that_two_variables_ask_for_is_refused():
+    branch = {"kernel": np.zeros((1, 1, 2, 27)), "bias": np.zeros(27)}
+    layer = {"kernel": np.zeros((1, 1, 2, 3)), "offset_conv": branch}
+    weights = tensors(
+        {
+            "block.conv1.weight": (3, 2, 1, 1),
+            "block.conv2.weight": (3, 2, 1, 1),
+            "block.conv_offset_mask.weight": (27, 2, 1, 1),
+            "block.conv_offset_mask.bias": (27,),
+        }
+    )
+    with pytest.raises(ValueError, match=r"block.conv_offset_mask.weight: both .*conv1.*conv2"):
+        to_flax(weights, {"block": {"conv1": layer, "conv2": layer}}, strict=False)
+
+
+# ----------------------------------------------------------------------------------- certain axes
+
+
+class Upsampling(nnx.Module):
+    def __init__(self, features, size, transpose_kernel=False):
+        self.up = nnx.ConvTranspose(
+            4, features, (size, size), (2, 2), transpose_kernel=transpose_kernel, rngs=rngs()
+        )
+
+
+@pytest.mark.parametrize("features", [4, 3])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_state_does_not_fill_a_transposed_convolution_as_an_ordinary_one(features, size):
+    weights = tensors({"up.weight": (4, features, size, size), "up.bias": (features,)})
+    for like in (nnx.state(Upsampling(features, size)), nnx.split(Upsampling(features, size))[1]):
+        with pytest.raises(ValueError, match=r"up\.weight: .*\n.*(NNX model itself|transposed)"):
+            to_flax(weights, like, strict=False)
+
+
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+@pytest.mark.parametrize("features", [4, 3])
+def test_a_model_or_a_table_says_which_convolutions_are_transposed(features, transpose_kernel):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    theirs = torch.nn.ConvTranspose2d(4, features, (3, 2), stride=2)
+    weights = {f"up.{name}": value for name, value in theirs.state_dict().items()}
+    model = Upsampling(features, 2, transpose_kernel)
+    model.up = nnx.ConvTranspose(
+        4,
+        features,
+        (3, 2),
+        (2, 2),
+        padding="VALID",
+        transpose_kernel=transpose_kernel,
+        rngs=rngs(),
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
+    expected = theirs(torch.tensor(x)).detach().numpy().transpose(0, 2, 3, 1)
+    function = convolution if transpose_kernel else transposed_convolution
+    tables = {r"^up\.kernel$": function}
+    for variables in (
+        to_flax(weights, model),
+        to_flax(weights, nnx.state(model), convert=tables),
+    ):
+        nnx.update(model, variables)
+        y = model.up(jnp.asarray(x.transpose(0, 2, 3, 1)))
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+class Unusual(nnx.Module):
+    def __init__(self):
+        self.dense = nnx.LinearGeneral((2, 2), 2, axis=(-2, -1), use_bias=False, rngs=rngs())
+        self.up = nnx.Conv(4, 4, (3, 3), input_dilation=2, use_bias=False, rngs=rngs())
+
+
+def test_modules_without_a_counterpart_are_refused_by_name():
+    weights = tensors({"dense.weight": (2, 2, 2), "up.weight": (4, 4, 3, 3)})
+    with pytest.raises(ValueError) as error:
+        to_flax(weights, Unusual())
+    assert "dense.weight: PyTorch has no counterpart of LinearGeneral" in str(error.value)
+    assert "up.weight: a Conv with input_dilation" in str(error.value)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_axes_that_the_shape_does_not_tell_apart_are_refused(strict):
+    like = {"norm": {"scale": np.zeros((3, 5, 5))}, "table": np.zeros((4, 4))}
+    weights = tensors({"norm.weight": (3, 5, 5), "table": (4, 4)})
+    with pytest.raises(ValueError) as error:
+        to_flax(weights, like, strict=strict)
+    assert "2 uncertain:\n  norm.weight: axes of equal size" in str(error.value)
+    assert "table: axes of equal size" in str(error.value) and "convert=" in str(error.value)
+    found = to_flax(weights, like, convert={"^table$": np.asarray, r"norm\.scale": np.asarray})
+    np.testing.assert_array_equal(found["table"], weights["table"])
+
+
+def test_other_leaves_are_found_by_their_own_name():
+    like = {
+        "scales": {0: {"scale": np.zeros(())}},
+        "pos_embed": np.zeros((1, 7, 5)),
+        "embed": {"embedding": np.zeros((6, 6))},
+    }
+    weights = tensors({"scales.0.scale": (), "pos_embed": (1, 7, 5), "embed.weight": (6, 6)})
+    found = to_flax(weights, like)
+    assert found["scales"][0]["scale"] == weights["scales.0.scale"] != 0
+    np.testing.assert_array_equal(found["pos_embed"], weights["pos_embed"])
+    np.testing.assert_array_equal(found["embed"]["embedding"], weights["embed.weight"])
+    with pytest.raises(ValueError, match="1 missing:\n  pos_embed"):
+        to_flax({k: v for k, v in weights.items() if k != "pos_embed"}, like)
+
+
+def test_tensors_of_integers_do_not_fill_parameters():
+    with pytest.raises(ValueError, match=r"a.bias: expected floating point, got int8"):
+        to_flax({"a.bias": np.ones(3, np.int8)}, zeros("a.bias"))
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("leave", ["fc", ["fc"], "head.fc"])
+def test_modules_to_leave_are_named_alone_or_in_a_list(leave):
+    like = zeros("head.fc.bias", "head.f.bias", "c.bias")
+    weights = tensors({"head.fc.bias": (9,), "head.f.bias": (3,), "c.bias": (3,)})
+    found = to_flax(weights, like, leave=leave)
+    assert not found["head"]["fc"]["bias"].any()
+    assert found["head"]["f"]["bias"].all() and found["c"]["bias"].all()
+    with pytest.raises(ValueError, match="leave names 'fcc', which is no module"):
+        to_flax(weights, like, leave=["fc", "fcc"])
+
+
+def test_a_branch_to_leave_is_ignored_in_every_dialect():
+    layer = nnx.state(dcn_nnx.DeformConv(2, 3, 1, modulated=False, use_bias=False, rngs=rngs()))
+    weights = tensors({"weight": (3, 2, 1, 1), "conv_offset.weight": (2, 2, 1, 1)})
+    found = to_flax(weights, layer, leave="offset_conv")
+    assert not found["offset_conv"]["kernel"][...].any()
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [{r"^net\.": "", r"stage(\d)": r"layer\1"}, lambda name: name[4:].replace("stage", "layer")],
+    ids=["table", "function"],
+)
+def test_names_are_renamed_by_a_table_or_a_function(rename):
+    weights = tensors({"net.stage1.bias": (3,), "net.stage2.bias": (3,)})
+    found = to_flax(weights, zeros("layer1.bias", "layer2.bias"), rename=rename)
+    for index in (1, 2):
+        np.testing.assert_array_equal(
+            found[f"layer{index}"]["bias"], weights[f"net.stage{index}.bias"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({r"\d": ""}, "rename gives several parameters the name 'a.bias'"),
+        (lambda name: None, "rename must return a name, got None for 'a1.bias'"),
+    ],
+)
+def test_names_that_are_lost_by_renaming_are_refused(rename, message):
+    with pytest.raises(ValueError, match=message):
+        to_flax(tensors({"a1.bias": (3,), "a2.bias": (3,)}), zeros("a.bias"), rename=rename)
+
+
+def test_conversions_are_of_variables_that_exist_and_give_their_shape():
+    weights = tensors({"a.bias": (3,)})
+    with pytest.raises(ValueError, match="convert has the pattern 'b', which matches none"):
+        to_flax(weights, zeros("a.xias"), convert={"b": np.asarray})
+    with pytest.raises(ValueError, match=r"a.bias: expected \(3,\), got \(2,\)"):
+        to_flax(weights, zeros("a.bias"), convert={"bias": lambda a: a[:2]})
+
+
+# ----------------------------------------------------------------------------- reports and advice
+
+
+def test_the_report_lists_what_became_of_every_parameter():
+    weights = tensors({"a.bias": (3,), "b.bias": (3,), "x.y": (2,)})
+    weights["bn.num_batches_tracked"] = np.array(7)
+    _, report = to_flax_and_report(weights, zeros("a.bias", "c.bias", "d.0.bias"), strict=False)
+    assert report.loaded_keys == ["a.bias"]
+    assert report.missing_keys == ["c.bias", "d.0.bias"]
+    assert report.unexpected_keys == ["b.bias", "x.y"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("prefix", ["", "backbone.", "modul"])
+def test_a_wrong_prefix_is_said_with_the_right_one(strict, prefix):
+    weights = tensors({"module.backbone.a.bias": (3,), "module.head.a.x": (3,)})
+    with pytest.raises(ValueError, match=r"names begin with `module\.backbone\.`"):
+        to_flax(weights, zeros("a.bias", "b.bias"), strict=strict, prefix=prefix)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_of_another_network_are_refused(strict):
+    with pytest.raises(ValueError, match=r"1 missing:\n  a.bias\n1 unexpected:\n  other"):
+        to_flax(tensors({"other": (3,)}), zeros("a.bias"), strict=strict)
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_of_the_other_version_are_said_to_be(modulated, groups):
+    layer = dcn_nnx.DeformConv(4, 5, 3, modulated=modulated, offset_groups=groups, rngs=rngs())
+    count = groups * (18 if modulated else 27)
+    weights = tensors(
+        {
+            "weight": (5, 4, 3, 3),
+            "bias": (5,),
+            "conv_offset.weight": (count, 4, 3, 3),
+            "conv_offset.bias": (count,),
+        }
+    )
+    version = 1 if modulated else 2
+    with pytest.raises(ValueError, match=f"version {version} weights: `modulated={not modulated}`"):
+        to_flax(weights, nnx.state(layer))
+
+
+def test_only_offset_branches_have_versions():
+    with pytest.raises(ValueError) as error:
+        to_flax(tensors({"fc.bias": (27,)}), zeros("fc.bias", shape=(18,)))
+    assert "version" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------- wrong arguments
+
+
+class LinenNetwork(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(weights=None), "weights must be parameters by name, got a NoneType"),
+        (
+            dict(weights="w.pth"),
+            r"weights must be parameters by name, got a str: .*read_state_dict",
+        ),
+        (
+            dict(weights={"state_dict": {"a.bias": np.ones(3)}}),
+            r"weights\['state_dict'\] must be an",
+        ),
+        (dict(weights={"epoch": 3}), r"weights\['epoch'\] must be an array, got a int"),
+        (
+            dict(like=None),
+            "like must be an NNX model, its state, or Linen's variables, got NoneType",
+        ),
+        (dict(like={}), "like must be an NNX model"),
+        (dict(like="model"), "like must be an NNX model"),
+        (dict(like=LinenNetwork()), "like must be variables, got the Linen module LinenNetwork"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    good = dict(weights={"a.bias": np.ones(3)}, like=zeros("a.bias"))
+    with pytest.raises(ValueError, match=message):
+        to_flax(**(good | change))
+
+
+def test_torch_modules_and_tensors_with_gradients_are_understood():
+    torch = pytest.importorskip("torch", reason="reads tensors")
+    theirs = torch.nn.Linear(2, 3)
+    like = {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}
+    with pytest.raises(ValueError, match=r"got the module Linear: give its state_dict\(\)"):
+        to_flax(theirs, like)
+    found = to_flax(dict(theirs.named_parameters()), like)
+    np.testing.assert_array_equal(found["kernel"].T, theirs.weight.detach().numpy())
+
+
+def test_a_model_is_filled_like_its_state():
+    make = lambda: dcn_nnx.DeformConv(2, 3, 1, rngs=rngs())
+    weights = tensors(
+        {
+            "weight": (3, 2, 1, 1),
+            "bias": (3,),
+            "conv_offset_mask.weight": (3, 2, 1, 1),
+            "conv_offset_mask.bias": (3,),
+        }
+    )
+    for model in (make(), nnx.eval_shape(make)):
+        expected, found = to_flax(weights, nnx.state(model)), to_flax(weights, model)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_random_streams_keep_their_values():
+    class Noisy(nnx.Module):
+        def __init__(self):
+            self.conv = nnx.Linear(2, 3, rngs=rngs())
+            self.dropout = nnx.Dropout(0.1, rngs=rngs())
+
+    weights = tensors({"conv.weight": (3, 2), "conv.bias": (3,)})
+    _, report = to_flax_and_report(weights, Noisy())
+    assert sorted(report.loaded_keys) == sorted(weights)
