@@ -24,8 +24,8 @@ docs: $(ENVIRONMENT)/development
 	$(RUN) -m mkdocs build --strict
 
 versions:
-	$(PYTHON) tests/packaging/versions.py
-	$(PYTHON) tests/packaging/versions.py newest --debian build/trixie
+	$(PYTHON) tests/package/versions.py
+	$(PYTHON) tests/package/versions.py newest --debian build/trixie
 
 sanitize: $(ENVIRONMENT)/development
 	$(RUN) tests/native/sanitize.py

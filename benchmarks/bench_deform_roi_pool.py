@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import machine, medians
-from tests.roi_cases import WORKLOADS, RoICase
+from tests.deform_roi_pool.cases import WORKLOADS, RoICase
 
 MODES = ("forward", "training")
 IMPLEMENTATIONS = ("native", "xla")

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from benchmarks.timing import machine
 from jax_dcn import deform_conv2d
-from tests.collectives import collectives
+from tests.devices.collectives import collectives
 
 IMAGES_PER_DEVICE, SIZE, CHANNELS = 8, (14, 14), 256  # the fourth stage of ResNet-50
 DEVICES = (1, 2, 4, 8, 16, 32, 64)

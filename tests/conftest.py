@@ -21,9 +21,9 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 # A process has one number of devices: two for the examples' tests, and more in another process for
-# the tests in this folder, which test_sharding.py runs.
+# the tests in devices/eight, which devices/test_sharding.py runs.
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_DCN_TEST_DEVICES", "2")))
-collect_ignore = [] if "JAX_DCN_TEST_DEVICES" in os.environ else ["several_devices"]
+collect_ignore = [] if "JAX_DCN_TEST_DEVICES" in os.environ else ["devices/eight"]
 
 
 def pytest_report_header() -> list[str]:

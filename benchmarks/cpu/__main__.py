@@ -15,7 +15,7 @@ from benchmarks.cpu.engines import ENGINES, OURS
 from benchmarks.cpu.results import Results
 from benchmarks.cpu.worker import Worker
 from benchmarks.timing import machine
-from tests.cases import WORKLOADS
+from tests.deform_conv2d.cases import WORKLOADS
 
 # What the memory is measured of: the largest workload.
 MEMORY = (next(case for case in WORKLOADS if case.name == "W6"), "training", "float32")

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.cpu.engines import CONVOLUTIONS, OURS, PEERS
 from benchmarks.cpu.worker import Worker
-from tests.cases import Case, workload
+from tests.deform_conv2d.cases import Case, workload
 
 Key = tuple[str, Case, str, str]  # engine, case, mode, dtype
 MODES = ("forward", "training")

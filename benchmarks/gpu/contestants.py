@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn import deform_conv2d
-from tests.cases import Case
+from tests.deform_conv2d.cases import Case
 
 # (dtype, precision of products): TF32 is what XLA does with float32 unless it is told otherwise.
 NUMBERS = {

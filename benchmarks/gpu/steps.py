@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.gpu.contestants import MODES, NUMBERS, REPEATS, arrays_of, contestants, programs
 from benchmarks.gpu.device_time import seconds_on_device
-from tests.cases import workload
+from tests.deform_conv2d.cases import workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def build(smoke: bool) -> dict:
 
 def suite(smoke: bool) -> dict:
     """The whole test suite, on the GPU."""
-    tests = ["tests/test_package.py"] if smoke else []
+    tests = ["tests/package/test_package.py"] if smoke else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:]}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
 from cuda_columns_checks import COLUMNS, check_columns, expect_near
 from cuda_far_checks import FAR, check_far
 from cuda_roi_checks import ROI_CASES, check_roi_pool
@@ -15,6 +14,7 @@ from jax_dcn import reference
 from jax_dcn._src.deform_conv2d import columns as _columns, cuda as deform_conv2d_cuda
 from jax_dcn._src.deform_conv2d.fused import why_not_fused
 from jax_dcn._src.deform_conv2d.native import call
+from tests.deform_conv2d.cases import Case
 
 # What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
 SPACING = {"float32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}

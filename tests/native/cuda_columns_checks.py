@@ -6,11 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
 
 from jax_dcn import reference
 from jax_dcn._src.deform_conv2d import columns as _columns, cuda as deform_conv2d_cuda
 from jax_dcn._src.sampling.positions import regular_grid
+from tests.deform_conv2d.cases import Case
 
 # Largest error relative to the largest value. Sums are in float32 or wider, but 16-bit columns and
 # their gradients are rounded before they are multiplied.

@@ -6,10 +6,10 @@ import mmap
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
 
 from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda
 from jax_dcn._src.deform_conv2d.native import call
+from tests.deform_conv2d.cases import Case
 
 # Large images of which few pixels are sampled: the rest of their memory is never touched.
 FAR = [

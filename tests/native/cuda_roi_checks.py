@@ -4,11 +4,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from roi_cases import CASES, RoICase
 
 from jax_dcn import reference
 from jax_dcn._src.deform_roi_pool import rules as primitives
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
+from tests.deform_roi_pool.cases import CASES, RoICase
 
 # More features than a block has threads, in classes that its chunks cut, and more pixels than a
 # tile; several displacements to a bin, and bins without any.

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""`deform_conv2d` on several devices, its arrays spread over them by `jit`: what they send each other.
+
+Each case compiles a program and reads its collectives, since numbers come out right without any
+splitting, too: everything is gathered then, and a device more makes nothing faster.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from jax_dcn import deform_conv2d
+from tests.deform_conv2d.cases import ARGUMENTS, Case
+from tests.devices.collectives import Collective, collectives
+
+PLAIN = Case("plain", 4, (6, 5), 8, 12, kernel=(3, 2))
+GROUPED = Case("groups", 4, (6, 5), 12, 20, feature_group_count=4, offset_groups=2)
+OFFSET_GROUPS = Case("offset_groups", 4, (6, 5), 12, 10, offset_groups=2)
+IMAGES = dict(x=P("data"), offset=P("data"), mask=P("data"))
+FEATURES = dict(kernel=P(None, None, None, "model"), bias=P("model"))
+
+
+def mesh(kind: AxisType = AxisType.Auto, **sizes: int) -> jax.sharding.Mesh:
+    devices = jax.devices("cpu")[: int(np.prod(list(sizes.values())))]
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (kind,) * len(sizes), devices=devices)
+
+
+MESH = mesh(data=4, model=2)
+
+
+def operator(case: Case, implementation: str | None = None):
+    return functools.partial(deform_conv2d, **case.options, implementation=implementation)
+
+
+def gradients(case: Case, implementation: str | None = None):
+    weights = case.cotangent()
+    f = operator(case, implementation)
+    return jax.grad(lambda *arrays: jnp.vdot(f(*arrays), weights), range(5))
+
+
+def place(case: Case, mesh=MESH, **specs: P) -> list[jax.Array]:
+    return [
+        jax.device_put(array, NamedSharding(mesh, specs.get(name, P())))
+        for name, array in zip(ARGUMENTS, case.arrays(), strict=True)
+    ]
+
+
+def spec_of(array: jax.Array) -> P:
+    """How an array is split, without the `None` at the end that explicit types write."""
+    spec = array.sharding.spec
+    return P(*spec[: max((i + 1 for i, axes in enumerate(spec) if axes), default=0)])
+
+
+def run(f, placed, alone) -> tuple[list[Collective], list[P]]:
+    """The collectives of `f` and how its results are split; they must be those of one device."""
+    program = jax.jit(f).lower(*placed).compile()
+    results = program(*placed)
+    for result, expected in zip(jax.tree.leaves(results), jax.tree.leaves(f(*alone)), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    return collectives(program), [spec_of(result) for result in jax.tree.leaves(results)]
+
+
+def test_splitting_the_batch_needs_no_communication(implementation):
+    sent, (spec,) = run(operator(PLAIN, implementation), place(PLAIN, **IMAGES), PLAIN.arrays())
+    assert sent == [] and spec == P("data")
+
+
+def test_gradients_of_a_split_batch_are_one_all_reduce(implementation):
+    sent, specs = run(gradients(PLAIN, implementation), place(PLAIN, **IMAGES), PLAIN.arrays())
+    (sums,) = sent
+    assert sums.kind == "all-reduce" and sums.shapes == ((3, 2, 8, 12), (12,))
+    assert specs == [P("data"), P(), P("data"), P("data"), P()]
+
+
+def test_splitting_the_output_channels_needs_no_communication(implementation):
+    sent, (spec,) = run(operator(PLAIN, implementation), place(PLAIN, **FEATURES), PLAIN.arrays())
+    assert sent == [] and spec == P(None, None, None, "model")
+
+
+def test_gradients_of_split_output_channels_sum_those_of_the_images_alone():
+    sent, specs = run(gradients(PLAIN), place(PLAIN, **FEATURES), PLAIN.arrays())
+    (sums,) = sent
+    assert sums.kind == "all-reduce"
+    assert sums.shapes == ((4, 6, 5, 8), (4, *PLAIN.output, 1, 6, 2), (4, *PLAIN.output, 1, 6))
+    assert specs == [P(), P(None, None, None, "model"), P(), P(), P("model")]
+
+
+def test_batch_and_output_channels_split_at_once():
+    placed = place(PLAIN, **IMAGES, **FEATURES)
+    sent, (spec,) = run(operator(PLAIN), placed, PLAIN.arrays())
+    assert sent == [] and spec == P("data", None, None, "model")
+    sent, _ = run(gradients(PLAIN), placed, PLAIN.arrays())
+    assert {c.kind for c in sent} == {"all-reduce"}
+    assert {c.shapes[0] for c in sent} == {(1, 6, 5, 8), (3, 2, 8, 6)}
+
+
+@pytest.mark.parametrize(
+    "specs", [IMAGES, FEATURES, IMAGES | FEATURES], ids=["batch", "out", "both"]
+)
+def test_tangents_split_as_the_operator_does(specs):
+    tangent = lambda *arrays: jax.jvp(operator(PLAIN), arrays, arrays)
+    sent, splits = run(tangent, place(PLAIN, **specs), PLAIN.arrays())
+    assert sent == [] and len(set(splits)) == 1 and splits[0] != P()
+
+
+def test_split_input_channels_are_summed_like_a_matrix_product():
+    placed = place(PLAIN, x=P(None, None, None, "model"), kernel=P(None, None, "model"))
+    (sums,), _ = run(operator(PLAIN), placed, PLAIN.arrays())
+    assert sums.kind == "all-reduce" and sums.shapes == ((4, *PLAIN.output, 12),)
+    sent, specs = run(gradients(PLAIN), placed, PLAIN.arrays())
+    # All channels are displaced alike: the gradients of offset and mask are sums over them.
+    (sums,) = sent
+    assert sums.shapes == ((4, *PLAIN.output, 1, 6, 2), (4, *PLAIN.output, 1, 6))
+    assert specs[:2] == [P(None, None, None, "model"), P(None, None, "model")]
+
+
+def test_offset_groups_split_with_their_channels():
+    channels = P(None, None, None, "model")
+    placed = place(OFFSET_GROUPS, x=channels, offset=channels, mask=channels)
+    (sums,), _ = run(operator(OFFSET_GROUPS), placed, OFFSET_GROUPS.arrays())
+    assert sums.kind == "all-reduce" and sums.shapes == ((4, *OFFSET_GROUPS.output, 10),)
+    sent, specs = run(gradients(OFFSET_GROUPS), placed, OFFSET_GROUPS.arrays())
+    assert sent == [] and specs[0] == specs[2] == specs[3] == channels
+
+
+@pytest.mark.parametrize("offset_groups", [1, 2])
+def test_feature_groups_split_without_communication_where_they_divide(offset_groups):
+    case = Case("g", 4, (6, 5), 12, 20, feature_group_count=4, offset_groups=offset_groups)
+    groups = P(None, None, None, "model")
+    placed = place(case, x=groups, kernel=groups, bias=P("model"))
+    sent, (spec,) = run(operator(case), placed, case.arrays())
+    assert sent == [] and spec == groups
+    sent, specs = run(gradients(case), placed, case.arrays())
+    assert all(c.shapes[0] == (4, *case.output, 1, 9, 2) for c in sent)  # of the shared offsets
+    assert len(sent) == (offset_groups == 1) and specs[0] == specs[1] == groups
+
+
+def test_groups_that_do_not_divide_are_gathered():
+    case = Case("g", 2, (4, 5), 12, 6, feature_group_count=3)
+    groups = P(None, None, None, "model")
+    sent, _ = run(operator(case), place(case, x=groups, kernel=groups), case.arrays())
+    assert {c.kind for c in sent} == {"all-gather"}
+
+
+def test_rows_of_the_image_are_gathered():
+    sent, _ = run(operator(PLAIN), place(PLAIN, x=P(None, "model")), PLAIN.arrays())
+    assert [c.kind for c in sent] == ["all-gather"] and sent[0].shapes == ((4, 6, 5, 8),)
+
+
+@pytest.mark.parametrize(
+    ("specs", "gathered"),
+    [
+        (dict(x=P("data"), offset=P("model")), ["y"]),
+        (dict(x=P(None, None, None, "model"), kernel=P(None, None, None, "model")), ["x"]),
+        (
+            dict(x=P("model", None, None, "data"), kernel=P(None, None, "model", "data")),
+            ["x", "kernel"],
+        ),
+        (
+            dict(x=P(None, "data", "model"), bias=P("data"), mask=P(*[None] * 4, "model")),
+            ["x", "x", "mask"],
+        ),
+    ],
+    ids=["batch", "channels", "crossed", "whole_axes"],
+)
+def test_conflicting_shardings_are_resolved(specs, gathered):
+    case = Case("conflict", 4, (8, 6), 8, 12, kernel=(2, 2))
+    sent, _ = run(operator(case), place(case, **specs), case.arrays())
+    sizes = dict(zip(ARGUMENTS, (array.nbytes for array in case.arrays()), strict=True))
+    sizes["y"] = case.cotangent().nbytes
+    gathers = [c for c in sent if c.kind == "all-gather"]
+    # Of each array at most what it has; what only changes its device besides.
+    assert len(gathers) == len(gathered) and {c.kind for c in sent} <= {
+        "all-gather",
+        "collective-permute",
+    }
+    assert sum(c.bytes for c in gathers) <= sum(sizes[name] for name in gathered)
+    run(gradients(case), place(case, **specs), case.arrays())

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""The examples in the documentation run, as a user would run them, and print what they say."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+RUN = """
+import doctest, importlib, sys
+
+def examples(page):
+    if page.endswith(".md"):
+        return doctest.testfile(page, module_relative=False, encoding="utf-8")
+    return doctest.testmod(importlib.import_module(page))
+
+failures = 0
+for page in sys.argv[1:]:
+    found = examples(page)
+    assert found.attempted, f"no examples were found in {page}"
+    failures += found.failed
+sys.exit(failures > 0)
+"""
+
+
+def with_examples(*patterns: str) -> list[pathlib.Path]:
+    paths = (path for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+    return [path.relative_to(ROOT) for path in paths if ">>>" in path.read_text()]
+
+
+PAGES = [str(path) for path in with_examples("README.md", "docs/**/*.md")]
+MODULES = [".".join(path.with_suffix("").parts) for path in with_examples("jax_dcn/**/*.py")]
+
+
+@pytest.mark.parametrize("pages", [p for p in (PAGES, MODULES) if p], ids=lambda pages: pages[0])
+def test_examples_run(pages):
+    # In a process of their own, whose JAX is set up as a user's; all of them in one, to import once.
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN, *pages],
+        cwd=ROOT,
+        # XLA then compiles faster, as it does for the other tests.
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

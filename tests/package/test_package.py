@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""The package as installed."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import jax_dcn
+from jax_dcn._src.operator import libraries
+from jax_dcn._src.registry import OPERATORS
+from jax_dcn.installation import selfcheck
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def python(*arguments: str, **environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+def test_native_kernels_are_installed():
+    assert libraries.why_not("cpu", "float32") is None
+    assert "cpu: available" in jax_dcn.available_implementations()["native"]
+
+
+def test_a_platform_without_kernels_says_why():
+    assert "no native kernel for tpu" in libraries.why_not("tpu")
+
+
+def test_handlers_newer_than_jaxlib_are_not_registered():
+    assert libraries._newer_than_runtime((0, 1)) is None
+    assert "rebuild jax_dcn or upgrade jax" in libraries._newer_than_runtime((0, 99))
+
+
+def test_show_config_names_versions_and_implementations():
+    text = python("-m", "jax_dcn")
+    assert jax.__version__ in text and "CPU kernels:" in text
+    assert re.search("deform_conv2d on cpu: +native;", text)
+
+
+def test_every_operator_has_a_line_in_the_configuration_and_a_check():
+    assert "deform_conv2d" in OPERATORS
+    assert set(selfcheck.PROBLEMS) == set(OPERATORS)
+
+
+def test_selfcheck_passes_here(capsys):
+    assert selfcheck.selfcheck()
+    assert "deform_conv2d native, cpu, bfloat16: ok" in capsys.readouterr().out
+
+
+def test_selfcheck_finds_a_wrong_gradient(monkeypatch, capsys):
+    def planted(*arrays, implementation):
+        x, *others = arrays
+        x = jax.lax.stop_gradient(x) if implementation == "native" else x
+        return problem.function(x, *others, implementation=implementation)
+
+    problem = selfcheck.PROBLEMS["deform_conv2d"]
+    wrong = dataclasses.replace(problem, function=planted)
+    monkeypatch.setattr(selfcheck, "PROBLEMS", {"deform_conv2d": wrong})
+    monkeypatch.setattr(selfcheck, "_TOLERANCE", {"float32": 1e-5})
+    assert not selfcheck.selfcheck()
+    assert "deform_conv2d native, cpu, float32: WRONG" in capsys.readouterr().out
+
+
+RUN_ON_XLA = """
+import sys, types, warnings
+sys.modules["jax_dcn._cpu"] = {module}
+with warnings.catch_warnings(record=True) as caught:
+    import jax, jax.numpy as jnp, jax_dcn
+print([str(w.message) for w in caught if w.category is RuntimeWarning])
+call = lambda implementation: jax_dcn.deform_conv2d(
+    jnp.ones((1, 4, 5, 2)), jnp.ones((1, 1, 2, 3)), jnp.zeros((1, 4, 5, 1, 1, 2)),
+    implementation=implementation,
+)
+print(call(None).shape)
+try:
+    call("native")
+except NotImplementedError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("None", "jax_dcn was built without cpu kernels"),
+        (
+            "types.SimpleNamespace(FFI_VERSION=(0, 99))",
+            "jax_dcn was built for version 0.99 of XLA's extension interface",
+        ),
+    ],
+    ids=["missing", "too new"],
+)
+def test_without_kernels_it_imports_runs_on_xla_and_says_why(module, sentence):
+    warned, shape, refused = python("-c", RUN_ON_XLA.format(module=module)).splitlines()
+    assert warned.count("On cpu, jax_dcn runs on XLA, slowly: " + sentence) == 1
+    assert shape == "(1, 4, 5, 3)"
+    assert sentence in refused
+
+
+def test_missing_kernels_say_where_to_get_them(monkeypatch, tmp_path):
+    assert f"{ROOT} holds its sources: start Python elsewhere" in libraries._how_to_get("cpu")
+    monkeypatch.setattr(
+        libraries, "__file__", str(tmp_path / "jax_dcn" / "_src" / "operator" / "libraries.py")
+    )
+    assert "reinstall it from a wheel" in libraries._how_to_get("cpu")
+    assert "rebuild it where nvcc is" in libraries._how_to_get("cuda")
+
+
+def test_a_plugin_out_of_step_with_jaxlib_is_named_with_the_remedy(monkeypatch):
+    assert libraries._out_of_step("cuda") is None
+    monkeypatch.setattr(libraries, "_plugins", lambda: {"jax-cuda13-plugin": "0.1.2"})
+    reason = libraries._out_of_step("cuda")
+    assert "jax-cuda13-plugin 0.1.2 and jaxlib" in reason
+    assert f'pip install "jax[cuda13]=={jax.__version__}"' in reason
+    assert libraries._out_of_step("cpu") is None
+
+
+def test_import_does_not_need_flax():
+    python("-c", "import sys; sys.modules['flax'] = None; import jax_dcn")
+
+
+KERNELS = "from jax_dcn import _cpu; print(_cpu.DESCRIPTION, end='')"
+CHECK = (
+    "tests/deform_conv2d/test_deform_conv2d.py::test_value_tangent_and_gradients_match_reference"
+)
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_kernels_of_lesser_processors_match_reference(instruction_set):
+    if python("-c", KERNELS) == "baseline":
+        pytest.skip("this processor has one set of kernels")
+    environment = dict(JAX_DCN_INSTRUCTION_SET=instruction_set)
+    assert python("-c", KERNELS, **environment) == instruction_set
+    tests = "native and float32 and (plain or every_option or wide or deep)"
+    output = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECK, "-k", tests, **environment
+    )
+    assert "4 passed" in output
