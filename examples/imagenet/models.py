@@ -62,13 +62,14 @@ class ResNet(nnx.Module):
     """A residual network in the layout, and with the parameter names, of torchvision (v1.5).
 
     Images `[N, H, W, 3]` become logits `[N, num_classes]`. Stage c2 of the papers is `layer1`.
+    With `num_classes=None` the network has no head, only `features`.
     """
 
     def __init__(
         self,
         block: Block,
         blocks: Sequence[int],
-        num_classes: int,
+        num_classes: int | None,
         convs: Sequence[Conv],
         make: "_Layers",
         *,
@@ -84,15 +85,21 @@ class ResNet(nnx.Module):
                 layers.append(block(features, width * 2**stage, strides, conv, make))
                 features = width * 2**stage * block.expansion
             setattr(self, f"layer{stage + 1}", nnx.List(layers))
-        self.fc = make.head(features, num_classes)
+        self.fc = None if num_classes is None else make.head(features, num_classes)
 
     def __call__(self, images: jax.Array) -> jax.Array:
+        return self.fc(jnp.mean(self.features(images)[-1], axis=(1, 2)))
+
+    def features(self, images: jax.Array) -> list[jax.Array]:
+        """The outputs of the stages c2 to c5, at strides 4, 8, 16 and 32."""
         x = nnx.relu(self.bn1(self.conv1(images)))
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x)
-        return self.fc(jnp.mean(x, axis=(1, 2)))
+            outputs.append(x)
+        return outputs
 
 
 _LAYOUTS: dict[int, tuple[Block, tuple[int, ...]]] = {
@@ -106,7 +113,7 @@ _LAYOUTS: dict[int, tuple[Block, tuple[int, ...]]] = {
 
 def resnet(
     depth: int,
-    num_classes: int,
+    num_classes: int | None,
     *,
     conv: Conv = nnx.Conv,
     stages: Collection[int] = (3, 4, 5),
@@ -128,7 +135,7 @@ def resnet(
 
     Args:
       depth: 18, 34, 50 or 101; or 10, for trials.
-      num_classes: Number of logits.
+      num_classes: Number of logits; `None` makes a backbone, without a head.
       conv: Called as `nnx.Conv`; makes the 3x3 convolutions of `stages`, in both kinds of block.
       stages: Where, among the papers' names c2, c3, c4, c5 of the stages.
       width: Features of the stem and of the first stage.

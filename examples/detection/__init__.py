@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Object detectors with deformable convolution and deformable RoI pooling."""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""All that a detector computes on the way to its detections, to compare with other programs."""
+
+import pathlib
+
+import numpy as np
+import tyro
+from flax import nnx
+
+from examples.detection.boxes import CONVENTIONS, Conventions
+from examples.detection.detect import Images, Stages, run
+from examples.detection.images import batch, read
+from examples.detection.masks import paste
+from examples.detection.settings import Architecture
+from examples.detection.weights import load_published
+
+
+def stages(
+    weights: tyro.conf.Positional[pathlib.Path],
+    image: tyro.conf.Positional[pathlib.Path],
+    output: tyro.conf.Positional[pathlib.Path],
+    *,
+    architecture: Architecture = Architecture(),
+    score_threshold: float = 0.05,
+    resize: bool = True,
+) -> None:
+    """Writes what every stage of a published detector gives for one image.
+
+    Arrays have PyTorch's order of axes: `input` `[3, H, W]`; `C2` to `C5` and `P2` to `P6`
+    `[C, H, W]`; `rpn_cls2` to `rpn_cls6` `[3, H, W]` (before the sigmoid) and `rpn_reg2` to
+    `rpn_reg6` `[12, H, W]`; `proposals` `[R, 4]` and `proposal_scores`; `boxes` `[D, 4]`, `scores`
+    and `labels`, best first; and of Mask R-CNN `masks` `[D, height, width]`, booleans.
+
+    Args:
+      weights: A file .safetensors, or .pth (which needs torch), with the names of mmdetection.
+      image: An image file.
+      output: A file .npz to write.
+      architecture: The detector that the weights are of.
+      score_threshold: Detections have higher scores.
+      resize: Resize the image to 800 pixels, at most 1333, as published; else keep the size.
+    """
+    pixels = read(image)
+    detector = load_published(weights, architecture).detector
+    rule = CONVENTIONS[architecture.conventions]
+    options = {} if resize else dict(short=None)
+    images = batch([pixels], one_scale=rule.one_scale, **options)
+    computed = nnx.jit(run)(detector, images, score_threshold)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(output, **arrays(computed, images, pixels.shape[:2], rule))
+    print(f"Wrote {output}.")
+
+
+def arrays(
+    computed: Stages, images: Images, size: tuple[int, int], rule: Conventions
+) -> dict[str, np.ndarray]:
+    """The stages of the first image of a batch, by name."""
+    maps = {"input": images.pixels}
+    maps |= {f"C{level}": x for level, x in enumerate(computed.backbone, start=2)}
+    maps |= {f"P{level}": x for level, x in enumerate(computed.pyramid, start=2)}
+    for level, (logits, deltas) in enumerate(computed.rpn, start=2):
+        maps |= {f"rpn_cls{level}": logits, f"rpn_reg{level}": deltas}
+    proposals, detections = computed.proposals, computed.detections
+    lists = {
+        "proposals": (proposals.boxes, proposals.valid),
+        "proposal_scores": (proposals.scores, proposals.valid),
+        "boxes": (detections.boxes, detections.valid),
+        "scores": (detections.scores, detections.valid),
+        "labels": (detections.labels, detections.valid),
+    }
+    result = {name: np.moveaxis(np.asarray(x[0]), -1, 0) for name, x in maps.items()}
+    result |= {name: _valid(*pair) for name, pair in lists.items()}
+    if detections.masks is not None:
+        masks = _valid(detections.masks, detections.valid)
+        result["masks"] = paste(masks, result["boxes"], size, rule)
+    return result
+
+
+def _valid(array, valid) -> np.ndarray:
+    return np.asarray(array[0])[np.asarray(valid[0])]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""Weights of mmdetection, old and new, and of the original repository's branch of it."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+
+from examples.detection.models import Detector
+from examples.detection.settings import Architecture
+from examples.imagenet.errors import UserError
+from jax_dcn.interop.torch_weights import read_state_dict, to_flax
+
+Arrays = dict[str, np.ndarray]
+
+
+class Imported(NamedTuple):
+    """A detector made of a file of another program."""
+
+    detector: Detector
+    classes: int
+    used: list[str]
+    unused: list[str]
+    """Arrays of parts that the detector does not have."""
+
+
+def import_weights(
+    source: tyro.conf.Positional[pathlib.Path],
+    output: tyro.conf.Positional[pathlib.Path],
+    *,
+    architecture: Architecture = Architecture(),
+) -> None:
+    """Makes a checkpoint of mmdetection or of the original repository one for the other commands.
+
+    Args:
+      source: A file .safetensors, or .pth (which needs torch).
+      output: Folder for the checkpoint.
+      architecture: The detector that the weights are of.
+    """
+    imported = load_published(source, architecture)
+    save(output, imported.detector, architecture, list(map(str, range(imported.classes))))
+    print(f"Used {len(imported.used)} arrays of {source}, and left {len(imported.unused)} out.")
+    for name in imported.unused:
+        print(f"  not used: {name}")
+    print(f"Wrote {output}.")
+
+
+def load_published(source: pathlib.Path, architecture: Architecture) -> Imported:
+    """The detector of a file of mmdetection, or of the original repository's branch."""
+    weights = renamed(_read(source))
+    classes = _classes(source, weights)
+    detector = nnx.eval_shape(lambda: architecture.build(classes))
+    used = used_names(weights, detector)
+    unused = sorted(set(weights) - set(used))
+    parts = {_part(name) for name in used}
+    # Arrays that are left over of a part that is used mean another network.
+    kept = {name: weights[name] for name in weights if name in used or _part(name) in parts}
+    try:
+        nnx.update(detector, to_flax(kept, _zeros(detector)))
+    except ValueError as error:
+        raise UserError(
+            f"{error}\nChoose the --model, --conv, --offset-groups, --pool and --depth of {source}."
+        ) from error
+    detector.eval()
+    return Imported(detector, classes, used, unused)
+
+
+def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
+    """Weights under the names, and with the classes in the order, of mmdetection 2 and 3.
+
+    Before mmdetection 2, names had no `roi_head.`, and the background was the first class.
+    """
+    weights = {
+        name: array for name, array in weights.items() if not name.endswith("num_batches_tracked")
+    }
+    if not any(name.startswith("bbox_head.") for name in weights):
+        return weights
+    roi_parts = ("bbox_head.", "mask_head.", "bbox_roi_extractor.", "mask_roi_extractor.")
+    return {
+        f"roi_head.{name}" if name.startswith(roi_parts) else name: _background_last(name, array)
+        for name, array in weights.items()
+        if not _is_idle_bias(name, array)
+    }
+
+
+def _background_last(name: str, array: np.ndarray) -> np.ndarray:
+    """The rows of a last layer whose first class was the background."""
+    layer = name.split(".")[-2] if "." in name else ""
+    if layer == "fc_cls":
+        return np.roll(array, -1, axis=0)
+    if layer == "fc_reg" and len(array) > 4:  # One regression for each class.
+        return array[4:]
+    if layer == "conv_logits":
+        return array[1:]
+    return array
+
+
+def _is_idle_bias(name: str, array: np.ndarray) -> bool:
+    """Whether this is the bias of zeros that the original's modulated convolutions have."""
+    return name.startswith("backbone.layer") and name.endswith(".conv2.bias") and not np.any(array)
+
+
+def used_names(weights: Mapping[str, np.ndarray], detector: Detector) -> list[str]:
+    """Which arrays the variables of a detector are found in."""
+    names = sorted(weights)
+    # Every array becomes its own number, which tells where the conversion puts the array.
+    numbered = {
+        name: np.broadcast_to(np.float32(index), np.shape(weights[name]))
+        for index, name in enumerate(names)
+    }
+    try:
+        converted = to_flax(numbered, _zeros(detector, -1), strict=False)
+    except ValueError:  # The conversion of the weights themselves tells of wrong shapes.
+        return names
+    found = {int(array.flat[0]) for array in jax.tree.leaves(converted)}
+    return [names[index] for index in sorted(found - {-1})]
+
+
+def _zeros(detector: Detector, value: float = 0) -> nnx.State:
+    return jax.tree.map(
+        lambda array: np.full(array.shape, value, array.dtype),
+        nnx.state(detector, (nnx.Param, nnx.BatchStat)),
+    )
+
+
+def _part(name: str) -> str:
+    """The part of a detector that a parameter belongs to: `backbone`, `roi_head.mask_head`."""
+    words = name.split(".")
+    return ".".join(words[: 2 if words[0] == "roi_head" else 1])
+
+
+def _read(source: pathlib.Path) -> Arrays:
+    try:
+        return read_state_dict(source)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {source}: check the path.") from error
+    except (ImportError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _classes(source: pathlib.Path, weights: Arrays) -> int:
+    for name, array in weights.items():
+        if name.startswith("roi_head.bbox_head.") and name.endswith("fc_cls.bias"):
+            return len(array) - 1
+    raise UserError(
+        f"{source} has no roi_head.bbox_head.fc_cls.bias or bbox_head.fc_cls.bias: expected a "
+        "checkpoint of Faster, Mask or Cascade R-CNN of mmdetection."
+    )
+
+
+def save(
+    folder: pathlib.Path, detector: Detector, architecture: Architecture, class_names: list[str]
+) -> None:
+    """Writes a detector: `weights.safetensors`, and `detector.json` that says how to build it."""
+    from safetensors.numpy import save_file
+
+    if (folder / "detector.json").exists():
+        raise UserError(f"{folder} has a detector already: choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in _by_name(detector).items()}
+    save_file(arrays, folder / "weights.safetensors")
+    description = {
+        "architecture": dataclasses.asdict(architecture),
+        "class_names": class_names,
+    }
+    (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _by_name(detector: Detector) -> Arrays:
+    state = nnx.to_flat_state(nnx.state(detector, (nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): np.asarray(value[...]) for path, value in state}
