@@ -1,14 +1,33 @@
 # SPDX-License-Identifier: MIT
-"""The operators: one line each."""
+"""The operators, one line each: from here the configuration and the selfcheck know them."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
-from jax_dcn._src.deform_conv2d.function import deform_conv2d
-from jax_dcn._src.deform_roi_pool.function import deform_roi_align, deform_roi_pool
+from jax_dcn._src.deform_conv2d.benchmark import BENCHMARK as CONV_BENCHMARK
+from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
+from jax_dcn._src.deform_conv2d.selfcheck import CONV
+from jax_dcn._src.deform_roi_pool.rules import deform_roi_pool_p
+from jax_dcn._src.deform_roi_pool.selfcheck import ALIGN, POOL
+from jax_dcn._src.operator.extension import OperatorPrimitive
+from jax_dcn._src.operator.problem import Benchmark, Problem
 
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "deform_conv2d": deform_conv2d,
-    "deform_roi_align": deform_roi_align,
-    "deform_roi_pool": deform_roi_pool,
+
+class Operator(NamedTuple):
+    """A public function of the package.
+
+    Attributes:
+      primitive: The primitive that the function calls, which knows the implementations.
+      problem: The problem on which the selfcheck compares the implementations.
+      benchmark: The layers that `python -m jax_dcn --benchmark` times, if any.
+    """
+
+    primitive: OperatorPrimitive
+    problem: Problem
+    benchmark: Benchmark | None = None
+
+
+OPERATORS = {
+    "deform_conv2d": Operator(deform_conv2d_p, CONV, CONV_BENCHMARK),
+    "deform_roi_align": Operator(deform_roi_pool_p, ALIGN),
+    "deform_roi_pool": Operator(deform_roi_pool_p, POOL),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is installed, and what each operator would run on here."""
+"""Shows what is installed, and the implementation that each operator would run on here."""
 
 import importlib.metadata
 import platform
@@ -8,16 +8,18 @@ import jax
 
 from jax_dcn._src.operator import libraries
 from jax_dcn._src.operator.implementation import available_implementations, platforms
+from jax_dcn._src.public import public
 from jax_dcn._src.registry import OPERATORS
 
 _PACKAGES = ("jax_dcn", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "numpy")
 
 
+@public("jax_dcn")
 def show_config() -> None:
     """Prints versions, devices and implementations; `python -m jax_dcn` does the same.
 
-    For each operator and platform it names the implementation that `implementation=None` takes, and
-    why one that comes before it cannot run.
+    For each operator and platform it names the implementation that `implementation=None` takes, and,
+    where that is not the kernels, why the kernels cannot run.
 
     Examples:
       >>> import jax_dcn
@@ -49,11 +51,10 @@ def _config() -> dict[str, str]:
 
 
 def _chosen(operator: str, platform: str) -> str:
-    """What `implementation=None` takes, and why not the kernels where it does not take those."""
-    if reason := libraries.why_not(platform):
+    """The implementation that `implementation=None` takes, and why the kernels cannot run."""
+    reason = OPERATORS[operator].primitive.why_not(platform)
+    if reason is not None:
         return f"xla, because {reason}"
-    if not libraries.has_kernel(platform, operator):
-        return f"xla, because the library of {platform} kernels has none for it"
     return 'native; "xla" can be asked for'
 
 

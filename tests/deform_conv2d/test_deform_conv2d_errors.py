@@ -71,7 +71,7 @@ def test_errors_come_before_anything_is_compiled():
 
 
 def test_implementation_that_cannot_run_is_refused(monkeypatch):
-    monkeypatch.setattr(libraries, "why_not", lambda platform, dtype=None: "there is no compiler")
+    monkeypatch.setattr(libraries, "why_not", lambda platform, target: "there is no compiler")
     jax.clear_caches()
     refused = functools.partial(deform_conv2d, **GOOD)
     with pytest.raises(

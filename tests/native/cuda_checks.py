@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from cuda_columns_checks import COLUMNS, check_columns, expect_near
 from cuda_far_checks import FAR, check_far
-from cuda_roi_checks import ROI_CASES, check_roi_pool
+from cuda_roi_checks import ROI_CASES, ROI_LIMITS, check_roi_limits, check_roi_pool
 
 from jax_dcn import reference
-from jax_dcn._src.deform_conv2d import columns as _columns, cuda as deform_conv2d_cuda
-from jax_dcn._src.deform_conv2d.fused import why_not_fused
-from jax_dcn._src.deform_conv2d.native import call
+from jax_dcn._src.deform_conv2d import columns as _columns, fused, native
 from tests.deform_conv2d.cases import Case
 
 # What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
@@ -81,12 +79,12 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
     """The result, and the gradient of the kernel from one part of the pixels or several."""
     x, kernel, offset, mask, _ = arrays = operands(case, dtype, seed)
     grad_y = np.asarray(jnp.asarray(case.cotangent(seed=seed)).astype(dtype))
-    y_type, kernel_type = (jax.ShapeDtypeStruct(a.shape, dtype) for a in (grad_y, kernel))
+    kernel_type = jax.ShapeDtypeStruct(kernel.shape, dtype)
     parts = 1 + case.features % 3  # some without a pixel
     scratch = jax.ShapeDtypeStruct((parts, *kernel.shape), "float32")
-    y = call("forward", y_type, arrays, case.geometry)
-    backward = (x, kernel, offset, mask, grad_y)
-    grad_kernel, _ = call("grad_kernel", (kernel_type, scratch), backward, case.geometry)
+    y = fused.deform_conv2d(*map(jnp.asarray, arrays), geometry=case.geometry, precision=None)
+    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", (kernel_type, scratch))
+    grad_kernel, _ = call(x, kernel, offset, mask, grad_y, **native.attributes(case.geometry))
 
     @jax.jit
     def expected(x, kernel, offset, mask, bias, grad_y):
@@ -127,7 +125,7 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
     @jax.jit
     def actual(primals, grad_y):
         named = dict(zip(("x", "kernel", "offset", "mask"), primals, strict=True))
-        of = lambda wrt: deform_conv2d_cuda._FusedBackward(named, wrt, case.geometry, None)
+        of = lambda wrt: fused.FusedBackward(named, wrt, case.geometry, None)
         return of(names)(grad_y), of(names[1:])(grad_y)
 
     @jax.jit
@@ -154,19 +152,46 @@ NOT_FUSED = [
 
 
 def check_refused(case: Case, dtype: str, seed: int) -> None:
-    arrays = operands(case, dtype, seed)
-    assert why_not_fused(*map(jnp.asarray, arrays[:3]), case.geometry, None) is not None
-    y = jax.ShapeDtypeStruct((case.batch, *case.output, case.features), dtype)
+    arrays = [jnp.asarray(array) for array in operands(case, dtype, seed)]
+    options = dict(geometry=case.geometry, precision=None)
+    assert fused.why_not(*arrays, **options) is not None
     try:
-        jax.block_until_ready(call("forward", y, arrays, case.geometry))
+        jax.block_until_ready(fused.deform_conv2d(*arrays, **options))
     except jax.errors.JaxRuntimeError as error:
         assert "INVALID_ARGUMENT: jax_dcn: the " in str(error), error
     else:
         raise AssertionError(f"{case} was computed")
 
 
+# Just within and just beyond a limit: channels and features of a group, and elements of an image, of
+# which there is none.
+LIMITS = [
+    Case("channels", 1, (4, 5), channels=64, features=64),
+    Case("half_the_channels", 1, (4, 5), channels=32, features=64, feature_group_count=2),
+    Case("fewer_features", 1, (4, 5), channels=32, features=72),
+    Case("odd_features", 1, (4, 5), channels=32, features=70),
+    Case("large_image", 0, (2**15, 2**11 - 1), channels=32, features=64, kernel=(1, 1)),
+    Case("too_large_image", 0, (2**15, 2**11), channels=32, features=64, kernel=(1, 1)),
+]
+
+
+def check_limits(case: Case, dtype: str, seed: int) -> None:
+    """The rule in Python and the handler in C++ agree."""
+    arrays = [jnp.asarray(array) for array in operands(case, dtype, seed)]
+    options = dict(geometry=case.geometry, precision=None)
+    refused = None
+    try:
+        jax.block_until_ready(fused.deform_conv2d(*arrays, **options))
+    except jax.errors.JaxRuntimeError as error:
+        refused = str(error)
+    why_not = fused.why_not(*arrays, **options)
+    assert (why_not is None) == (refused is None), f"{case}: {why_not}, but {refused}"
+
+
 CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
+    "limits": (check_limits, LIMITS, ("bfloat16", "float16")),
+    "roi_limits": (check_roi_limits, ROI_LIMITS, ("float32", "float64")),
     "columns": (check_columns, COLUMNS, ("float64", "bfloat16", "float32", "float16")),
     "fused": (check_fused, FUSED, FUSED_DTYPES),
     "far": (check_far, FAR, ("float16",)),

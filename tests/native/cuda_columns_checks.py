@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_dcn import reference
 from jax_dcn._src.deform_conv2d import columns as _columns, cuda as deform_conv2d_cuda
-from jax_dcn._src.sampling.positions import regular_grid
+from jax_dcn._src.deform_conv2d.samples import sampling_positions
 from tests.deform_conv2d.cases import Case
 
 # Largest error relative to the largest value. Sums are in float32 or wider, but 16-bit columns and
@@ -41,7 +41,7 @@ def pointed(case: Case, offset: np.ndarray) -> np.ndarray:
     """Offsets with which all samples are taken at one place."""
     if "one_target" not in case.name:
         return offset
-    grid = regular_grid(case.output, case.kernel, case.geometry)[:, :, None]
+    grid = sampling_positions(jnp.zeros(offset.shape), case.kernel, case.geometry)
     return np.broadcast_to(np.array([1.25, 2.5]) - grid, offset.shape)
 
 

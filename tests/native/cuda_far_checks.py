@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda
-from jax_dcn._src.deform_conv2d.native import call
+from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda, fused
 from tests.deform_conv2d.cases import Case
 
 # Large images of which few pixels are sampled: the rest of their memory is never touched.
@@ -37,20 +36,19 @@ def check_far(case: Case, dtype: str, seed: int) -> None:
         geometry, wrt = case.geometry, ("kernel", "offset", "mask")
         options = dict(geometry=geometry, precision=None)
         operands = x, kernel, offset, mask
-        fused = deform_conv2d_cuda._FusedBackward(
+        fused_backward = fused.FusedBackward(
             dict(zip(("x", "kernel", "offset", "mask"), operands, strict=True)),
             *(wrt[1:], geometry, None),
         )
-        y_type = jax.ShapeDtypeStruct(grad_y.shape, dtype)
         per_image = dict(
             y=deform_conv2d_cuda.deform_conv2d(*operands, bias, **options),
-            fused_y=call("forward", y_type, (*operands, bias), geometry),
-            **{f"fused_{name}": grad for name, grad in fused(grad_y).items()},
+            fused_y=fused.deform_conv2d(*operands, bias, **options),
+            **{f"fused_{name}": grad for name, grad in fused_backward(grad_y).items()},
         )
         grads = deform_conv2d_cuda.deform_conv2d_backward(*operands, grad_y, wrt=wrt, **options)
         of_kernel = dict(
             kernel=grads[0],
-            fused_kernel=deform_conv2d_cuda._fused_grad_kernel(*operands, grad_y, geometry),
+            fused_kernel=fused.grad_kernel(geometry, *operands, grad_y),
         )
         return per_image | dict(zip(wrt[1:], grads[1:], strict=True)), of_kernel
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn import reference
-from jax_dcn._src.deform_roi_pool import rules as primitives
+from jax_dcn._src.deform_roi_pool import native
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from tests.deform_roi_pool.cases import CASES, RoICase
 
@@ -31,15 +31,33 @@ def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
         _expect_close(f"{case} {dtype} {seed}: {name}", a, e, dtype)
 
 
+# Image size and samples: the most that fits into shared memory, and one more.
+ROI_LIMITS = [((2700, 6), 0), ((2700, 7), 0), ((3, 2), 676), ((3, 2), 677)]
+
+
+def check_roi_limits(limit: tuple[tuple[int, int], int], dtype: str, seed: int) -> None:
+    """The rule in Python and the handler in C++ agree."""
+    size, samples = limit
+    geometry = RoIGeometry(0.5, (2, 3), samples, 0.1, aligned=True)
+    shapes = (1, *size, 1), (0, 5), (0, 2, 3, 1, 2), (0, 2, 3)
+    arrays = [jnp.zeros(shape, dtype) for shape in shapes]
+    refused = None
+    try:
+        jax.block_until_ready(native.deform_roi_pool(*arrays, geometry=geometry))
+    except jax.errors.JaxRuntimeError as error:
+        refused = str(error)
+    why_not = native.why_not_on_cuda(*arrays, geometry=geometry)
+    assert (why_not or "") in (refused or ""), f"{limit}: {why_not}, but {refused}"
+    assert (why_not is None) == (refused is None), f"{limit}: {why_not}, but {refused}"
+
+
 def _native(geometry, arrays, dots, grad_y) -> list:
-    y = jax.ShapeDtypeStruct(grad_y.shape, grad_y.dtype)
-    wrt = ("x", "offset", "mask")
-    grads = [jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in (0, 2, 3)]
-    linear = [dots[i] for i in (0, 2, 3)]
+    options = dict(wrt=("x", "offset", "mask"), geometry=geometry)
+    arrays, linear = [jnp.asarray(a) for a in arrays], [jnp.asarray(dots[i]) for i in (0, 2, 3)]
     return [
-        primitives._call("forward", y, arrays, geometry),
-        primitives._call("jvp", y, [*arrays, *linear], geometry, wrt),
-        *primitives._call("backward", grads, [*arrays, grad_y], geometry, wrt),
+        native.deform_roi_pool(*arrays, geometry=geometry),
+        native.deform_roi_pool_jvp(*arrays, *linear, **options),
+        *native.deform_roi_pool_backward(*arrays, jnp.asarray(grad_y), **options),
     ]
 
 

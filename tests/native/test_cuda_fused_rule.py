@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_dcn._src.deform_conv2d.fused import parts_of_grad_kernel, why_not_fused
+from jax_dcn._src.deform_conv2d import fused
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 
 
@@ -18,11 +18,15 @@ def arrays(dtype="bfloat16", channels=256, features=256, feature_groups=1, offse
     return x, kernel, offset, geometry
 
 
+def why_not(x, kernel, offset, geometry, precision):
+    return fused.why_not(x, kernel, offset, geometry=geometry, precision=precision)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_layers_of_common_networks_are_fused(dtype):
     for channels in (64, 128, 256, 512):
-        assert why_not_fused(*arrays(dtype, channels, channels), None) is None
-    assert why_not_fused(*arrays(dtype, feature_groups=2, offset_groups=4), None) is None
+        assert why_not(*arrays(dtype, channels, channels), None) is None
+    assert why_not(*arrays(dtype, feature_groups=2, offset_groups=4), None) is None
 
 
 @pytest.mark.parametrize(
@@ -37,21 +41,21 @@ def test_layers_of_common_networks_are_fused(dtype):
     ],
 )
 def test_other_layers_are_not_fused(options, reason):
-    assert reason in why_not_fused(*arrays(**options), None)
+    assert reason in why_not(*arrays(**options), None)
 
 
 @pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGHEST, "F32_F32_F32"])
 def test_float32_is_fused_only_where_tf32_will_do(precision):
-    assert "TF32" in why_not_fused(*arrays("float32"), precision)
-    assert why_not_fused(*arrays("bfloat16"), precision) is None
+    assert "TF32" in why_not(*arrays("float32"), precision)
+    assert why_not(*arrays("bfloat16"), precision) is None
     for enough in (None, "default", "tensorfloat32", (jax.lax.Precision.HIGH,) * 2):
-        assert why_not_fused(*arrays("float32"), enough) is None
+        assert why_not(*arrays("float32"), enough) is None
     with jax.default_matmul_precision("highest"):
-        assert "TF32" in why_not_fused(*arrays("float32"), None)
+        assert "TF32" in why_not(*arrays("float32"), None)
 
 
 def test_gradient_of_the_kernel_is_split_where_it_has_few_tiles():
     x, kernel, offset, _ = arrays(channels=128, features=128)
-    assert parts_of_grad_kernel(x, kernel, offset) > 4
+    assert fused.parts_of_grad_kernel(x, kernel, offset) > 4
     x, kernel, offset, _ = arrays(channels=512, features=512)
-    assert parts_of_grad_kernel(x, kernel, offset) == 1
+    assert fused.parts_of_grad_kernel(x, kernel, offset) == 1

@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import pytest
 
-from jax_dcn import deform_conv2d, deform_roi_pool
+from jax_dcn import deform_conv2d, deform_roi_align, deform_roi_pool
 from jax_dcn._src.operator import libraries
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 
@@ -205,3 +205,17 @@ def test_region_pooling_is_one_call_each_way():
         text = lowered(function, *arrays)
         assert re.findall(r"custom_call @jax_dcn_deform_roi_pool_(\w+)", text)[-1:] == [called]
         assert text.count(f"deform_roi_pool_{called}(") == 1 and "transpose" not in text
+
+
+@pytest.mark.parametrize("image", [(2700, 7), (3, 2)])
+def test_region_pooling_that_does_not_fit_on_cuda_is_xlas(image):
+    arrays = jnp.zeros((1, *image, 1)), jnp.zeros((2, 5))
+    samples = 0 if sum(image) > 2706 else 677
+    f = functools.partial(
+        deform_roi_align, spatial_scale=0.5, pooled_size=2, sampling_ratio=samples
+    )
+    assert "@jax_dcn" not in lowered(f, *arrays)
+    gradient = jax.grad(lambda x, rois: jnp.sum(f(x, rois)))
+    assert "@jax_dcn" not in lowered(gradient, *arrays)
+    with pytest.raises(NotImplementedError, match="do not fit into shared memory: take fewer"):
+        lowered(functools.partial(f, implementation="native"), *arrays)

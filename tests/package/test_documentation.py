@@ -15,9 +15,16 @@ import doctest, importlib, sys
 def examples(page):
     if page.endswith(".md"):
         return doctest.testfile(page, module_relative=False, encoding="utf-8")
-    return doctest.testmod(importlib.import_module(page))
+    module, runner = importlib.import_module(page), doctest.DocTestRunner()
+    for name, value in vars(module).items():
+        # A class has the name of the public module, so that `doctest.testmod` would not find it.
+        if getattr(value, "__module__", "").startswith("jax_dcn") and value not in seen:
+            seen.append(value)
+            for test in doctest.DocTestFinder().find(value, name, False, vars(module)):
+                runner.run(test)
+    return runner.summarize(verbose=False)
 
-failures = 0
+failures, seen = 0, []
 for page in sys.argv[1:]:
     found = examples(page)
     assert found.attempted, f"no examples were found in {page}"

@@ -31,7 +31,7 @@ def python(*arguments: str, **environment: str) -> str:
 
 
 def test_native_kernels_are_installed():
-    assert libraries.why_not("cpu", "float32") is None
+    assert libraries.why_not("cpu") is None
     assert "cpu: available" in jax_dcn.available_implementations()["native"]
 
 
@@ -51,8 +51,10 @@ def test_show_config_names_versions_and_implementations():
 
 
 def test_every_operator_has_a_line_in_the_configuration_and_a_check():
-    assert "deform_conv2d" in OPERATORS
-    assert set(selfcheck.PROBLEMS) == set(OPERATORS)
+    text = python("-m", "jax_dcn", "--selfcheck")
+    for operator in OPERATORS:
+        assert re.search(f"^{operator} on cpu: +native;", text, re.MULTILINE)
+        assert re.search(f"^{operator} native, cpu, float32: ok", text, re.MULTILINE)
 
 
 def test_selfcheck_passes_here(capsys):
@@ -64,11 +66,13 @@ def test_selfcheck_finds_a_wrong_gradient(monkeypatch, capsys):
     def planted(*arrays, implementation):
         x, *others = arrays
         x = jax.lax.stop_gradient(x) if implementation == "native" else x
-        return problem.function(x, *others, implementation=implementation)
+        return operator.problem.function(x, *others, implementation=implementation)
 
-    problem = selfcheck.PROBLEMS["deform_conv2d"]
-    wrong = dataclasses.replace(problem, function=planted)
-    monkeypatch.setattr(selfcheck, "PROBLEMS", {"deform_conv2d": wrong})
+    operator = OPERATORS["deform_conv2d"]
+    problem = dataclasses.replace(operator.problem, function=planted, known=None)
+    monkeypatch.setattr(
+        selfcheck, "OPERATORS", {"deform_conv2d": operator._replace(problem=problem)}
+    )
     monkeypatch.setattr(selfcheck, "_TOLERANCE", {"float32": 1e-5})
     assert not selfcheck.selfcheck()
     assert "deform_conv2d native, cpu, float32: WRONG" in capsys.readouterr().out

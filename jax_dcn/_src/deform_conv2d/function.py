@@ -12,14 +12,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_dcn._src.deform_conv2d.geometry import Padding, Size, conv_geometry
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
+from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
 from jax_dcn._src.operator.implementation import implementation_names
+from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-
+@public("jax_dcn")
 def deform_conv2d(
     x: Float[Array, "*batch H W C"],
     kernel: Float[Array, "kh kw C_per_group O"],
@@ -112,19 +113,18 @@ def deform_conv2d(
     _check_offset(x, kernel, offset, mask, output_size)
     _check_dtypes(x, kernel, offset, mask, bias)
 
-    # Coordinates and sums: never narrower than float32, and as wide as the images.
-    sum_dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    wide = sum_dtype(x)
     batch = x.shape[:-3] or (1,)
     if mask is None:
-        mask = jnp.zeros((*offset.shape[:-2], 0), sum_dtype)
+        mask = jnp.zeros((*offset.shape[:-2], 0), wide)
     if bias is None:
         bias = jnp.zeros(kernel.shape[-1:], x.dtype)
     with jax.named_scope("deform_conv2d"):
         (y,) = deform_conv2d_p.bind(
             x.reshape(batch + x.shape[-3:]),
             kernel,
-            offset.reshape(batch + offset.shape[-5:]).astype(sum_dtype),
-            mask.reshape(batch + mask.shape[-4:]).astype(sum_dtype),
+            offset.reshape(batch + offset.shape[-5:]).astype(wide),
+            mask.reshape(batch + mask.shape[-4:]).astype(wide),
             bias,
             geometry=geometry,
             precision=precision,
@@ -216,9 +216,7 @@ def _check_dtypes(
     mask: jax.Array | None,
     bias: jax.Array | None,
 ) -> None:
-    for name, array in {"x": x, "offset": offset, "mask": mask}.items():
-        if array is not None and array.dtype.name not in _DTYPES:
-            raise ValueError(f"{name} must be one of {_DTYPES}, got {array.dtype.name}.")
+    check_dtypes(x=x, offset=offset, mask=mask)
     for name, array in {"kernel": kernel, "bias": bias}.items():
         if array is not None and array.dtype != x.dtype:
             raise ValueError(

@@ -1,38 +1,51 @@
 # SPDX-License-Identifier: MIT
-"""When the fused CUDA kernels compute a deformable convolution, rather than columns and XLA's products.
+"""Deformable convolution by the fused CUDA kernels, and the rule that says when they run.
 
-The kernels refuse what they cannot do (`WhyNotFused` in `cuda/deform_conv2d/fused.h`); the rule here
-leaves out, besides, what they would not do well.
+The fused kernels sample columns into shared memory and multiply them there: columns are not held in
+device memory. Only the gradient of x takes the columns' gradient in memory. The tangent has no fused
+kernel.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
+from jax_dcn._src.deform_conv2d.cuda import Backward, backward
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
+from jax_dcn._src.deform_conv2d.native import attributes
 
-_STEP_BYTES = 64  # of channels, that are sampled at a time
+_DTYPES = ("bfloat16", "float16", "float32")
+_STEP_BYTES = 64  # of channels, sampled at a time
 _LOAD_BYTES = 16
-_LEAST_FEATURES = 64  # half of what a tile multiplies; not measured
+_LEAST_FEATURES = 64  # half of the features of a tile; not measured
+_GROUPS = 2**16  # a grid has fewer blocks than this along its second and third axes
 
-# The gradient of the kernel: its tiles, as in cuda/deform_conv2d/grad_kernel.cu, the blocks that an
-# H100 runs at once, two on each multiprocessor, and pixels that are worth a block.
+# The gradient of the kernel. A tile is as large as in cuda/deform_conv2d/grad_kernel.cu. An H100 runs
+# this many blocks at once, two on each multiprocessor. Fewer pixels are not worth a block.
 _TILE_ROWS, _TILE_FEATURES = 64, 128
 _BLOCKS = 264
 _LEAST_PIXELS = 512
 
 
-def why_not_fused(
+def why_not(
     x: jax.Array,
     kernel: jax.Array,
     offset: jax.Array,
+    *_: Any,
     geometry: ConvGeometry,
     precision: jax.lax.PrecisionLike,
+    **__: Any,
 ) -> str | None:
-    """Why columns are held in memory; `None` where the fused kernels run."""
+    """Why the fused kernels should not run; `None` where they run.
+
+    The rule covers all that `WhyNotFused` in cuda/deform_conv2d/fused.h refuses, which is what the
+    kernels cannot compute, and leaves out what they would compute slowly or not precisely enough.
+    """
     groups, size = geometry.feature_group_count, x.dtype.itemsize
     channels, features = x.shape[-1], kernel.shape[-1] // groups
-    if x.dtype.name not in ("bfloat16", "float16", "float32"):
+    if x.dtype.name not in _DTYPES:
         return f"tensor cores do not multiply {x.dtype.name}"
     if x.dtype.name == "float32" and not _allows_tf32(precision):
         return "precision asks for more than TF32"
@@ -46,13 +59,76 @@ def why_not_fused(
         *(math.prod(x.shape[1:]), kernel.size * groups),
         *(pixels // 32 * kernel.shape[-1], corners),
     )
-    if max(sizes) >= 2**31 or groups >= 2**16:
+    if max(sizes) >= 2**31 or groups >= _GROUPS:
         return "an image, the kernel or the number of samples is too large"
     return None
 
 
+def deform_conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array,
+    *,
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """The operator."""
+    y = jax.typeof(x).update(shape=(*offset.shape[:3], kernel.shape[-1]))
+    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_forward", y)
+    return call(x, kernel, offset, mask, bias, **attributes(geometry))
+
+
+def deform_conv2d_backward(
+    *operands: jax.Array,
+    wrt: Sequence[str],
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike,
+) -> tuple[jax.Array, ...]:
+    """The cotangents of the operands in `wrt`."""
+    return backward(FusedBackward, *operands, wrt=wrt, geometry=geometry, precision=precision)
+
+
+class FusedBackward(Backward):
+    """The cotangents of the primals, without a matrix product of XLA.
+
+    The gradient of x is computed chunk by chunk, from the columns' gradient. Without the gradient of
+    x there is one chunk.
+    """
+
+    def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
+        """The cotangents by name."""
+        grads = {}
+        if "kernel" in self.wrt:
+            x, kernel, offset, mask = self.primals.values()
+            grads["kernel"] = grad_kernel(self.geometry, x, kernel, offset, mask, grad_y)
+        self.wrt = tuple(name for name in self.wrt if name != "kernel")
+        return grads | (self._samples_backward(grad_y) if self.wrt else {})
+
+    def _samples_backward(self, grad_y: jax.Array) -> dict[str, jax.Array]:
+        """The cotangents of x, offset and mask."""
+        scratch = (self.chunks.columns,) if "x" in self.wrt else ()
+        if not scratch:
+            self.chunks = self.chunks.whole()
+
+        def step(sums, of_chunk):
+            operands = (*self.primals.values(), *of_chunk, grad_y)
+            return self.call("jax_dcn_deform_conv2d_samples_backward", sums, operands, *scratch)
+
+        return self.over_chunks(step, ())
+
+
+def grad_kernel(geometry: ConvGeometry, x, kernel, offset, mask, grad_y) -> jax.Array:
+    """The cotangent of the kernel."""
+    parts = (parts_of_grad_kernel(x, kernel, offset), *kernel.shape)
+    results = jax.typeof(kernel), jax.typeof(kernel).update(shape=parts, dtype=offset.dtype)
+    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", results)
+    return call(x, kernel, offset, mask, grad_y, **attributes(geometry))[0]
+
+
 def parts_of_grad_kernel(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> int:
-    """Parts that the pixels are split into, so that there is work for a large GPU: not measured."""
+    """Parts that the pixels are split into, to occupy a large GPU; not measured."""
     rows, features = math.prod(kernel.shape[:3]), kernel.shape[-1]
     tiles = -(-rows // _TILE_ROWS) * -(-features // _TILE_FEATURES)
     pixels = math.prod(offset.shape[:3])
@@ -60,7 +136,7 @@ def parts_of_grad_kernel(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> 
 
 
 def _allows_tf32(precision: jax.lax.PrecisionLike) -> bool:
-    """Whether XLA's own products of float32 would run in TF32, as they do by default."""
+    """Whether XLA would multiply float32 in TF32, as XLA does by default."""
     if precision is None:
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     operands = precision if isinstance(precision, tuple) else (precision,)

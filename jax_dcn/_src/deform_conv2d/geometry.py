@@ -8,6 +8,8 @@ from typing import Any
 
 from jax import lax
 
+from jax_dcn._src.public import public
+
 Size = Sequence[int]
 """`(height, width)`."""
 
@@ -17,6 +19,7 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 BOUNDARIES = ("padded", "legacy")
 
 
+@public("jax_dcn.reference")
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
     """Where the taps of a convolution lie; everything about it but the sizes of the arrays.
@@ -51,6 +54,7 @@ class ConvGeometry:
         return height, width
 
 
+@public("jax_dcn.reference")
 def conv_geometry(
     image_size: Size,
     kernel_size: Size,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.geometry import Padding, conv_geometry
-from jax_dcn._src.sampling.positions import sampling_positions
+from jax_dcn._src.deform_conv2d.samples import sampling_positions
+from jax_dcn._src.public import public
 
 
 class DeformConvOptions(Protocol):
@@ -111,6 +112,7 @@ def positions(layer: DeformConvOptions, x: jax.Array, offset: jax.Array) -> jax.
 _OFFSET_BRANCHES = ("offset_conv", "conv_offset", "conv_offset_mask")
 
 
+@public("jax_dcn.layers")
 def is_offset_branch(parameters: Any, names: Sequence[str] | None = None) -> Any:
     """Marks the parameters of offset branches, which the papers train at a lower learning rate.
 

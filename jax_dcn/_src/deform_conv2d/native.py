@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Calls of the XLA targets of deformable convolution, for the lowerings of every platform."""
+"""Deformable convolution by the C++ kernels: one XLA call each for forward, tangent and backward.
+
+The functions have the signatures of the functions in `jax_dcn.reference`. The kernels sum in the
+dtype of `offset`, so that `precision` has nothing to choose.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +12,45 @@ import jax
 import numpy as np
 
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
-from jax_dcn._src.deform_conv2d.reference import OPERANDS
+from jax_dcn._src.deform_conv2d.signature import SIGNATURE, types
 
 
-def call(
-    target: str,
-    results: Any,
-    operands: Sequence[jax.Array],
+def deform_conv2d(
+    *operands: jax.Array, geometry: ConvGeometry, precision: jax.lax.PrecisionLike
+) -> jax.Array:
+    """The operator."""
+    y = types(*map(jax.typeof, operands[:4]), geometry=geometry)["y"]
+    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_forward", y)
+    return call(*operands, **attributes(geometry))
+
+
+def deform_conv2d_jvp(
+    *operands: jax.Array,
+    wrt: tuple[str, ...],
     geometry: ConvGeometry,
-    wrt: Sequence[str] | None = None,
-    input_output_aliases: dict[int, int] | None = None,
-):
-    """Calls `jax_dcn_deform_conv2d_{target}` for results of the given shapes and dtypes."""
-    attributes: dict[str, Any] = dict(
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """The tangent of the output along the tangents of the operands in `wrt`."""
+    y = types(*map(jax.typeof, operands[:4]), geometry=geometry)["y"]
+    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_jvp", y)
+    return call(*operands, **attributes(geometry, wrt))
+
+
+def deform_conv2d_backward(
+    *operands: jax.Array,
+    wrt: tuple[str, ...],
+    geometry: ConvGeometry,
+    precision: jax.lax.PrecisionLike,
+) -> Sequence[jax.Array]:
+    """The cotangents of the operands in `wrt`."""
+    by_name = types(*map(jax.typeof, operands[:4]), geometry=geometry)
+    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_backward", [by_name[name] for name in wrt])
+    return call(*operands, **attributes(geometry, wrt))
+
+
+def attributes(geometry: ConvGeometry, wrt: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The attributes of a call, which common/deform_conv2d/call.h reads."""
+    found: dict[str, Any] = dict(
         strides=np.array(geometry.strides, np.int64),
         padding=np.array(geometry.padding, np.int64).ravel(),
         kernel_dilation=np.array(geometry.kernel_dilation, np.int64),
@@ -28,8 +58,5 @@ def call(
         legacy_boundary=geometry.boundary == "legacy",
     )
     if wrt is not None:
-        attributes["wrt"] = np.array([OPERANDS.index(name) for name in wrt], np.int64)
-    f = jax.ffi.ffi_call(
-        f"jax_dcn_deform_conv2d_{target}", results, input_output_aliases=input_output_aliases
-    )
-    return f(*operands, **attributes)
+        found["wrt"] = np.array(SIGNATURE.indices(wrt), np.int64)
+    return found

@@ -11,8 +11,10 @@ from flax.nnx.nn import dtypes
 
 from jax_dcn._src.deform_conv2d import layer as layers
 from jax_dcn._src.deform_conv2d.geometry import Padding
+from jax_dcn._src.public import public
 
 
+@public("jax_dcn.nnx")
 class DeformConv(nnx.Module):
     r"""Convolution that predicts, at every output position, where its taps sample the input.
 

@@ -3,9 +3,8 @@
 
     y = b + Σ_k  w_k m_k v_k      with  v_k = x(q_k),  q_k = s p + r_k + Δ_k
 
-Every operand has a name (`x`, `kernel`, `offset`, `mask`, `bias`; the result is `y`). Arrays are as
-in `jax_dcn.reference.deform_conv2d`, but with any number of batch axes from one on: merged into one,
-they could no longer be split over devices each by itself.
+Arrays are as in `jax_dcn.reference.deform_conv2d`, but with one or more batch axes. Merged into one
+axis, batch axes could no longer be split over devices each by itself.
 """
 
 import dataclasses
@@ -13,51 +12,61 @@ import math
 
 import jax.numpy as jnp
 
-from jax_dcn._src.deform_conv2d import cuda, reference
-from jax_dcn._src.deform_conv2d.native import call
-from jax_dcn._src.deform_conv2d.reference import OPERANDS
-from jax_dcn._src.operator import extension
+from jax_dcn._src.deform_conv2d import cuda, fused, native, reference
+from jax_dcn._src.deform_conv2d.signature import ITEM_RANKS, SIGNATURE, types
+from jax_dcn._src.operator import rules
+from jax_dcn._src.operator.extension import define_primitive
 from jax_dcn._src.operator.folding import fold, mapped_size, unfold
-from jax_dcn._src.operator.operator import Functions, Operator, Signature, calls
+from jax_dcn._src.operator.native import Native
+from jax_dcn._src.operator.sharding import Axes
+
+# ------------------------------------------------------------------------------------ derivatives
 
 # ẏ = Σ_k  ẇ_k m_k v_k  +  w_k ṁ_k v_k  +  w_k m_k ẋ(q_k)  +  w_k m_k ∇x(q_k)·Δ̇_k  +  ḃ
 #          (kernel)        (mask)          (image)           (offset)                  (bias)
-#
-# The derivatives depend on all operands but the last, the bias.
-_SIGNATURE = Signature(OPERANDS, primals=4)
-
-# The axes of an image, after the batch axes; other arrays have none of the latter.
-_IMAGE_RANK = {"x": 3, "offset": 5, "mask": 4, "y": 3}
 
 
-def _types(x, kernel, offset, mask, *, geometry):
-    """The avals of the operands and of `y`."""
-    features = kernel.shape[-1]
-    size = geometry.output_size(x.shape[-3:-1], kernel.shape[:2])
-    bias, y = kernel.update(shape=(features,)), x.update(shape=(*x.shape[:-3], *size, features))
-    return dict(x=x, kernel=kernel, offset=offset, mask=mask, bias=bias, y=y)
+def _deform_conv2d_jvp(operands, tangents, **params):
+    return rules.jvp_of_forward(deform_conv2d_p, deform_conv2d_jvp_p, operands, tangents, **params)
+
+
+def _deform_conv2d_jvp_jvp(operands, tangents, **params):
+    return rules.jvp_of_linear(deform_conv2d_jvp_p, operands, tangents, **params)
+
+
+def _deform_conv2d_jvp_transpose(cotangents, *operands, **params):
+    return rules.transpose_of_jvp(deform_conv2d_backward_p, cotangents, *operands, **params)
+
+
+def _deform_conv2d_backward_jvp(operands, tangents, **params):
+    return rules.jvp_of_linear(deform_conv2d_backward_p, operands, tangents, **params)
+
+
+def _deform_conv2d_backward_transpose(cotangents, *operands, **params):
+    return rules.transpose_of_backward(deform_conv2d_jvp_p, cotangents, *operands, **params)
 
 
 # --------------------------------------------------------------------------------------- batching
 
-# Images that share a kernel are one more batch axis. Where each has its own, they become groups (of
-# features, of offsets, of output channels), which lie along these axes.
+# Where the mapped images share a kernel, the mapped axis is one more batch axis. Where each image has
+# a kernel of its own, the images become groups of channels, offsets and features, along these axes.
 _GROUP_AXIS = {"x": -1, "kernel": -1, "offset": -3, "mask": -2, "bias": -1, "y": -1}
 
 
-def _deform_conv2d_batching(primitive, arrays, operands, axes, **params):
+def _deform_conv2d_batching(primitive, operands, axes, **params):
+    arrays = primitive.arrays(**params)
     mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
     kernels_differ = {"kernel", "bias"} & mapped.union(arrays.results)
     batched = _grouped if kernels_differ else _as_batch_axis
-    return batched(primitive, arrays, operands, axes, **params)
+    return batched(primitive, operands, axes, **params)
 
 
-def _as_batch_axis(primitive, arrays, operands, axes, **params):
+def _as_batch_axis(primitive, operands, axes, **params):
     """Makes the mapped axis a batch axis."""
-    size = mapped_size(operands, axes)
+    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
 
     def batch_first(name, operand, axis):
-        if name not in _IMAGE_RANK:
+        if name not in ITEM_RANKS:
             return operand
         if axis is None:
             return jnp.broadcast_to(operand[None], (size, *operand.shape))
@@ -67,9 +76,9 @@ def _as_batch_axis(primitive, arrays, operands, axes, **params):
     return results, (0,) * len(results)
 
 
-def _grouped(primitive, arrays, operands, axes, *, geometry, **params):
+def _grouped(primitive, operands, axes, *, geometry, **params):
     """Folds the mapped axis, along which kernels differ, into the groups."""
-    size = mapped_size(operands, axes)
+    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
     groups = size * geometry.feature_group_count
     geometry = dataclasses.replace(geometry, feature_group_count=groups)
 
@@ -85,9 +94,9 @@ def _grouped(primitive, arrays, operands, axes, *, geometry, **params):
 
 # --------------------------------------------------------------------------------------- sharding
 
-# With one feature group, channels are summed over like the terms of a matrix product; with more,
-# the groups are operators of their own, each with its channels and its features. The rows and
-# columns of the image are needed whole, since offsets may point anywhere.
+# With one feature group, channels are summed over, as in a matrix product. With more, each group is
+# an operator of its own, with its channels and its features. Every device needs the rows and columns
+# of the image whole, since offsets may point anywhere.
 _AXIS_NAMES: dict[str, tuple[str | None, ...]] = {
     "x": (None, None, "channels"),
     "kernel": (None, None, "channels", "features"),
@@ -112,8 +121,8 @@ def _deform_conv2d_axes(arrays, x, kernel, offset, *_, geometry):
         names["kernel"] = (None, None, None, "groups")
         parts = {"groups": groups if offset_groups == 1 else math.gcd(groups, offset_groups)}
     batch = {f"batch{index}": size for index, size in enumerate(x.shape[:-3])}
-    return extension.Axes(
-        {name: (*batch, *axes) if name in _IMAGE_RANK else axes for name, axes in names.items()},
+    return Axes(
+        {name: (*batch, *axes) if name in ITEM_RANKS else axes for name, axes in names.items()},
         arrays.operands,
         arrays.results,
         parts=batch | parts,
@@ -129,52 +138,59 @@ def _local_params(params, splits):
     return params | {"geometry": dataclasses.replace(geometry, feature_group_count=groups)}
 
 
-# --------------------------------------------------------------------------------------- lowering
+# ------------------------------------------------------------------------------------- primitives
 
-
-def _on_one_batch_axis(functions):
-    """`functions` of images with one batch axis, as functions of images with any number of them."""
-
-    def reshaped(names, values, batch):
-        for name, value in zip(names, values, strict=True):
-            rank = _IMAGE_RANK.get(name)
-            yield value.reshape(*batch, *value.shape[-rank:]) if rank else value
-
-    def f(kind, *operands, **params):
-        arrays = _SIGNATURE.arrays(kind, params.get("wrt", ()))
-        batch = operands[0].shape[:-3]
-        flat = reshaped(arrays.operands, operands, (math.prod(batch),))
-        results = extension.as_tuple(getattr(functions, kind)(*flat, **params))
-        return tuple(reshaped(arrays.results, results, batch))
-
-    return Functions.of_kinds(f)
-
-
-# ---------------------------------------------------------------------------------------- summary
-
-_OPERATOR = Operator(
+deform_conv2d_p = define_primitive(
     "deform_conv2d",
-    _SIGNATURE,
-    types=_types,
-    reference=_on_one_batch_axis(
-        Functions(
-            reference.deform_conv2d,
-            reference.deform_conv2d_jvp,
-            reference.deform_conv2d_backward,
-        )
+    arrays=SIGNATURE.forward,
+    types=types,
+    reference=reference.deform_conv2d,
+    native=(
+        Native("cpu", "jax_dcn_deform_conv2d_forward", native.deform_conv2d),
+        Native("cuda", "jax_dcn_deform_conv2d_forward", fused.deform_conv2d, fused.why_not),
+        Native("cuda", "jax_dcn_deform_conv2d_columns", cuda.deform_conv2d),
     ),
-    native={
-        # Its kernels sum in the dtype of `offset`: there is nothing to choose by `precision`.
-        "cpu": _on_one_batch_axis(calls(_SIGNATURE, _types, call)),
-        "cuda": _on_one_batch_axis(
-            Functions(
-                cuda.deform_conv2d,
-                cuda.deform_conv2d_jvp,
-                cuda.deform_conv2d_backward,
-            )
-        ),
-    },
+    jvp=_deform_conv2d_jvp,
+    transpose=None,
     batching_rule=_deform_conv2d_batching,
     axes=_deform_conv2d_axes,
+    item_ranks=ITEM_RANKS,
 )
-deform_conv2d_p = _OPERATOR.forward_p
+
+deform_conv2d_jvp_p = define_primitive(
+    "deform_conv2d_jvp",
+    arrays=SIGNATURE.jvp,
+    types=types,
+    reference=reference.deform_conv2d_jvp,
+    native=(
+        Native("cpu", "jax_dcn_deform_conv2d_jvp", native.deform_conv2d_jvp),
+        Native("cuda", "jax_dcn_deform_conv2d_columns_jvp", cuda.deform_conv2d_jvp),
+    ),
+    jvp=_deform_conv2d_jvp_jvp,
+    transpose=_deform_conv2d_jvp_transpose,
+    batching_rule=_deform_conv2d_batching,
+    axes=_deform_conv2d_axes,
+    item_ranks=ITEM_RANKS,
+)
+
+deform_conv2d_backward_p = define_primitive(
+    "deform_conv2d_backward",
+    arrays=SIGNATURE.backward,
+    types=types,
+    reference=reference.deform_conv2d_backward,
+    native=(
+        Native("cpu", "jax_dcn_deform_conv2d_backward", native.deform_conv2d_backward),
+        Native(
+            "cuda",
+            "jax_dcn_deform_conv2d_samples_backward",
+            fused.deform_conv2d_backward,
+            fused.why_not,
+        ),
+        Native("cuda", "jax_dcn_deform_conv2d_columns_backward", cuda.deform_conv2d_backward),
+    ),
+    jvp=_deform_conv2d_backward_jvp,
+    transpose=_deform_conv2d_backward_transpose,
+    batching_rule=_deform_conv2d_batching,
+    axes=_deform_conv2d_axes,
+    item_ranks=ITEM_RANKS,
+)

@@ -15,14 +15,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.rules import deform_roi_pool_p
+from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
 from jax_dcn._src.operator.implementation import implementation_names
+from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Real
 
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-
+@public("jax_dcn")
 def deform_roi_pool(
     x: Float[Array, "N H W C"],
     rois: Real[Array, "R 5"],
@@ -122,6 +123,7 @@ def deform_roi_pool(
     return _pool(x, rois, offset, mask, geometry, (parts, parts), implementation)
 
 
+@public("jax_dcn")
 def deform_roi_align(
     x: Float[Array, "N H W C"],
     rois: Real[Array, "R 5"],
@@ -201,20 +203,19 @@ def _pool(
     features = x.shape[-1] // geometry.group_size**2
     _check_offset(rois, offset, parts, features)
     _check_mask(rois, mask, geometry.pooled_size)
-    _check_dtypes(x, offset, mask)
+    check_dtypes(x=x, offset=offset, mask=mask)
 
-    # Coordinates and sums: never narrower than float32, and as wide as the images.
-    sum_dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    wide = sum_dtype(x)
     if offset is None:
-        offset = jnp.zeros((rois.shape[0], 0, 0, 1, 2), sum_dtype)
+        offset = jnp.zeros((rois.shape[0], 0, 0, 1, 2), wide)
     if mask is None:
-        mask = jnp.zeros((rois.shape[0], 0, 0), sum_dtype)
+        mask = jnp.zeros((rois.shape[0], 0, 0), wide)
     with jax.named_scope("deform_roi_pool"):
         (y,) = deform_roi_pool_p.bind(
             _cells_first(x, geometry.group_size),
-            rois.astype(sum_dtype),
-            offset.astype(sum_dtype),
-            mask.astype(sum_dtype),
+            rois.astype(wide),
+            offset.astype(wide),
+            mask.astype(wide),
             geometry=geometry,
             implementation=implementation_names(implementation),
         )
@@ -282,9 +283,3 @@ def _check_mask(rois: jax.Array, mask: jax.Array | None, pooled_size: tuple[int,
     expected = (rois.shape[0], *pooled_size)
     if mask is not None and mask.shape != expected:
         raise ValueError(f"mask does not fit rois: expected {expected}, got {mask.shape}.")
-
-
-def _check_dtypes(x: jax.Array, offset: jax.Array | None, mask: jax.Array | None) -> None:
-    for name, array in {"x": x, "offset": offset, "mask": mask}.items():
-        if array is not None and array.dtype.name not in _DTYPES:
-            raise ValueError(f"{name} must be one of {_DTYPES}, got {array.dtype.name}.")

@@ -3,7 +3,10 @@
 
 import dataclasses
 
+from jax_dcn._src.public import public
 
+
+@public("jax_dcn.reference")
 @dataclasses.dataclass(frozen=True)
 class RoIGeometry:
     """Where the samples of a region lie; everything about it but the sizes of the arrays.

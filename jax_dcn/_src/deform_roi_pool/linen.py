@@ -9,8 +9,10 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
+from jax_dcn._src.public import public
 
 
+@public("jax_dcn.linen")
 class DeformRoIPool(nn.Module):
     r"""Pools regions at bins that it displaces and modulates after a first look at the region.
 

@@ -11,8 +11,10 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
+from jax_dcn._src.public import public
 
 
+@public("jax_dcn.nnx")
 class DeformRoIPool(nnx.Module):
     r"""Pools regions at bins that it displaces and modulates after a first look at the region.
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import Samples, offset_of_bins, samples_along
+from jax_dcn._src.deform_roi_pool.signature import OPERANDS
 from jax_dcn._src.operator import derivatives
 from jax_dcn._src.operator.blockwise import blockwise
+from jax_dcn._src.public import public
 
-OPERANDS = ("x", "rois", "offset", "mask")
 
-
+@public("jax_dcn.reference")
 def deform_roi_pool(
     x: jax.Array, rois: jax.Array, offset: jax.Array, mask: jax.Array, *, geometry: RoIGeometry
 ) -> jax.Array:
@@ -73,6 +74,7 @@ def deform_roi_pool(
     return blockwise(region, (rois, offset, mask), bytes_).astype(x.dtype)
 
 
+@public("jax_dcn.reference")
 def deform_roi_pool_jvp(
     x: jax.Array,
     rois: jax.Array,
@@ -82,11 +84,12 @@ def deform_roi_pool_jvp(
     wrt: Sequence[str],
     **options: Any,
 ) -> jax.Array:
-    """The tangent of the output along `tangents`, those of the operands named in `wrt`."""
+    """The tangent of the output along `tangents`, one for each operand named in `wrt`."""
     operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
     return derivatives.jvp(partial(deform_roi_pool, **options), operands, wrt, tangents)
 
 
+@public("jax_dcn.reference")
 def deform_roi_pool_backward(
     x: jax.Array,
     rois: jax.Array,

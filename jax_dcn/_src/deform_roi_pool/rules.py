@@ -3,41 +3,56 @@
 
     y = m (1 / n) Σ_i x(q_i)      over the n samples of a bin, q_i = r_i + Δ
 
-Operands are called `x`, `rois`, `offset` (Δ) and `mask` (m), the result `y`. There are no
-derivatives for `rois`, which say what is read. Arrays are as in `jax_dcn.reference.deform_roi_pool`.
+Operands are called `x`, `rois`, `offset` (Δ) and `mask` (m), the result `y`. `rois` say where to read
+and have no derivatives. Arrays are as in `jax_dcn.reference.deform_roi_pool`.
 """
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_dcn._src.deform_roi_pool import reference
-from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
-from jax_dcn._src.deform_roi_pool.reference import OPERANDS
-from jax_dcn._src.operator import extension
+from jax_dcn._src.deform_roi_pool import native, reference
+from jax_dcn._src.deform_roi_pool.signature import SIGNATURE, types
+from jax_dcn._src.operator import rules
+from jax_dcn._src.operator.extension import define_primitive
 from jax_dcn._src.operator.folding import fold, mapped_size, unfold
-from jax_dcn._src.operator.operator import Functions, Operator, Signature, calls
+from jax_dcn._src.operator.native import Native
+from jax_dcn._src.operator.sharding import Axes
+
+# ------------------------------------------------------------------------------------ derivatives
 
 # ẏ = m (1 / n) Σ_i ẋ(q_i)  +  ṁ (1 / n) Σ_i x(q_i)  +  m (1 / n) Σ_i ∇x(q_i)·Δ̇
 #     (image)                  (mask)                   (offset)
 #
 # The number of samples n is constant wherever there is a derivative.
-_SIGNATURE = Signature(OPERANDS, primals=4)
 
 
-def _types(x, rois, offset, mask, *, geometry):
-    """The avals of the operands and of `y`."""
-    features = x.shape[-1] // geometry.group_size**2
-    y = x.update(shape=(rois.shape[0], *geometry.pooled_size, features))
-    return dict(x=x, rois=rois, offset=offset, mask=mask, y=y)
+def _deform_roi_pool_jvp(operands, tangents, **params):
+    return rules.jvp_of_forward(
+        deform_roi_pool_p, deform_roi_pool_jvp_p, operands, tangents, **params
+    )
+
+
+def _deform_roi_pool_jvp_jvp(operands, tangents, **params):
+    return rules.jvp_of_linear(deform_roi_pool_jvp_p, operands, tangents, **params)
+
+
+def _deform_roi_pool_jvp_transpose(cotangents, *operands, **params):
+    return rules.transpose_of_jvp(deform_roi_pool_backward_p, cotangents, *operands, **params)
+
+
+def _deform_roi_pool_backward_jvp(operands, tangents, **params):
+    return rules.jvp_of_linear(deform_roi_pool_backward_p, operands, tangents, **params)
+
+
+def _deform_roi_pool_backward_transpose(cotangents, *operands, **params):
+    return rules.transpose_of_backward(deform_roi_pool_jvp_p, cotangents, *operands, **params)
 
 
 # --------------------------------------------------------------------------------------- batching
 
 
-def _deform_roi_pool_batching(primitive, arrays, operands, axes, **params):
+def _deform_roi_pool_batching(primitive, operands, axes, **params):
     """Folds the mapped axis into the regions and, where images differ along it, into the images."""
-    size = mapped_size(operands, axes)
+    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
     mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
     differ = "x" in mapped.union(arrays.results)
     fold_axes = {"x": 0 if differ else None}
@@ -52,7 +67,7 @@ def _deform_roi_pool_batching(primitive, arrays, operands, axes, **params):
 
 
 def _shift_images(rois, size, images):
-    """Batch indices into `size` times as many images; those out of range stay so."""
+    """Batch indices into `size` times as many images; an index out of range stays out of range."""
     rois = unfold(rois, size, 0)
     index = jnp.trunc(rois[..., 0])
     first = images * jnp.arange(size, dtype=rois.dtype)[:, None]
@@ -62,8 +77,8 @@ def _shift_images(rois, size, images):
 
 # --------------------------------------------------------------------------------------- sharding
 
-# Regions are independent, and their images needed whole, since regions may lie anywhere. Features
-# are independent but for the positions, which those of a class share.
+# Regions are independent. Every device needs the images whole, since regions may lie anywhere.
+# Features are independent, except that the features of a class share their positions.
 
 
 def _deform_roi_pool_axes(arrays, x, rois, offset, *_, geometry):
@@ -78,40 +93,67 @@ def _deform_roi_pool_axes(arrays, x, rois, offset, *_, geometry):
     # Cells come before features in the channels of x, which then are in no few equal parts.
     features = 1 if geometry.group_size > 1 else classes if classes > 1 else x.shape[3]
     parts = {"regions": rois.shape[0], "features": features}
-    return extension.Axes(names, arrays.operands, arrays.results, parts)
+    return Axes(names, arrays.operands, arrays.results, parts)
 
 
-# --------------------------------------------------------------------------------------- lowering
+# ------------------------------------------------------------------------------------- primitives
 
-
-def _call(target, results, operands, geometry: RoIGeometry, wrt=None):
-    attributes = dict(
-        spatial_scale=np.float64(geometry.spatial_scale),
-        pooled_size=np.array(geometry.pooled_size, np.int64),
-        samples=np.int64(geometry.samples),
-        offset_scale=np.float64(geometry.offset_scale),
-        group_size=np.int64(geometry.group_size),
-        aligned=geometry.aligned,
-    )
-    if wrt is not None:
-        attributes["wrt"] = np.array([OPERANDS.index(name) for name in wrt], np.int64)
-    return jax.ffi.ffi_call(f"jax_dcn_deform_roi_pool_{target}", results)(*operands, **attributes)
-
-
-# ---------------------------------------------------------------------------------------- summary
-
-_NATIVE = calls(_SIGNATURE, _types, _call)
-_OPERATOR = Operator(
+deform_roi_pool_p = define_primitive(
     "deform_roi_pool",
-    _SIGNATURE,
-    types=_types,
-    reference=Functions(
-        reference.deform_roi_pool,
-        reference.deform_roi_pool_jvp,
-        reference.deform_roi_pool_backward,
+    arrays=SIGNATURE.forward,
+    types=types,
+    reference=reference.deform_roi_pool,
+    native=(
+        Native("cpu", "jax_dcn_deform_roi_pool_forward", native.deform_roi_pool),
+        Native(
+            "cuda",
+            "jax_dcn_deform_roi_pool_forward",
+            native.deform_roi_pool,
+            native.why_not_on_cuda,
+        ),
     ),
-    native={"cpu": _NATIVE, "cuda": _NATIVE},
+    jvp=_deform_roi_pool_jvp,
+    transpose=None,
     batching_rule=_deform_roi_pool_batching,
     axes=_deform_roi_pool_axes,
 )
-deform_roi_pool_p = _OPERATOR.forward_p
+
+deform_roi_pool_jvp_p = define_primitive(
+    "deform_roi_pool_jvp",
+    arrays=SIGNATURE.jvp,
+    types=types,
+    reference=reference.deform_roi_pool_jvp,
+    native=(
+        Native("cpu", "jax_dcn_deform_roi_pool_jvp", native.deform_roi_pool_jvp),
+        Native(
+            "cuda",
+            "jax_dcn_deform_roi_pool_jvp",
+            native.deform_roi_pool_jvp,
+            native.why_not_on_cuda,
+        ),
+    ),
+    jvp=_deform_roi_pool_jvp_jvp,
+    transpose=_deform_roi_pool_jvp_transpose,
+    batching_rule=_deform_roi_pool_batching,
+    axes=_deform_roi_pool_axes,
+)
+
+deform_roi_pool_backward_p = define_primitive(
+    "deform_roi_pool_backward",
+    arrays=SIGNATURE.backward,
+    types=types,
+    reference=reference.deform_roi_pool_backward,
+    native=(
+        Native("cpu", "jax_dcn_deform_roi_pool_backward", native.deform_roi_pool_backward),
+        Native(
+            "cuda",
+            "jax_dcn_deform_roi_pool_backward",
+            native.deform_roi_pool_backward,
+            native.why_not_on_cuda,
+        ),
+    ),
+    jvp=_deform_roi_pool_backward_jvp,
+    transpose=_deform_roi_pool_backward_transpose,
+    batching_rule=_deform_roi_pool_batching,
+    axes=_deform_roi_pool_axes,
+)

@@ -1,36 +1,88 @@
 # SPDX-License-Identifier: MIT
-"""Makes a JAX primitive of its rules: the one place that knows JAX's extension interface."""
+"""Makes a JAX primitive of its rules: the one file that knows JAX's extension interface.
+
+A call goes `OperatorPrimitive.bind` -> `_lower` -> `OperatorPrimitive.compute` -> the function of an
+implementation.
+"""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax import export
 
-# Private: the set of primitives whose lowering must know the devices, as that of
-# `custom_partitioning` does; there is no public way to say so (0.8.1 to 0.12.0).
+# Private: the set of primitives whose lowering must know the devices, which `custom_partitioning` is
+# in, too; there is no public way to say so (JAX 0.8.1 to 0.12.0).
 from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import NamedSharding
 
-from jax_dcn._src.operator import libraries, sharding
+from jax_dcn._src.operator import sharding
+from jax_dcn._src.operator.native import Native
+from jax_dcn._src.operator.signature import Arrays
 
-# What JAX's rules receive in place of an operand, for the files of the operators.
+# What JAX's rules receive in place of an operand, for the rules of the operators.
 is_undefined_primal = ad.is_undefined_primal
 instantiate_zeros = ad.instantiate_zeros
 Zero = ad.Zero
-Axes = sharding.Axes
 
 
-class _Operator(Primitive):
-    """A primitive whose operands are made to agree on how they are spread over devices."""
+class OperatorPrimitive(Primitive):
+    """A primitive of an operator; the attributes are the arguments of `define_primitive`.
 
+    The parameters of every primitive hold `implementation`, the names to try in order.
+    """
+
+    arrays: Callable[..., Arrays]
+    types: Callable[..., Mapping[str, Any]]
+    reference: Callable
+    native: Sequence[Native]
     axes: Callable[..., sharding.Axes]
+    item_ranks: Mapping[str, int]
 
     def bind(self, *operands, **params):
+        """Calls the primitive on operands that agree on how they are spread over devices."""
         return super().bind(*self._agreeing(operands, params), **params)
+
+    def why_not(self, platform: str, *operands: Any, **params: Any) -> str | None:
+        """Why no native kernels of `platform` can run; `None` where some can.
+
+        Without operands: why they can run on no operands. The reason is that of the last kernels in
+        `native`, which take the most.
+        """
+        kernels = self._kernels(platform, *operands, **params)
+        return kernels if isinstance(kernels, str) else None
+
+    def compute(
+        self, platform: str | None, *operands: jax.Array, implementation: tuple[str, ...], **params
+    ) -> tuple[jax.Array, ...]:
+        """The results, by the first implementation in the list that can run on `platform`.
+
+        Implementations see one batch axis, into which all batch axes are merged.
+        """
+        arrays = self.arrays(**params)
+        batch = self._batch_axes(arrays.operands[0], operands[0])
+        merged = tuple(self._reshaped(arrays.operands, operands, (math.prod(batch),)))
+        f = self._function(platform, implementation, *merged, **params)
+        return tuple(self._reshaped(arrays.results, _as_tuple(f(*merged, **params)), batch))
+
+    def compute_on_xla(self, *operands, implementation=(), **params) -> tuple[jax.Array, ...]:
+        """The results by the reference, which JAX can differentiate."""
+        return self.compute(None, *operands, implementation=("xla",), **params)
+
+    def explicit_split(self, avals: Sequence[Any], params: dict) -> sharding.Split | None:
+        """The split along the axes of the mesh that are in the types; `None` where there are none."""
+        mesh = sharding.explicit_mesh(avals)
+        if mesh is None:
+            return None
+        specs = [aval.sharding.spec for aval in avals]
+        return sharding.split(self.named_axes(avals, params), [specs], mesh)
+
+    def named_axes(self, avals: Sequence[Any], params: dict) -> sharding.Axes:
+        """The names of the axes that operands and results can be split along."""
+        return self.axes(self.arrays(**params), *avals, geometry=params["geometry"])
 
     def _agreeing(self, operands: Sequence[Any], params: dict) -> Sequence[Any]:
         """Resolves shardings in types that conflict, and lets all vary over the same devices."""
@@ -48,13 +100,41 @@ class _Operator(Primitive):
             for operand, aval, spec in zip(operands, avals, split.operand_specs, strict=True)
         ]
 
-    def explicit_split(self, avals: Sequence[Any], params: dict) -> sharding.Split | None:
-        """The split along the axes of the mesh that are in the types; `None` where there are none."""
-        mesh = sharding.explicit_mesh(avals)
-        if mesh is None:
-            return None
-        specs = [aval.sharding.spec for aval in avals]
-        return sharding.split(self.axes(*avals, **params), [specs], mesh.shape)
+    def _function(self, platform: str | None, implementation: Sequence[str], *operands, **params):
+        """The function of the first implementation in the list that can run."""
+        if implementation[0] == "xla":
+            return self.reference
+        kernels = self._kernels(platform or "this platform", *operands, **params)
+        if isinstance(kernels, Native):
+            return kernels.compute
+        if "xla" in implementation:
+            return self.reference
+        raise NotImplementedError(
+            f'implementation="native" of {self.name} is not available: {kernels}. '
+            "Pass implementation=None to run on XLA instead."
+        )
+
+    def _kernels(self, platform: str, *operands, **params) -> Native | str:
+        """The first kernels of `platform` that can run; a reason where none can."""
+        reason = f"there is no native kernel for {platform}"
+        for kernels in self.native:
+            if kernels.platform == platform:
+                why_not = kernels.why_not(*operands, **params)
+                if why_not is None:
+                    return kernels
+                reason = why_not
+        return reason
+
+    def _batch_axes(self, name: str, operand: jax.Array) -> tuple[int, ...]:
+        return operand.shape[: operand.ndim - self.item_ranks.get(name, operand.ndim)]
+
+    def _reshaped(
+        self, names: Sequence[str], arrays: Sequence[jax.Array], batch: tuple[int, ...]
+    ) -> Iterator[jax.Array]:
+        """The arrays, with the batch axes `batch` where they have batch axes."""
+        for name, array in zip(names, arrays, strict=True):
+            rank = self.item_ranks.get(name)
+            yield array.reshape(*batch, *array.shape[array.ndim - rank :]) if rank else array
 
 
 def _varying(aval: Any) -> frozenset[str]:
@@ -75,77 +155,81 @@ def _vary(operand: Any, axes: tuple[str, ...]) -> Any:
 def define_primitive(
     name: str,
     *,
-    abstract_eval: Callable,
+    arrays: Callable[..., Arrays],
+    types: Callable[..., Mapping[str, Any]],
     reference: Callable,
-    native: Mapping[str, Callable],
+    native: Sequence[Native],
     jvp: Callable,
     transpose: Callable | None,
     batching_rule: Callable,
     axes: Callable[..., sharding.Axes],
-) -> Primitive:
+    item_ranks: Mapping[str, int] | None = None,
+) -> OperatorPrimitive:
     """Defines the primitive `name`, which returns a tuple, by its rules.
 
     Args:
-      abstract_eval: `(*avals, **params)` to the avals of the results.
-      reference: The operator in `jax.numpy`; what every platform can run.
-      native: The operator by kernels of ours, for each platform that has them.
+      arrays: `(**params)` to the names of the operands and results.
+      types: `(*primals, geometry)` to the type of every array of the operator, by name.
+      reference: The primitive in `jax.numpy`; every platform can run it.
+      native: The kernels that compute the primitive, for each platform in order of preference.
       jvp: `(primals, tangents, **params)` to `(results, tangents of the results)`.
       transpose: `(cotangents, *operands, **params)` to the operands' cotangents; `None` where the
-        operator is not linear in any operand.
-      batching_rule: `(operands, axes, **params)` to `(results, axes)`.
-      axes: `(*avals, **params)` to the names of the axes that the operator can be split along.
-
-    Every primitive has a parameter `implementation`, the names to try in order when it is lowered.
+        primitive is not linear in any operand.
+      batching_rule: `(primitive, operands, axes, **params)` to `(results, axes)`.
+      axes: `(arrays, *avals, geometry)` to the names of the axes that arrays can be split along.
+      item_ranks: For each array with batch axes, the number of its axes after the batch axes. The
+        first operand has batch axes if any array has.
     """
-    primitive = _Operator(name)
-    primitive.axes = lambda *avals, implementation, **params: axes(*avals, **params)
+    primitive = OperatorPrimitive(name)
+    primitive.arrays, primitive.types = arrays, types
+    primitive.reference, primitive.native = reference, native
+    primitive.axes, primitive.item_ranks = axes, item_ranks or {}
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
-    primitive.def_abstract_eval(functools.partial(_typed, primitive, abstract_eval))
+    primitive.def_abstract_eval(functools.partial(_abstract_eval, primitive))
     ad.primitive_jvps[primitive] = jvp
     if transpose is not None:
         ad.primitive_transposes[primitive] = transpose
-    batching.primitive_batchers[primitive] = batching_rule
+    batching.primitive_batchers[primitive] = functools.partial(batching_rule, primitive)
     dispatch.prim_requires_devices_during_lowering.add(primitive)
     for platform in ("cpu", "cuda", None):
-        kernels = native.get(platform or "")
-        f = functools.partial(_first_available, name, platform, kernels, reference)
-        rule = functools.partial(_lower, primitive, f, platform is not None)
+        rule = functools.partial(_lower, primitive, platform)
         mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 
 
-def _typed(
-    primitive: _Operator, abstract_eval: Callable, *avals, implementation, **params
-) -> tuple:
-    """The results' avals, with the shardings that follow from those of the operands."""
-    split = primitive.explicit_split(avals, params | {"implementation": implementation})
+def _abstract_eval(primitive: OperatorPrimitive, *avals, **params) -> tuple:
+    """The types of the results, with the shardings that follow from those of the operands."""
+    arrays = primitive.arrays(**params)
+    split = primitive.explicit_split(avals, params)
+    if split is not None:
+        avals = tuple(aval.update(sharding=None) for aval in avals)
+    types = primitive.types(*avals[: arrays.primals], geometry=params["geometry"])
+    results = tuple(types[name].update(weak_type=False) for name in arrays.results)
     if split is None:
-        return abstract_eval(*avals, **params)
-    results = abstract_eval(*(aval.update(sharding=None) for aval in avals), **params)
-    mesh = sharding.explicit_mesh(avals)
+        return results
     return tuple(
-        aval.update(sharding=NamedSharding(mesh, spec))
+        aval.update(sharding=NamedSharding(split.mesh, spec))
         for aval, spec in zip(results, split.result_specs, strict=True)
     )
 
 
-def _lower(primitive: _Operator, f: Callable, partitions: bool, context: Any, *values, **params):
-    """Lowers to `f`, or to what each device computes of it where there are several.
+def _lower(primitive: OperatorPrimitive, platform: str | None, context: Any, *values, **params):
+    """Lowers to `compute`, or to what each device computes where there are several.
 
-    Only on platforms with kernels are programs partitioned by us: elsewhere `f` is the reference,
+    Only on platforms with kernels is the program partitioned here: elsewhere the reference runs,
     which XLA can split, and TPUs have no `custom_partitioning` (https://github.com/jax-ml/jax/issues/38196).
     """
     avals = context.avals_in
+    compute = functools.partial(primitive.compute, platform)
     if split := primitive.explicit_split(avals, params):
         # The results' types say how they are split, so that nothing is left for XLA to choose.
-        call = split.shard_map(avals, primitive.bind, **params)
-    elif partitions and _is_split_by_xla(context.module_context):
+        call = split.shard_map(primitive.bind, **params)
+    elif platform is not None and _is_split_by_xla(context.module_context):
         shapes = [[aval.shape for aval in avals] for avals in (avals, context.avals_out)]
-        axes = primitive.axes(*avals, **params)
-        call = sharding.partitioned(f, axes, shapes, **params)
+        call = sharding.partitioned(compute, primitive.named_axes(avals, params), shapes, **params)
     else:
-        call = functools.partial(f, **params)
+        call = functools.partial(compute, **params)
     return mlir.lower_fun(call, multiple_results=True)(context, *values)
 
 
@@ -156,31 +240,6 @@ def _is_split_by_xla(context: Any) -> bool:
     return len(devices) > 1 and not context.lowering_parameters.for_export
 
 
-def _first_available(
-    name: str,
-    platform: str | None,
-    native: Callable | None,
-    reference: Callable,
-    *operands: jax.Array,
-    implementation: tuple[str, ...],
-    **params,
-) -> tuple[jax.Array, ...]:
-    """Calls the first implementation in the list that can run on the platform lowered for."""
-    reason = libraries.why_not(platform or "this platform", operands[0].dtype)
-    if native is None:
-        reason = reason or f"it has no kernel for {platform}"
-    if platform == "cuda" and any(map(export.is_symbolic_dim, operands[0].shape)):
-        reason = reason or "on cuda it needs a batch of known size"
-    if implementation[0] == "xla" or (reason and "xla" in implementation):
-        return as_tuple(reference(*operands, **params))
-    if native is None or reason:
-        raise NotImplementedError(
-            f'implementation="native" of {name} is not available: {reason}. '
-            "Pass implementation=None to run on XLA instead."
-        )
-    return as_tuple(native(*operands, **params))
-
-
-def as_tuple(results: Any) -> tuple[jax.Array, ...]:
+def _as_tuple(results: Any) -> tuple[jax.Array, ...]:
     """The results of a function that returns one array, or a sequence of them."""
     return tuple(results) if isinstance(results, tuple | list) else (results,)

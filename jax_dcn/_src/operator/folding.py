@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Merges an axis that `vmap` maps over into one that the operator has, and splits it off again."""
+"""Merges the axis that `vmap` maps over into an axis of the operator, and splits it off again."""
 
 import math
 
@@ -12,7 +12,14 @@ def mapped_size(operands, axes):
 
 
 def fold(operand, mapped_axis, size, axis):
-    """Merges the mapped axis, made if there is none, into the one at `axis`, as its slower part."""
+    """Merges the mapped axis into the axis `axis`, of which it becomes the slower part.
+
+    Args:
+      operand: The array.
+      mapped_axis: The mapped axis of the array; `None` repeats the array along a new one.
+      size: Size of the mapped axis.
+      axis: Axis to merge into, counted without the mapped axis; `None` leaves the array alone.
+    """
     if axis is None:
         return operand
     if mapped_axis is None:
@@ -25,6 +32,6 @@ def fold(operand, mapped_axis, size, axis):
 
 
 def unfold(result, size, axis):
-    """Splits the mapped axis off the one at `axis`."""
+    """Splits the mapped axis, of this size, off the axis `axis`."""
     shape = result.shape
     return result.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which implementations there are, and which of them can run here."""
+"""The names of the implementations, and which of them can run here."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ import jax
 from jax import export
 
 from jax_dcn._src.operator import libraries
+from jax_dcn._src.public import public
 
 NAMES = ("native", "xla")
-
 
 export_disabled_checks = tuple(
     export.DisabledSafetyCheck.custom_call(name) for name in libraries.targets()
 )
 """For `jax.export.export(..., disabled_checks=jax_dcn.export_disabled_checks)`.
 
-JAX refuses to export custom calls that it does not know to stay the same, since a saved program may
-be run years later: ours run where this version of `jax_dcn` is imported. `implementation="xla"` needs
-no exception.
+JAX refuses to export a custom call unless it knows that the call will stay the same, since a saved
+program may run years later. A program with native kernels runs where this version of `jax_dcn` is
+imported. A program with `implementation="xla"` needs no exception.
 """
 
 
@@ -35,8 +35,9 @@ def implementation_names(implementation: str | Sequence[str] | None) -> tuple[st
     return names
 
 
+@public("jax_dcn")
 def available_implementations() -> dict[str, str]:
-    """What can run on this machine's devices: a sentence for each implementation."""
+    """Which implementations can run on this machine's devices: a sentence for each."""
     native = "; ".join(
         f"{platform}: {libraries.why_not(platform) or 'available'}" for platform in platforms()
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads the compiled kernels, registers them with XLA and says why a platform has none."""
+"""Loads the compiled kernels, registers them with XLA, and says why a platform has none."""
 
 import importlib
 import importlib.metadata
@@ -10,9 +10,8 @@ import warnings
 
 import jax
 import jaxlib.version
-import numpy as np
 
-# JAX's platform name -> (our extension module, XLA's platform name).
+# JAX's platform name -> (extension module of `jax_dcn`, XLA's platform name).
 _EXTENSIONS = {"cpu": ("jax_dcn._cpu", "cpu"), "cuda": ("jax_dcn._cuda", "CUDA")}
 
 _HOW_TO_GET = {
@@ -22,38 +21,30 @@ _HOW_TO_GET = {
 
 _CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 
-# Operators that are options of another one's kernel.
-_SHARED_KERNELS = {"deform_roi_align": "deform_roi_pool"}
-
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
-
 _extensions: dict[str, types.ModuleType] = {}
 _unavailable: dict[str, str] = {}
 
 
-def why_not(platform: str, dtype: np.dtype | None = None) -> str | None:
-    """Why there is no native kernel for `platform` (and `dtype`); `None` where there is one."""
+def why_not(platform: str, target: str | None = None) -> str | None:
+    """Why programs for `platform` cannot call native kernels; `None` where they can.
+
+    `target` asks for one kernel, by the name of its custom call.
+    """
     if platform not in _EXTENSIONS:
         return f"there is no native kernel for {platform}"
     if platform in _unavailable:
         return _unavailable[platform]
-    if dtype is not None and np.dtype(dtype).name not in _DTYPES:
-        return f"the native kernels compute in {', '.join(_DTYPES)}, not in {np.dtype(dtype).name}"
+    if target is not None and target not in _extensions[platform].TARGETS:
+        return f"the library of {platform} kernels has none for it"
     return None
 
 
 def describe(platform: str) -> str:
-    """What the kernels of `platform` were built for, or why there are none."""
+    """The machine that the kernels of `platform` were built for, or why there are none."""
     if platform in _unavailable:
         return _unavailable[platform]
     extension = _extensions[platform]
     return f"{extension.DESCRIPTION}, built for XLA FFI {_dotted(extension.FFI_VERSION)}"
-
-
-def has_kernel(platform: str, operator: str) -> bool:
-    """Whether the library of `platform` is loaded and holds a kernel of `operator`."""
-    extension, kernel = _extensions.get(platform), _SHARED_KERNELS.get(operator, operator)
-    return extension is not None and f"jax_dcn_{kernel}_forward" in extension.TARGETS
 
 
 def ffi_version() -> tuple[int, int] | None:
@@ -66,7 +57,7 @@ def ffi_version() -> tuple[int, int] | None:
 
 
 def targets() -> list[str]:
-    """Names of the custom calls that programs with our kernels contain."""
+    """Names of the custom calls in programs that call native kernels."""
     return sorted({name for extension in _extensions.values() for name in extension.TARGETS})
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Splits a primitive over devices by the names of its arrays' axes: the part of `extension.py` that knows meshes."""
+"""Splits a primitive over devices by the names of the axes of its arrays."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,29 +16,34 @@ from jax.experimental.custom_partitioning import (
     SdyShardingRule,
     custom_partitioning,
 )
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 Names = tuple[str | None, ...]
 MeshAxes = tuple[str, ...]
+
+
+def _same_params(params: dict[str, Any], splits: Mapping[str, int]) -> dict[str, Any]:
+    """The parameters on one device, where they do not depend on the split."""
+    return params
 
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
     """The names of the axes that a primitive can be split along.
 
-    Arrays are split together along axes of one name; `None` is an axis that every device needs
-    whole. A result is summed over the devices of a name that it lacks.
+    Axes of one name are split together; an axis called `None` is whole on every device. A result
+    that lacks a name is summed over the devices along that name.
 
     Attributes:
-      names: For each array a name, or `None`, for each of its axes.
+      names: For each array, the name of each axis, or `None`.
       operands: The arrays that the primitive takes.
-      results: The arrays that it returns.
-      parts: How many equal parts, of neighbouring elements, the axes of a name consist of: they are
-        split over a divisor of that many devices. Where the same devices are wanted for two names,
-        the one named first gets them.
-      apart: For a name the arrays that are no sum over it: as an operand such an array is added
-        once, and as a result it is the same on every device.
-      local: `(params, splits)` to the parameters of the call on one device, where `splits` is the
+      results: The arrays that the primitive returns.
+      parts: For each name, the number of equal parts of neighbouring elements that its axes consist
+        of; the number of devices along the name divides it. Where two names want the same devices,
+        the name that comes first in this mapping gets them.
+      apart: For a name, the arrays that lack the name and yet are no sum over it. As an operand, such
+        an array is added on one device only; as a result, it is the same on every device.
+      local: `(params, splits)` to the parameters of the call on one device, where `splits` holds the
         number of devices along each name.
     """
 
@@ -46,23 +52,31 @@ class Axes:
     results: Sequence[str]
     parts: Mapping[str, int]
     apart: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    local: Callable[[dict, Mapping[str, int]], dict] = lambda params, splits: params
+    local: Callable[[dict[str, Any], Mapping[str, int]], dict[str, Any]] = _same_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """`axes`, and the axes of the mesh that each of their names is split over."""
+    """How a primitive is split over a mesh.
+
+    Attributes:
+      axes: The named axes of the primitive.
+      mesh: The devices.
+      mesh_axes: For each name that is split, the axes of the mesh that it is split over.
+    """
 
     axes: Axes
+    mesh: Mesh | AbstractMesh
     mesh_axes: Mapping[str, MeshAxes]
-    sizes: Mapping[str, int]  # of the mesh
 
     @property
     def operand_specs(self) -> tuple[PartitionSpec, ...]:
+        """How the operands are split."""
         return tuple(map(self._spec, self.axes.operands))
 
     @property
     def result_specs(self) -> tuple[PartitionSpec, ...]:
+        """How the results are split."""
         return tuple(map(self._spec, self.axes.results))
 
     def _spec(self, array: str) -> PartitionSpec:
@@ -70,9 +84,9 @@ class Split:
         return PartitionSpec(*(e[0] if len(e) == 1 else e or None for e in entries))
 
     def per_device(self, f: Callable) -> Callable:
-        """What each device computes, for `f(*operands, **params)` that returns a tuple."""
+        """The function that each device computes, for `f(*operands, **params)` that returns a tuple."""
         splits = {
-            name: math.prod(self.sizes[axis] for axis in axes)
+            name: math.prod(self.mesh.shape[axis] for axis in axes)
             for name, axes in self.mesh_axes.items()
         }
 
@@ -82,15 +96,14 @@ class Split:
 
         return call
 
-    def shard_map(self, avals: Sequence[Any], f: Callable, **params) -> Callable:
-        """`per_device` on the mesh of the operands' types."""
-        mesh, per_device = explicit_mesh(avals), self.per_device(f)
+    def shard_map(self, f: Callable, **params) -> Callable:
+        """`f(*operands, **params)` on all devices of a mesh with explicit axes."""
         return jax.shard_map(
-            lambda *operands: per_device(*operands, **params),
-            mesh=mesh,
+            functools.partial(self.per_device(f), **params),
+            mesh=self.mesh,
             in_specs=self.operand_specs,
             out_specs=self.result_specs,
-            axis_names=set(mesh.explicit_axes),
+            axis_names=set(self.mesh.explicit_axes),
             check_vma=False,  # XLA cannot know that sums of equal things are equal
         )
 
@@ -106,7 +119,7 @@ class Split:
         return jnp.where(jax.lax.axis_index(mesh_axes) == 0, operand, jnp.zeros_like(operand))
 
     def _sum(self, results: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """Adds up what the devices have computed; results over the same devices in one call."""
+        """Adds up the results of the devices: one call for all results over the same devices."""
         over: dict[MeshAxes, list[int]] = {}
         for index, array in enumerate(self.axes.results):
             over.setdefault(self._summed_over(array), []).append(index)
@@ -119,6 +132,7 @@ class Split:
         return tuple(summed)
 
     def _summed_over(self, array: str) -> MeshAxes:
+        """The axes of the mesh whose devices each hold a part of the sum `array`."""
         missing = (
             mesh_axes
             for name, mesh_axes in self.mesh_axes.items()
@@ -127,14 +141,15 @@ class Split:
         return sum(missing, ())
 
 
-def split(axes: Axes, specs: Sequence[Sequence[PartitionSpec]], sizes: Mapping[str, int]) -> Split:
-    """Splits along `axes` as the operands and results are already split, as far as that can be.
+def split(axes: Axes, specs: Sequence[Sequence[PartitionSpec]], mesh: Mesh | AbstractMesh) -> Split:
+    """Splits along `axes` as the operands and results are already split, as far as possible.
 
     Args:
-      axes: Those of the primitive.
+      axes: The named axes of the primitive.
       specs: The shardings of the operands, and where known of the results.
-      sizes: The number of devices along each axis of the mesh.
+      mesh: The devices.
     """
+    sizes = mesh.shape
     arrays = [
         (axes.names[array], spec)
         for arrays, array_specs in zip((axes.operands, axes.results), specs, strict=False)
@@ -153,11 +168,11 @@ def split(axes: Axes, specs: Sequence[Sequence[PartitionSpec]], sizes: Mapping[s
         if best:
             mesh_axes[name] = best
             taken.update(best)
-    return Split(axes, mesh_axes, sizes)
+    return Split(axes, mesh, mesh_axes)
 
 
 def _longest_divisor(entry: Any, taken: set[str], parts: int, sizes: Mapping[str, int]) -> MeshAxes:
-    """The leading mesh axes of an entry of a spec that are free and split `parts` evenly."""
+    """The leading mesh axes, in an entry of a spec, that are not taken and split `parts` evenly."""
     found: MeshAxes = ()
     for axis in _mesh_axes(entry):
         if axis in taken or parts % math.prod(sizes[a] for a in (*found, axis)):
@@ -176,29 +191,30 @@ def _mesh_axes(entry: Any) -> MeshAxes:
 
 
 def partitioned(f: Callable, axes: Axes, shapes: Sequence[Sequence[Sequence[int]]], **params):
-    """`f(*operands, **params)`, which returns a tuple, with a rule by which XLA splits it."""
+    """`f(*operands, **params)`, which returns a tuple, with a rule by which XLA splits the call."""
 
     def partition(mesh, operands, results):
         specs = [[_spec_of(a.sharding) for a in arrays] for arrays in (operands, results)]
         mesh = mesh if not mesh.empty else _any_mesh(operands)
-        chosen = split(axes, specs, mesh.shape)
+        chosen = split(axes, specs, mesh)
         per_device = chosen.per_device(f)
         return (
             mesh,
-            lambda *operands: per_device(*operands, **params),
+            functools.partial(per_device, **params),
             tuple(NamedSharding(mesh, spec) for spec in chosen.result_specs),
             tuple(NamedSharding(mesh, spec) for spec in chosen.operand_specs),
         )
 
-    # Inside `jit`, since `custom_partitioning` refuses functions with constants.
+    # Inside `jit`, since `custom_partitioning` refuses functions with constants; a lambda, since it
+    # refuses functions with keyword arguments.
     call = custom_partitioning(jax.jit(lambda *operands: f(*operands, **params)))
     call.def_partition(partition=partition, sharding_rule=_shardy_rule(axes, shapes))
     return call
 
 
 def _spec_of(sharding: Any) -> PartitionSpec:
-    # Where the shardings of a program are of different meshes, JAX names none of their axes: the
-    # operands are gathered then.
+    # Where the shardings of a program belong to different meshes, JAX names none of their axes; the
+    # operands are then gathered.
     return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
 
 
@@ -207,7 +223,7 @@ def _any_mesh(operands: Sequence[jax.ShapeDtypeStruct]) -> Mesh:
 
 
 def _shardy_rule(axes: Axes, shapes: Sequence[Sequence[Sequence[int]]]) -> SdyShardingRule:
-    """Translates the names to Shardy's factors."""
+    """The named axes as Shardy's factors: one factor a name, and one for the rest of an axis."""
     whole: list[str] = []
     used: dict[str, None] = {}
     sizes: dict[str, int] = {}
@@ -248,7 +264,7 @@ def _shardy_rule(axes: Axes, shapes: Sequence[Sequence[Sequence[int]]]) -> SdySh
 
 
 def explicit_mesh(avals: Sequence[Any]) -> Any:
-    """The mesh of the operands' types if it has axes of type Explicit, else `None`."""
+    """The mesh in the types of the operands, if the mesh has explicit axes; else `None`."""
     for aval in avals:
         if AxisType.Explicit in aval.sharding.mesh.axis_types:
             return aval.sharding.mesh

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""Compiled kernels as implementations of a primitive: what they compute, and when they can."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax import export
+
+from jax_dcn._src.operator import libraries
+from jax_dcn._src.operator.dtypes import DTYPES
+
+
+@dataclasses.dataclass(frozen=True)
+class Native:
+    """The kernels of one platform that compute a primitive.
+
+    Attributes:
+      platform: The platform of the kernels, `"cpu"` or `"cuda"`.
+      target: The XLA target of the kernels; the library of the platform holds it, or has no kernels
+        for this primitive.
+      compute: `(*operands, **params)` to a result, or to a tuple of results.
+      refuses: `(*operands, **params)` to the reason why the kernels cannot take these operands;
+        `None` where they can. Only shapes and dtypes of operands are known.
+    """
+
+    platform: str
+    target: str
+    compute: Callable[..., Any]
+    refuses: Callable[..., str | None] | None = None
+
+    def why_not(self, *operands: Any, **params: Any) -> str | None:
+        """Why the kernels cannot run on these operands; `None` where they can.
+
+        Without operands: why the kernels can run on no operands of this installation.
+        """
+        reason = libraries.why_not(self.platform, self.target)
+        if reason is not None or not operands:
+            return reason
+        dtype = np.dtype(operands[0].dtype).name
+        if dtype not in DTYPES:
+            return f"the native kernels compute in {', '.join(DTYPES)}, not in {dtype}"
+        if self.platform == "cuda" and any(map(export.is_symbolic_dim, operands[0].shape)):
+            return "on cuda it needs a batch of known size"
+        return self.refuses(*operands, **params) if self.refuses is not None else None
