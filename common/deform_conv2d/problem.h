@@ -9,7 +9,7 @@
 
 namespace jax_dcn {
 
-// Axes are (height, width). The twin of jax_dcn.geometry.ConvGeometry.
+// Axes are (height, width). The twin of jax_dcn.reference.ConvGeometry.
 struct ConvGeometry {
   int64_t strides[2];
   int64_t padding[2][2];  // ((top, bottom), (left, right))

@@ -15,7 +15,7 @@
 
 namespace jax_dcn {
 
-// Axes are (height, width). The twin of jax_dcn.roi_geometry.RoIGeometry.
+// Axes are (height, width). The twin of jax_dcn.reference.RoIGeometry.
 struct RoIGeometry {
   double spatial_scale, offset_scale;
   int64_t pooled_size[2];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // XLA handlers of the columns of a deformable convolution on CUDA. The products of columns and
-// kernel are XLA's; `jax_dcn/_primitives/deform_conv2d_cuda.py` puts them together.
+// kernel are XLA's; `jax_dcn/_src/deform_conv2d/cuda.py` puts them together.
 
 #include "cuda/deform_conv2d/columns.h"
 

@@ -17,8 +17,9 @@ namespace jax_dcn {
 // Sampled channels of a tap and a pixel come in chunks of so many bytes, each of one offset group.
 constexpr int kChunkBytes = 64;
 
-// Why the kernels cannot compute this, or null where they can. The twin of `why_not_fused` in
-// Python, which chooses between these kernels and columns in device memory.
+// Why the kernels cannot compute this, or null where they can. The twin of `why_not` in
+// `jax_dcn/_src/deform_conv2d/fused.py`, which chooses between these kernels and columns in device
+// memory.
 inline const char* WhyNotFused(const DeformConv2dProblem& problem, int element_bytes) {
   const int64_t channels = kChunkBytes / element_bytes, features = 16 / element_bytes;
   if (problem.group_channels() % channels != 0 || problem.offset_group_channels() % channels != 0) {
