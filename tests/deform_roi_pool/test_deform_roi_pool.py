@@ -251,7 +251,7 @@ def test_reference_of_many_regions_runs_in_blocks(monkeypatch):
     arrays = differentiable(case, case.arrays())
     loss = jax.value_and_grad(lambda *a: (reference_of(case, "float64")(*a) ** 2).sum(), (0, 1, 2))
     at_once = loss(*arrays)
-    monkeypatch.setattr("jax_dcn.reference._blockwise._BLOCK_BYTES", 1)
+    monkeypatch.setattr("jax_dcn._src.operator.blockwise._BLOCK_BYTES", 1)
     assert_close(loss(*arrays), at_once)
 
 

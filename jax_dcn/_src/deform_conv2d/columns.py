@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Columns of a deformable convolution: in which chunks they are held, and their matrix products.
+"""Columns of a deformable convolution: the chunks that hold them, and their matrix products.
 
-Columns are `[feature groups, images, pixels, taps, C // feature groups]`, where the taps are those of
-one kernel or of several on top of each other.
+Columns are `[feature groups, images, pixels, taps, C // feature groups]`: the samples that output
+pixels multiply with the kernel. For several stacked kernels, the taps of all kernels are listed.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A chunk's columns, and the lists that the gradient of x is gathered with, take at most this, so
-# that they stay in the second-level cache of a large GPU: an A100 has 40 MB, an H100 50 MB.
+# Size, at most, of the columns of a chunk and of the lists from which the gradient of x is gathered.
+# They then stay in the second-level cache of a large GPU: an A100 has 40 MB, an H100 50 MB.
 CHUNK_BYTES = 40 * 10**6
 
 _CORNERS = 4
@@ -24,14 +24,14 @@ _LONG_BIN = 256  # as in cuda/deform_conv2d/bins.h
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """The chunks that columns are held in: some images each, or a part of one.
+    """The chunks that hold columns: each holds some images, or a part of one image.
 
     Attributes:
-      images, pixels: Images of a chunk, and output pixels of each. The last chunk may reach beyond
-        what there is, where columns are zero.
-      batch, size: What there is: the images, and their `(Ho, Wo)`.
+      images, pixels: Images of a chunk, and output pixels of each image. The last chunk may reach
+        beyond the last image or pixel; columns beyond are zero.
+      batch, size: The number of images, and the size `(Ho, Wo)` of their outputs.
       columns: Type of the columns of a chunk.
-      gather_words: 4-byte words of scratch that the gradient of x takes.
+      gather_words: Scratch memory that the gradient of x takes, in 4-byte words.
     """
 
     images: int
@@ -66,7 +66,7 @@ class Chunks:
         return self.pixels < math.prod(self.size)
 
     def whole(self) -> "Chunks":
-        """All there is, as one chunk."""
+        """All images as one chunk."""
         return dataclasses.replace(self, images=self.batch, pixels=math.prod(self.size))
 
     def starts(self) -> np.ndarray:
@@ -87,7 +87,7 @@ class Chunks:
         return y[: self.batch, : math.prod(self.size)].reshape(self.batch, *self.size, -1)
 
     def split(self, y: jax.Array) -> jax.Array:
-        """The reverse: `[N, Ho, Wo, O]` to `[chunks, images, pixels, O]`, with zeros in the last."""
+        """Splits `[N, Ho, Wo, O]` into chunks `[chunks, images, pixels, O]`, padded with zeros."""
         y = y.reshape(self.batch, math.prod(self.size), -1)
         rest = [(0, padded - n) for padded, n in zip(self._padded(), y.shape, strict=False)]
         if any(after for _, after in rest):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the deformable convolutions of every neural network library have in common."""
+"""The parts of a deformable convolution layer that are the same in every neural network library."""
 
 import re
 from collections.abc import Sequence
@@ -46,8 +46,9 @@ def offset_features(layer: DeformConvOptions) -> int:
 def offset_convolution(
     x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, quicker on CPU for the offset branch's 18 or 27 channels."""
-    # XLA's CPU convolution takes a path two to three times slower unless there are a multiple of 8.
+    """`jax.lax.conv_general_dilated`, faster on CPU for the 18 or 27 channels of an offset branch."""
+    # XLA's CPU convolution is two to three times slower where the number of channels is no multiple
+    # of 8.
     features = kernel.shape[-1]
     kernel = jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -features % 8)])
     return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)[..., :features]
@@ -60,8 +61,8 @@ def offset_and_mask(
     height, width = kernel_size(layer)
     samples = layer.offset_groups * height * width
     shape = (*predicted.shape[:-1], layer.offset_groups, height * width)
-    # Offsets of all groups come first, (dy, dx) interleaved, then all masks: the channel order
-    # of published checkpoints.
+    # Channels are ordered as in published checkpoints: first the offsets of all groups, (dy, dx)
+    # interleaved, then the masks of all groups.
     offset = predicted[..., : 2 * samples].reshape(*shape, 2)
     if not layer.modulated:
         return offset, None
@@ -104,7 +105,7 @@ def positions(layer: DeformConvOptions, x: jax.Array, offset: jax.Array) -> jax.
         padding=layer.padding,
         kernel_dilation=layer.kernel_dilation,
     )
-    # Whole pixels of a large image are not exact in bfloat16.
+    # In float32, since bfloat16 cannot represent every pixel index of a large image.
     wide = offset if offset.dtype == jnp.float64 else offset.astype(jnp.float32)
     return sampling_positions(wide, size, geometry)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the pooling layers of every neural network library have in common."""
+"""The parts of a RoI pooling layer that are the same in every neural network library."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -32,7 +32,7 @@ class DeformRoIPoolOptions(Protocol):
 def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:
     """For each fully connected branch, the number of features of each of its layers.
 
-    Names are those of published checkpoints, where a ReLU lies between two layers and counts.
+    Names are as in published checkpoints, which also count the ReLU between two layers.
     """
     bins, hidden = layer.pooled_size**2, layer.hidden_features
     if not layer.deformable:
@@ -45,17 +45,17 @@ def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:
 
 
 def branch_input(pooled: jax.Array) -> jax.Array:
-    """Plain pooling `[R, P, P, D]` as published checkpoints flatten it: by feature, row, column."""
+    """Flattens plain pooling `[R, P, P, D]` as published checkpoints do: by feature, row, column."""
     return jnp.moveaxis(pooled, -1, 1).reshape(pooled.shape[0], -1)
 
 
 def offset_and_mask(
     layer: DeformRoIPoolOptions, predicted: dict[str, jax.Array]
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """Offset `[R, P, P, 1, 2]` and mask `[R, P, P]` of what the branches predict."""
+    """Offset `[R, P, P, 1, 2]` and mask `[R, P, P]`, from the outputs of the branches."""
     if not predicted:
         return None, None
-    # Planes of all x, of all y, and of the mask: the order of published checkpoints.
+    # The planes are ordered as in published checkpoints: x of all bins, y of all bins, the mask.
     planes = jnp.concatenate(list(predicted.values()), axis=-1)
     planes = planes.reshape(planes.shape[0], -1, layer.pooled_size, layer.pooled_size)
     offset = jnp.stack([planes[:, 1], planes[:, 0]], axis=-1)[:, :, :, None]

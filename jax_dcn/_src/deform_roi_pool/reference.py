@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Deformable pooling of regions of interest in plain `jax.numpy`.
 
-Arrays are those of the primitive: `rois`, `offset` and `mask` in the dtype that coordinates and sums
-are computed in; an `offset` without parts (`[R, 0, 0, 1, 2]`) and a `mask` without bins (`[R, 0, 0]`)
-where there is none.
+Arrays are as the primitive receives them: `rois`, `offset` and `mask` in the dtype of coordinates and
+sums. Plain pooling has an `offset` without parts, `[R, 0, 0, 1, 2]`; pooling without modulation has a
+`mask` without bins, `[R, 0, 0]`.
 """
 
 from collections.abc import Sequence
@@ -43,13 +43,13 @@ def deform_roi_pool(
     features = channels // cells**2
     if not images:  # no region has an image
         return jnp.zeros((rois.shape[0], *geometry.pooled_size, features), x.dtype)
-    # Widened as a whole: the gradient of every pixel is a sum over regions.
+    # The whole map is widened, since the gradient of a pixel is a sum over regions.
     wide = x.astype(rois.dtype)
     wide = wide.reshape(images, height, width, cells, cells, classes, features // classes)
 
     def region(roi: jax.Array, offset: jax.Array, mask: jax.Array) -> jax.Array:
         has_image = (roi[0] >= 0) & (roi[0] < images)
-        # Without an image nothing is read, and what is not a number must not matter.
+        # A region without an image reads nothing, and a NaN of such a region must not spread.
         roi, offset = jnp.where(has_image, roi, 0), jnp.where(has_image, offset, 0)
         image = roi[0].astype(jnp.int32)
         displacement = offset_of_bins(offset, geometry)
@@ -61,7 +61,7 @@ def deform_roi_pool(
         divisor = rows.divisor * columns.divisor
         means = sums * _inverse_or_zero(divisor)[..., None]
         total = rows.total + columns.total
-        # With both displacements, and squared, so that both have a derivative that is undefined.
+        # The sum of both displacements, squared, so that both have a derivative that is NaN.
         undefined = jnp.where(jnp.isnan(total), total + displacement.sum(-1), 0) ** 2
         y = (means + undefined[..., None]).reshape(*means.shape[:2], features)
         if mask.shape[-1]:
@@ -124,7 +124,7 @@ def _gathered_sums(
         cell_column[None, :, None, None, None],
         np.arange(x.shape[5])[None, None, :, None, None],
     ].get(mode="clip")
-    # Selected, not multiplied by zero: what is not read must not matter.
+    # Selected, not multiplied by zero: an infinity that is not read must not become a NaN.
     read = (row_read[..., :, None] & column_read[..., None, :])[..., None]
     values = jnp.where(read, values, 0)
     return jnp.einsum("abkyxd,abky,abkx->abkd", values, row_weight, column_weight)
@@ -141,7 +141,10 @@ def _pixels(samples: Samples) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _dense_sums(
     x: jax.Array, image: jax.Array, rows: Samples, columns: Samples, cells: int
 ) -> jax.Array:
-    """The same as products with the whole image, where the number of samples depends on data."""
+    """The sums of `_gathered_sums` as products with the whole image.
+
+    For `samples=0`, where the number of samples depends on the region.
+    """
     assert cells == 1
     row_weights = _weights_of_image(rows, x.shape[1])
     column_weights = _weights_of_image(columns, x.shape[2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the bins of a region sample an image, along one axis and then the other."""
+"""Where deformable RoI pooling samples its images: bin by bin, and for each axis by itself."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 
-_SMALLEST_SIZE = 0.1  # of a region that is rounded, in pixels of x
+_SMALLEST_SIZE = 0.1  # smallest size of a region with rounded corners, in pixels of x
 
 
 class Samples(NamedTuple):
-    """Samples of every bin and class along one axis. An image is read between two pixels.
+    """The samples of every bin and class along one axis; each lies between two pixels.
 
     Attributes:
-      low, high: The pixels, `[P_h, P_w, classes, S]`.
-      fraction: How far the sample lies from the first to the second.
-      inside: Whether it is read.
-      divisor: What the mean divides by, `[P_h, P_w, classes]`.
-      total: Sum of the positions: not a number where they are none.
+      low, high: Indices of the two pixels, `[P_h, P_w, classes, S]`.
+      fraction: Distance of the sample from the pixel `low`, as a fraction of the way to `high`.
+      inside: Whether the sample is read.
+      divisor: Number of samples that the mean divides by, `[P_h, P_w, classes]`.
+      total: Sum of the positions; NaN where a position is NaN.
     """
 
     low: jax.Array
@@ -51,13 +51,13 @@ def samples_along(
     pixels: int,
     geometry: RoIGeometry,
 ) -> Samples:
-    """The samples, along `axis`, of a region from `low` to `high` in an image of so many pixels."""
+    """The samples along `axis` of a region from `low` to `high`, in an image with `pixels` pixels."""
     first, bin_size = _bins(axis, low, high, displacement, geometry)
     if geometry.samples:
         number, begin = jnp.asarray(geometry.samples, bin_size.dtype), jnp.zeros_like(first)
         at_most = geometry.samples
     else:
-        # Samples are at most a pixel and at least half a pixel apart: no more than these are inside.
+        # Samples are between half a pixel and one pixel apart, so that at most these are inside.
         number, at_most = jnp.ceil(bin_size), 2 * pixels + 8
         begin = jnp.floor((-1 - first) * number / bin_size) - 1
         begin = jax.lax.stop_gradient(jnp.where(begin > 0, begin, 0))
@@ -82,7 +82,7 @@ def samples_along(
 
 
 def sampling_positions(rois: jax.Array, offset: jax.Array, geometry: RoIGeometry) -> jax.Array:
-    """All samples of regions, also those outside the image: `[R, P_h, P_w, classes, S, S, 2]`.
+    """All samples, also samples outside the image: `[R, P_h, P_w, classes, S, S, 2]`.
 
     The last axis is `(y, x)` in pixels of `x`. `geometry.samples` must not be 0.
     """
@@ -104,7 +104,7 @@ def sampling_positions(rois: jax.Array, offset: jax.Array, geometry: RoIGeometry
 def _bins(
     axis: int, low: jax.Array, high: jax.Array, displacement: jax.Array, geometry: RoIGeometry
 ) -> tuple[jax.Array, jax.Array]:
-    """Where bins begin along `axis`, `[P_h, P_w, classes]`, and their size."""
+    """The start of each bin along `axis`, `[P_h, P_w, classes]`, and the size of a bin."""
     start, size = _extent(low, high, geometry)
     bins = geometry.pooled_size[axis]
     bin_size = size / bins
@@ -125,5 +125,5 @@ def _extent(low: jax.Array, high: jax.Array, geometry: RoIGeometry) -> tuple[jax
 
 
 def _position(i: jax.Array, first: jax.Array, step: jax.Array, geometry: RoIGeometry) -> jax.Array:
-    """Of the `i`-th sample: in the middle of its sub-bin if aligned, and else at its corner."""
+    """The position of sample `i`: the middle of its sub-bin if aligned, else the corner."""
     return first[..., None] + (i + (0.5 if geometry.aligned else 0.0)) * step
