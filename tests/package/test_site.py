@@ -115,8 +115,9 @@ def test_dead_links_are_errors(tmp_path):
     page = tmp_path / "docs" / "export.md"
     planted = "".join(f"[dead]({target})\n" for target in [*DEAD, "../README.md#speed"])
     page.write_text(f"{page.read_text()}\n{planted}")
-    # The reference takes most of the time.
-    (tmp_path / "docs" / "reference.md").write_text("# Reference\n")
+    # The reference, but for its headings, takes most of the time.
+    reference = tmp_path / "docs" / "reference.md"
+    reference.write_text(re.sub(r"^(:::|    ).*$", "", reference.read_text(), flags=re.MULTILINE))
     done = build(tmp_path / "site", tmp_path / "mkdocs.yml")
     assert done.returncode != 0
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
