@@ -2,11 +2,12 @@
 """`torchvision.ops.deform_conv2d`, with the same arguments in the same order, for JAX arrays."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jax_dcn._src.deform_conv2d.function import deform_conv2d as _deform_conv2d
+from jax_dcn.interop._channels_first import ChannelsFirst, integers
 
 
 def deform_conv2d(
@@ -21,11 +22,11 @@ def deform_conv2d(
 ) -> jax.Array:
     """Deformable convolution of channels-first arrays, as torchvision calls it.
 
-    The number of groups follows from the channels of `weight`, that of offset groups from those of
-    `offset`. Values are torchvision's. So are gradients, but for samples at exactly -1 in either
-    coordinate: there the gradient of the offset is zero, as in the original and in mmcv, where
-    torchvision takes the derivative on the right. Fresh layers have such samples, at the image's
-    border.
+    The channels of `weight` give the number of groups, and the channels of `offset` give the number
+    of offset groups `G`. Values equal torchvision's. Gradients equal torchvision's, except for
+    samples at exactly -1 in either coordinate: the gradient of their offset is zero here, in the
+    original and in mmcv, and the right-hand derivative in torchvision. A fresh layer has such samples
+    at the border of the image.
 
     Args:
       input: Images, `[N, C, H, W]`.
@@ -33,15 +34,14 @@ def deform_conv2d(
         in row-major order, then `(dy, dx)`.
       weight: `[O, C // groups, kh, kw]`.
       bias: `[O]`.
-      stride, padding, dilation: One number, or `(height, width)`.
+      stride, padding, dilation: One integer, or `(height, width)`.
       mask: Modulation, `[N, G * kh * kw, Ho, Wo]`.
 
     Returns:
       `[N, O, Ho, Wo]`.
 
     Raises:
-      ValueError: if shapes disagree. Once ranks and channels fit, messages are those of
-        `jax_dcn.deform_conv2d` and speak of channels-last arrays.
+      ValueError: if shapes, dtypes or options disagree; the message names the argument.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -51,41 +51,22 @@ def deform_conv2d(
       >>> deform_conv2d(x, offset, weight).shape
       (4, 5, 8, 8)
     """
-    arrays = {"input": input, "offset": offset, "weight": weight}
-    arrays |= {} if mask is None else {"mask": mask}
-    for name, array in arrays.items():
-        if jnp.ndim(array) != 4:
-            raise ValueError(f"{name} must have 4 axes, got shape {jnp.shape(array)}.")
-    channels, taps = input.shape[1], weight.shape[2] * weight.shape[3]
-    if not weight.shape[1] or channels % weight.shape[1]:
-        raise ValueError(
-            f"weight must be [O, C // groups, kh, kw] for an input of {channels} channels, "
-            f"got shape {weight.shape}."
-        )
-    y = _deform_conv2d(
-        jnp.moveaxis(input, 1, -1),
-        jnp.transpose(weight, (2, 3, 1, 0)),
-        _channels_to_taps("offset", offset, taps, (2,)),
-        None if mask is None else _channels_to_taps("mask", mask, taps, ()),
-        bias,
-        strides=stride,
-        padding=padding,
-        kernel_dilation=dilation,
-        feature_group_count=channels // weight.shape[1],
+    arrays = ChannelsFirst(
+        ("input", "offset", "weight", "bias", "mask"), input, offset, weight, bias, mask
     )
-    return jnp.moveaxis(y, -1, 1)
+    (ph, pw) = _pair("padding", padding, least=0)
+    return arrays.convolve(
+        _pair("stride", stride, least=1), ((ph, ph), (pw, pw)), _pair("dilation", dilation, least=1)
+    )
 
 
-def _channels_to_taps(
-    name: str, array: jax.Array, taps: int, components: tuple[int, ...]
-) -> jax.Array:
-    """`[N, G * K * components, Ho, Wo]` to `[N, Ho, Wo, G, K, *components]`."""
-    batch, channels, *output_size = array.shape
-    step = taps * (components[0] if components else 1)
-    if not channels or channels % step:
+def _pair(name: str, value: Any, *, least: int) -> tuple[int, int]:
+    """An integer, or two, as `(height, width)`."""
+    is_one = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    try:
+        height, width = integers(name, (value, value) if is_one else value, 2, least=least)
+    except ValueError as error:
         raise ValueError(
-            f"{name} must have a multiple of {step} channels for a kernel of {taps} taps, "
-            f"got shape {array.shape}."
-        )
-    array = jnp.moveaxis(array, 1, -1)
-    return array.reshape(batch, *output_size, channels // step, taps, *components)
+            f"{name} must be an integer of at least {least} or a pair (height, width), got {value!r}."
+        ) from error
+    return height, width

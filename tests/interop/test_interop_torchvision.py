@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The drop-in for torchvision's function, against other people's numbers and engines."""
 
+import re
 import warnings
 
 import jax
@@ -175,11 +176,50 @@ def test_onnx_runtime_computes_the_same(seed):
         (dict(weight=jnp.ones((2, 4, 3, 2))), "weight must be .O, C // groups, kh, kw."),
         (dict(offset=jnp.ones((1, 35, 2, 3))), "offset must have a multiple of 12 channels"),
         (dict(mask=jnp.ones((1, 17, 2, 3))), "mask must have a multiple of 6 channels"),
-        (dict(offset=jnp.ones((1, 36, 3, 3))), "offset does not fit"),
+        (dict(offset=jnp.ones((1, 36, 3, 3))), r"offset does not fit input and weight: .*36, 2, 3"),
+        (dict(offset=jnp.ones((2, 36, 2, 3))), r"offset does not fit input and weight: .*1, 36"),
+        (
+            dict(offset=jnp.ones((1, 48, 2, 3))),
+            "offset has 4 offset groups, .* 6 channels of input",
+        ),
+        (dict(mask=jnp.ones((1, 12, 2, 3))), r"mask does not fit offset, .*\(1, 18, 2, 3\)"),
+        (dict(weight=jnp.ones((3, 3, 3, 2))), "weight has 3 output channels, which its 2 groups"),
+        (dict(weight=jnp.ones((2, 3, 0, 2))), "weight must be"),
+        (dict(weight=jnp.ones((2, 3, 3, 2), jnp.bfloat16)), "weight must have the dtype of input"),
+        (
+            dict(input=jnp.ones((1, 6, 1, 1))),
+            "input of shape .* is smaller than the kernel of weight",
+        ),
+        (dict(input=jnp.ones((1, 6, 5, 4), int)), "input must be one of .*got int"),
+        (dict(offset=None), "offset must be an array, got None"),
+        (dict(input="image"), "input must be an array, got 'image'"),
+        (dict(bias=jnp.ones(3)), r"bias must be \[O\]: expected \(2,\), got \(3,\)"),
+        (dict(bias=jnp.ones((2, 1))), "bias must have 1 axis"),
+        (dict(stride=0), r"stride must be an integer of at least 1 or a pair .*got 0"),
+        (dict(stride=(1, 1, 1)), r"stride must be .*got \(1, 1, 1\)"),
+        (dict(padding="same"), r"padding must be .*got 'same'"),
+        (dict(padding=(-1, 0)), r"padding must be .*got \(-1, 0\)"),
+        (dict(dilation=1.5), r"dilation must be .*got 1.5"),
+        (dict(dilation=None), r"dilation must be .*got None"),
     ],
 )
 def test_wrong_argument_is_named(change, message):
     x, offset, weight, _, mask = (a.astype(np.float32) for a in published_case(1))
     good = dict(input=x, offset=offset, weight=weight, mask=mask)
-    with pytest.raises(ValueError, match=message):
-        deform_conv2d(**(good | change), stride=STRIDE, padding=PADDING, dilation=DILATION)
+    good = {name: jnp.asarray(array, jnp.float32) for name, array in good.items()}
+    good |= dict(stride=STRIDE, padding=PADDING, dilation=DILATION)
+    change = {
+        name: value.astype(jnp.float32) if getattr(value, "dtype", None) == "float64" else value
+        for name, value in change.items()
+    }
+    with pytest.raises(ValueError, match=message) as error:
+        deform_conv2d(**(good | change))
+    ours = r"\bx\b|kernel_dilation|feature_group_count|strides|channels-last|\[\.\.\."
+    assert not re.search(ours, str(error.value))
+
+
+@pytest.mark.parametrize("pair", [np.int64(2), [2, 2], np.array([2, 2]), (np.int32(2), 2)])
+def test_options_may_be_of_numpy(pair):
+    x, weight, offset = jnp.ones((1, 2, 5, 6)), jnp.ones((3, 2, 2, 2)), jnp.zeros((1, 8, 4, 4))
+    y = deform_conv2d(x, offset, weight, stride=pair, padding=pair, dilation=pair)
+    assert y.shape == (1, 3, 4, 4)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""Deformable convolution of channels-first arrays, with errors in the caller's names and axes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn._src.deform_conv2d.function import deform_conv2d
+from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
+
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelsFirst:
+    """The arrays of one call, under the caller's names.
+
+    Attributes:
+      names: The caller's names of the five arrays, in the order of the fields below.
+      input: `[N, C, H, W]`.
+      offset: `[N, 2 * G * kh * kw, Ho, Wo]`.
+      weight: `[O, C // groups, kh, kw]`.
+      bias: `[O]`, or none.
+      mask: `[N, G * kh * kw, Ho, Wo]`, or none.
+    """
+
+    names: tuple[str, str, str, str, str]
+    input: Any
+    offset: Any
+    weight: Any
+    bias: Any = None
+    mask: Any = None
+
+    def convolve(
+        self,
+        strides: tuple[int, int],
+        padding: tuple[tuple[int, int], tuple[int, int]],
+        dilation: tuple[int, int],
+    ) -> jax.Array:
+        """The result, `[N, O, Ho, Wo]`."""
+        self._check_arrays()
+        groups = self._groups()
+        self._check_samples(ConvGeometry(strides, padding, dilation, groups))
+        mask = None if self.mask is None else self._by_tap(self.mask, ())
+        y = deform_conv2d(
+            jnp.moveaxis(self.input, 1, -1),
+            jnp.transpose(self.weight, (2, 3, 1, 0)),
+            self._by_tap(self.offset, (2,)),
+            mask,
+            self.bias,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+        )
+        return jnp.moveaxis(y, -1, 1)
+
+    def _check_arrays(self) -> None:
+        """Ranks and dtypes."""
+        input_name, offset_name, weight_name, bias_name, mask_name = self.names
+        arrays = {input_name: self.input, offset_name: self.offset, weight_name: self.weight}
+        arrays |= {} if self.mask is None else {mask_name: self.mask}
+        arrays |= {} if self.bias is None else {bias_name: self.bias}
+        for name, array in arrays.items():
+            if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+                raise ValueError(f"{name} must be an array, got {array!r}.")
+            rank = 1 if name == bias_name else 4
+            if len(array.shape) != rank:
+                axes = "1 axis" if rank == 1 else "4 axes"
+                raise ValueError(f"{name} must have {axes}, got shape {array.shape}.")
+            if str(array.dtype) not in _FLOATS:
+                raise ValueError(f"{name} must be one of {_FLOATS}, got {array.dtype}.")
+            if name in (weight_name, bias_name) and array.dtype != self.input.dtype:
+                raise ValueError(
+                    f"{name} must have the dtype of {input_name}: expected {self.input.dtype}, got "
+                    f"{array.dtype}."
+                )
+
+    def _groups(self) -> int:
+        """The number of groups, from the channels of the input and of the weight."""
+        input_name, _, name, bias_name, _ = self.names
+        channels, shape = self.input.shape[1], self.weight.shape
+        if 0 in shape or channels == 0 or channels % shape[1]:
+            raise ValueError(
+                f"{name} must be [O, C // groups, kh, kw] for {channels} channels of {input_name}, "
+                f"got shape {shape}."
+            )
+        groups: int = channels // shape[1]
+        if shape[0] % groups:
+            raise ValueError(
+                f"{name} has {shape[0]} output channels, which its {groups} groups must divide: "
+                f"{input_name} has {channels} channels and {name} has shape {shape}."
+            )
+        if self.bias is not None and self.bias.shape != shape[:1]:
+            raise ValueError(
+                f"{bias_name} must be [O]: expected {shape[:1]}, got {self.bias.shape}."
+            )
+        return groups
+
+    def _check_samples(self, geometry: ConvGeometry) -> None:
+        """The shapes of offset and mask."""
+        input_name, offset_name, weight_name, _, mask_name = self.names
+        (batch, channels, *image), kernel = self.input.shape, self.weight.shape[2:]
+        size = geometry.output_size(image, kernel)
+        if any(isinstance(s, int) and s < 1 for s in size):
+            raise ValueError(
+                f"{input_name} of shape {self.input.shape} is smaller than the kernel of "
+                f"{weight_name} of shape {self.weight.shape}: there are {size[0]}x{size[1]} output "
+                "positions."
+            )
+        taps = int(np.prod(kernel))
+        groups = _offset_groups(offset_name, self.offset, 2 * taps, taps)
+        if channels % groups:
+            raise ValueError(
+                f"{offset_name} has {groups} offset groups, which must divide the {channels} "
+                f"channels of {input_name}."
+            )
+        expected = (batch, 2 * groups * taps, *size)
+        if self.offset.shape != expected:
+            raise ValueError(
+                f"{offset_name} does not fit {input_name} and {weight_name}: expected {expected}, "
+                f"got {self.offset.shape}."
+            )
+        if self.mask is None:
+            return
+        _offset_groups(mask_name, self.mask, taps, taps)
+        expected = (batch, groups * taps, *size)
+        if self.mask.shape != expected:
+            raise ValueError(
+                f"{mask_name} does not fit {offset_name}, which has {groups} offset groups: "
+                f"expected {expected}, got {self.mask.shape}."
+            )
+
+    def _by_tap(self, array: jax.Array, components: tuple[int, ...]) -> jax.Array:
+        """`[N, G * K * components, Ho, Wo]` to `[N, Ho, Wo, G, K, *components]`."""
+        batch, channels, *size = array.shape
+        taps = int(np.prod(self.weight.shape[2:]))
+        groups = channels // (taps * int(np.prod(components)))
+        return jnp.moveaxis(array, 1, -1).reshape(batch, *size, groups, taps, *components)
+
+
+def _offset_groups(name: str, array: Any, step: int, taps: int) -> int:
+    """The number of offset groups in the channels of an array."""
+    channels: int = array.shape[1]
+    if not channels or channels % step:
+        raise ValueError(
+            f"{name} must have a multiple of {step} channels for a kernel of {taps} taps, "
+            f"got shape {array.shape}."
+        )
+    return channels // step
+
+
+def integers(name: str, values: Any, count: int, *, least: int) -> tuple[int, ...]:
+    """The option `name` as `count` integers of at least `least`, from integers or an array.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    listed = values.tolist() if isinstance(values, np.ndarray | np.generic) else values
+    is_valid = isinstance(listed, Sequence) and len(listed) == count
+    if not is_valid or not all(_is_integer(v) and v >= least for v in listed):
+        raise ValueError(f"{name} must be {count} integers of at least {least}, got {values!r}.")
+    return tuple(map(int, listed))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
