@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What JAX's primitives are in ONNX, told to jax2onnx: ours, and pooling as models in NHWC have it."""
+"""Plugins of jax2onnx: ONNX nodes for the primitives of this library, and for pooling in NHWC."""
 
 import functools
 from collections.abc import Sequence
@@ -7,8 +7,12 @@ from typing import Any
 
 import jax.extend.core
 import numpy as np
+import onnx_ir as ir
 from jax2onnx.plugins import plugin_system
 from jax2onnx.plugins.jax.core import jit
+
+Shape = Sequence[Any]
+"""Sizes of axes, of which some may be symbolic."""
 
 _CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
@@ -24,28 +28,36 @@ class DeformConv(plugin_system.PrimitiveLeafPlugin):
                 f"ONNX has no DeformConv with boundary={geometry.boundary!r}, only with 'padded'."
             )
         x, kernel, offset, mask, bias = map(ctx.get_value_for_var, eqn.invars)
-        kernel_size, samples = eqn.invars[1].aval.shape[:2], eqn.invars[2].aval.shape
+        image, kernel_shape, samples, masks, _ = (var.aval.shape for var in eqn.invars)
+        batch = len(image) - 3
         operands = [
-            _transpose(ctx, x, _CHANNELS_FIRST),
+            _channels_first(ctx, x, image, batch, image[-1]),
             _transpose(ctx, kernel, (3, 2, 0, 1)),
-            _samples_channels_first(ctx, offset, samples, x.dtype),
+            _channels_first(
+                ctx, _cast(ctx, offset, x.dtype), samples, batch, _product(samples[-3:])
+            ),
             bias,
         ]
-        if eqn.invars[3].aval.shape[-1]:  # without taps, there is no mask
-            operands.append(_samples_channels_first(ctx, mask, samples[:-1], x.dtype))
+        if masks[-1]:  # A mask without taps is no mask.
+            mask = _cast(ctx, mask, x.dtype)
+            operands.append(_channels_first(ctx, mask, masks, batch, _product(masks[-2:])))
         y = _node(
             ctx,
             "DeformConv",
             *operands,
             dtype=x.dtype,
-            kernel_shape=kernel_size,
+            kernel_shape=kernel_shape[:2],
             strides=geometry.strides,
             pads=_pads(geometry.padding),
             dilations=geometry.kernel_dilation,
             group=geometry.feature_group_count,
-            offset_group=samples[3],
+            offset_group=samples[-3],
         )
-        _bind(ctx, eqn, _transpose(ctx, y, _CHANNELS_LAST))
+        y = _transpose(ctx, y, _CHANNELS_LAST)
+        if batch != 1:
+            size = _sizes(ctx, offset, samples, range(batch + 2))
+            y = _reshape(ctx, y, [*size, kernel_shape[3]])
+        _bind(ctx, eqn, y)
 
 
 class MaxPool(plugin_system.PrimitiveLeafPlugin):
@@ -79,9 +91,9 @@ class MaxPool(plugin_system.PrimitiveLeafPlugin):
 
 @functools.cache
 def register() -> None:
-    """Adds these to what jax2onnx knows."""
+    """Adds the plugins to jax2onnx."""
     plugin_system.import_all_plugins()
-    # jax2onnx 0.17 looks there for a name that JAX 0.12 has in public only.
+    # jax2onnx 0.17 takes a name from `jax.core` that JAX 0.12 has in `jax.extend.core` only.
     jit.jcore = jax.extend.core
     MaxPool.general = plugin_system.PLUGIN_REGISTRY["reduce_window_max"]
     for primitive, plugin in (("deform_conv2d", DeformConv), ("reduce_window_max", MaxPool)):
@@ -99,14 +111,45 @@ def _transpose(ctx: Any, value: Any, axes: Sequence[int]) -> Any:
     return _node(ctx, "Transpose", value, dtype=value.dtype, perm=axes)
 
 
-def _samples_channels_first(ctx: Any, value: Any, shape: Sequence[Any], dtype: Any) -> Any:
-    """`[N, Ho, Wo, ...]` to `[N, channels, Ho, Wo]`, in the one dtype that a node reads."""
-    if value.dtype != dtype:
-        value = _node(ctx, "Cast", value, dtype=dtype, to=dtype)
-    # 0 keeps the batch, which may be a free size.
-    target = np.array([0, *shape[1:3], np.prod(shape[3:])], np.int64)
-    value = _node(ctx, "Reshape", value, ctx.bind_const_for_var(object(), target), dtype=dtype)
+def _cast(ctx: Any, value: Any, dtype: Any) -> Any:
+    """`value` in `dtype`: all operands of a node have one dtype."""
+    return value if value.dtype == dtype else _node(ctx, "Cast", value, dtype=dtype, to=dtype)
+
+
+def _channels_first(ctx: Any, value: Any, shape: Shape, batch: int, channels: int) -> Any:
+    """`[*batch, H, W, ...]` to `[N, channels, H, W]`."""
+    if batch != 1:
+        size = _sizes(ctx, value, shape, range(batch, batch + 2))
+        value = _reshape(ctx, value, [-1, *size, channels])
+    elif len(shape) > 4:  # ONNX reads 0 as the size of the same axis before.
+        value = _reshape(ctx, value, [0, 0, 0, channels])
     return _transpose(ctx, value, _CHANNELS_FIRST)
+
+
+def _sizes(ctx: Any, value: Any, shape: Shape, axes: range) -> list[Any]:
+    """Sizes of neighbouring axes of `value`: integers, or one value that holds all of them."""
+    sizes = [shape[axis] for axis in axes]
+    if all(isinstance(size, int) for size in sizes):
+        return sizes
+    return [_node(ctx, "Shape", value, dtype=ir.DataType.INT64, start=axes.start, end=axes.stop)]
+
+
+def _reshape(ctx: Any, value: Any, sizes: Sequence[Any]) -> Any:
+    """`value` with these sizes, each of them an integer or a value that holds several."""
+    if all(isinstance(size, int) for size in sizes):
+        target = _integers(ctx, *sizes)
+    else:
+        parts = [_integers(ctx, size) if isinstance(size, int) else size for size in sizes]
+        target = _node(ctx, "Concat", *parts, dtype=ir.DataType.INT64, axis=0)
+    return _node(ctx, "Reshape", value, target, dtype=value.dtype)
+
+
+def _integers(ctx: Any, *values: int) -> Any:
+    return ctx.bind_const_for_var(object(), np.array(values, np.int64))
+
+
+def _product(sizes: Shape) -> int:
+    return int(np.prod(sizes))
 
 
 def _pads(pairs: Sequence[Sequence[int]]) -> list[int]:

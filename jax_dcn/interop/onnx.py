@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: MIT
 """ONNX's `DeformConv`: writes it, from models that hold deformable convolutions, and evaluates it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import numbers
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from jax_dcn.interop import torchvision
+from jax_dcn._src.deform_conv2d.layer import pads_offset_branch
+from jax_dcn.interop._channels_first import ChannelsFirst, integers
 
 if TYPE_CHECKING:
     import onnx
@@ -19,38 +25,46 @@ OPSET = 22
 
 
 def to_onnx(
-    function: Callable[..., Any], inputs: Sequence[Any], *, opset: int = OPSET, **options: Any
+    function: Callable[..., Any],
+    inputs: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    opset: int = OPSET,
+    **options: Any,
 ) -> Any:
     """Exports a function or a Flax module; its deformable convolutions become `DeformConv` nodes.
 
-    `jax2onnx.to_onnx`, which writes everything else, and has the options. Installed by
-    `pip install 'jax-dcn[onnx]'`.
+    jax2onnx writes all other nodes. Installed by `pip install 'jax-dcn[onnx]'`.
 
     Args:
-      function: Of arrays, or a module; it computes values, not gradients.
-      inputs: Shapes of the arguments, for example `[("batch", 224, 224, 3)]` where the batch is free,
-        or arrays.
+      function: A function of arrays, or a module. Derivatives are not exported.
+      inputs: Shapes of the arguments, or arrays of these shapes: `[("batch", 224, 224, 3)]`. A single
+        argument needs no list. A size with a name is free: `("batch", "height", "width", 3)`. With
+        free height and width, `padding="SAME"` needs strides of 1.
+      path: The file to write. `None` returns the model.
       opset: Version of ONNX's operators, at least 19.
-      options: As `jax2onnx.to_onnx` takes them: `return_mode="file"` with `output_path`,
-        `inputs_as_nchw=[0]`, `input_names` and others.
+      options: Options of `jax2onnx.to_onnx`: `inputs_as_nchw=[0]`, `input_names` and others.
 
     Returns:
-      The `onnx.ModelProto`, or what `return_mode` asks for. DeformConv nodes are channels first, with
-      transpositions around them.
+      The `onnx.ModelProto`, or the path. DeformConv nodes are channels first, with transpositions
+      around them; any number of batch axes becomes one.
 
     Raises:
       ImportError: without jax2onnx.
       NotImplementedError: for `boundary="legacy"`, which ONNX does not have.
-      ValueError: for an `opset` below 19.
+      ValueError: for an `opset` below 19, for `inputs` that are no shapes, and for a model in
+        training mode.
 
     Examples:
       A layer, for batches of any size, in a file::
 
           layer = jax_dcn.nnx.DeformConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
-          to_onnx(layer, [("batch", 9, 9, 3)], return_mode="file", output_path="layer.onnx")
+          to_onnx(layer, ("batch", 9, 9, 3), "layer.onnx")
     """
-    if opset < 19:
-        raise ValueError(f"opset must be at least 19, which brought DeformConv, got {opset}.")
+    if not isinstance(opset, numbers.Integral) or opset < 19:
+        raise ValueError(f"opset must be at least 19, which brought DeformConv, got {opset!r}.")
+    avals = _abstract(inputs)
+    _check_mode(function)
     try:
         import jax2onnx
 
@@ -60,11 +74,50 @@ def to_onnx(
             f"exporting to ONNX needs jax2onnx: pip install 'jax-dcn[onnx]' ({error})"
         ) from error
     _jax2onnx.register()
-    # Traced here, where Flax's layers are Flax's own: jax2onnx replaces them by its own, which do
-    # not take all their arguments.
-    avals = _abstract(inputs)
-    traced = jaxpr_as_fun(jax.make_jaxpr(function)(*avals))
+    if path is not None:
+        options |= dict(return_mode="file", output_path=os.fspath(path))
+    # Traced here, where Flax's layers are Flax's own: jax2onnx replaces them by its own layers, which
+    # do not take all arguments of Flax's.
+    with _without_padding():
+        traced = jaxpr_as_fun(_trace(function, avals))
     return jax2onnx.to_onnx(traced, avals, opset=opset, **options)
+
+
+def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:
+    try:
+        return jax.make_jaxpr(function)(*avals)
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # Flax's, for a model that changes itself.
+            raise ValueError(
+                "function changes its model, as one in training mode does: call model.eval() first."
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _without_padding() -> Iterator[None]:
+    """Traces offset branches without the padding that only XLA's CPU convolution profits from."""
+    token = pads_offset_branch.set(False)
+    try:
+        yield
+    finally:
+        pads_offset_branch.reset(token)
+
+
+def _check_mode(model: Any) -> None:
+    """Refuses an NNX model in training mode."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(model, nnx.Module):
+        return
+    for path, module in nnx.iter_modules(model):
+        trains = [
+            f"{name}=False"
+            for name in ("use_running_average", "deterministic")
+            if getattr(module, name, None) is False and getattr(module, "rate", None) != 0
+        ]
+        if trains:
+            where = ".".join(map(str, path)) or type(module).__name__
+            raise ValueError(f"{where} is in training mode ({trains[0]}): call model.eval() first.")
 
 
 def deform_conv(
@@ -85,7 +138,7 @@ def deform_conv(
 
     Args:
       X: Images, `[N, C, H, W]`.
-      W: `[O, C // group, kh, kw]`.
+      W: Weights, `[O, C // group, kh, kw]`.
       offset: Displacements in pixels, `[N, 2 * offset_group * kh * kw, Ho, Wo]`; channels by group,
         then by tap, then `(dy, dx)`.
       B: `[O]`.
@@ -108,6 +161,9 @@ def deform_conv(
       >>> deform_conv(x, weight, offset).shape
       (1, 3, 4, 5)
     """
+    for name, array in {"X": X, "W": W, "offset": offset}.items():
+        if np.ndim(array) != 4:
+            raise ValueError(f"{name} must have 4 axes, got shape {np.shape(array)}.")
     if kernel_shape is not None and tuple(kernel_shape) != W.shape[2:]:
         raise ValueError(f"kernel_shape is {tuple(kernel_shape)}, but W has shape {W.shape}.")
     if X.shape[1] != group * W.shape[1]:
@@ -120,9 +176,11 @@ def deform_conv(
             f"offset must have 2 * offset_group * kh * kw = "
             f"{2 * offset_group * W.shape[2] * W.shape[3]} channels, got shape {offset.shape}."
         )
-    top, left, bottom, right = pads or (0, 0, 0, 0)
-    padding: Any = ((top, bottom), (left, right))  # not the same at both ends, unlike torchvision's
-    return torchvision.deform_conv2d(X, offset, W, B, strides or 1, padding, dilations or 1, mask)
+    top, left, bottom, right = integers("pads", (0,) * 4 if pads is None else pads, 4, least=0)
+    sh, sw = integers("strides", (1, 1) if strides is None else strides, 2, least=1)
+    dh, dw = integers("dilations", (1, 1) if dilations is None else dilations, 2, least=1)
+    arrays = ChannelsFirst(("X", "offset", "W", "B", "mask"), X, offset, W, B, mask)
+    return arrays.convolve((sh, sw), ((top, bottom), (left, right)), (dh, dw))
 
 
 def evaluate(node: "onnx.NodeProto", inputs: Mapping[str, jax.Array]) -> jax.Array:
@@ -149,12 +207,30 @@ def evaluate(node: "onnx.NodeProto", inputs: Mapping[str, jax.Array]) -> jax.Arr
     return deform_conv(*arrays, **attributes)  # type: ignore[arg-type]
 
 
-def _abstract(inputs: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+def _abstract(inputs: Any) -> list[jax.ShapeDtypeStruct]:
     """The arguments as JAX traces them; names are sizes that stay free."""
     scope = jax.export.SymbolicScope()
+    is_one = hasattr(inputs, "shape") or (inputs and _is_shape(inputs))
+    entries = [inputs] if is_one else inputs
+    if not isinstance(entries, Sequence) or not all(
+        _is_shape(getattr(entry, "shape", entry)) for entry in entries
+    ):
+        raise ValueError(
+            f'inputs must be shapes such as ("batch", 224, 224, 3), or arrays, got {inputs!r}.'
+        )
     avals = []
-    for entry in inputs:
-        shape = getattr(entry, "shape", entry)
+    for entry in entries:
+        shape: Any = getattr(entry, "shape", entry)
         sizes = jax.export.symbolic_shape(",".join(map(str, shape)), scope=scope)
         avals.append(jax.ShapeDtypeStruct(sizes, getattr(entry, "dtype", jnp.float32)))
     return avals
+
+
+def _is_shape(entry: Any) -> bool:
+    """Whether `entry` is a tuple or list of sizes and of names of sizes."""
+    if not isinstance(entry, tuple | list):
+        return False
+    return all(
+        isinstance(size, numbers.Integral | str) or jax.export.is_symbolic_dim(size)
+        for size in entry
+    )

@@ -69,10 +69,118 @@ def test_an_exported_layer_computes_the_same_for_any_batch(modulated):
         )
     )
     model = interop.to_onnx(layer, [("batch", 9, 11, 4)])
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(model, full_check=True)
     for batch in (1, 3):
         x = images(batch, 9, 11, 4)
         np.testing.assert_allclose(run(model, x), layer(jnp.asarray(x)), rtol=1e-5, atol=1e-5)
+
+
+FREE = ("height", "width", 4)
+BATCHES = {
+    "fixed": ((2, 9, 11, 4), 0, [(2, 9, 11, 4)]),
+    "none": ((9, 11, 4), 0, [(9, 11, 4)]),
+    "two": ((2, 3, 9, 11, 4), 0, [(2, 3, 9, 11, 4)]),
+    "one_free_of_two": (("b", 3, 9, 11, 4), 0, [(2, 3, 9, 11, 4), (1, 3, 9, 11, 4)]),
+    "image_alone_under_vmap": (("b", 9, 11, 4), 1, [(3, 9, 11, 4)]),
+    "batch_under_vmap": ((3, 2, 9, 11, 4), 1, [(3, 2, 9, 11, 4)]),
+    "image_alone_under_two_vmaps": ((3, 2, 9, 11, 4), 2, [(3, 2, 9, 11, 4)]),
+    "free_image": (("b", *FREE), 0, [(2, 9, 11, 4), (1, 12, 7, 4)]),
+    "free_image_alone": (FREE, 0, [(9, 11, 4), (12, 7, 4)]),
+    "all_free": (("b", "t", *FREE), 0, [(2, 3, 9, 11, 4), (1, 2, 12, 7, 4)]),
+    "free_image_under_vmap": (("b", *FREE), 1, [(3, 9, 11, 4), (2, 12, 7, 4)]),
+}
+
+
+@exporter
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("modulated", [True, False])
+def test_any_number_of_batch_axes_and_free_sizes_export(name, modulated):
+    shape, vmaps, sizes = BATCHES[name]
+    layer = displaced(DeformConv(4, 8, (3, 2), modulated=modulated, rngs=rngs(), **OPTIONS))
+    function = layer
+    for _ in range(vmaps):
+        function = jax.vmap(function)
+    model = interop.to_onnx(function, shape)
+    onnx.checker.check_model(model, full_check=True)
+    assert "Pad" not in {node.op_type for node in model.graph.node}
+    for size in sizes:
+        x = images(*size)
+        y = function(jnp.asarray(x))
+        assert np.ptp(y) > 1
+        np.testing.assert_allclose(run(model, x), y, rtol=1e-5, atol=1e-5)
+
+
+@exporter
+def test_kernels_under_vmap_export():
+    random = np.random.default_rng(0)
+    shapes = ((3, 2, 5, 6, 4), (3, 3, 3, 4, 2), (3, 2, 5, 6, 1, 9, 2))
+    arrays = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+    function = jax.vmap(jax_dcn.deform_conv2d)
+    model = interop.to_onnx(function, arrays)
+    np.testing.assert_allclose(run(model, *arrays), function(*arrays), rtol=1e-5, atol=1e-5)
+
+
+@exporter
+def test_a_model_is_written_by_path(tmp_path):
+    layer = displaced(DeformConv(4, 8, (3, 2), rngs=rngs(), **OPTIONS))
+    x = images(2, 9, 11, 4)
+    for name in ("a.onnx", tmp_path / "b.onnx"):
+        path = tmp_path / name
+        interop.to_onnx(layer, x, str(path) if isinstance(name, str) else path)
+        np.testing.assert_allclose(
+            run(onnx.load(path), x), layer(jnp.asarray(x)), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "batch", [(2, 3), None], [3.0], {"x": 1}])
+def test_inputs_that_are_no_shapes_are_refused(wrong):
+    with pytest.raises(ValueError, match="inputs must be shapes such as"):
+        interop.to_onnx(jnp.sin, wrong)
+
+
+class Training(nnx.Module):
+    def __init__(self, layer):
+        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs()), layer])
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@exporter
+@pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
+def test_models_in_training_mode_are_refused(kind):
+    layer = nnx.BatchNorm(4, rngs=rngs()) if kind == "batch_norm" else nnx.Dropout(0.5, rngs=rngs())
+    model = Training(layer)
+    with pytest.raises(ValueError, match=r"layers\.1 is in training mode \(.*call model.eval"):
+        interop.to_onnx(model, (2, 4))
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        interop.to_onnx(lambda x: model(x), (2, 4))
+    model.eval()
+    x = images(2, 4)
+    np.testing.assert_allclose(
+        run(interop.to_onnx(model, (2, 4)), x), model(jnp.asarray(x)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_attributes_may_be_arrays(kind):
+    x, w, offset = jnp.ones((1, 2, 5, 6)), jnp.ones((3, 2, 2, 2)), jnp.zeros((1, 8, 3, 7))
+    attributes = dict(pads=[1, 2, 0, 0], strides=[2, 1], dilations=[1, 1], kernel_shape=[2, 2])
+    attributes = {name: kind(value) for name, value in attributes.items()}
+    y = interop.deform_conv(x, w, offset, **attributes)
+    assert y.shape == (1, 3, 3, 7) and y[0, 0, 0, 2] == 4
+
+
+@pytest.mark.parametrize("name", ["pads", "strides", "dilations"])
+@pytest.mark.parametrize(
+    "wrong", ["bad", (1, 2, 3), 1, (1.0, 1.0, 1.0, 1.0), np.ones(2), (-1,) * 4]
+)
+def test_attributes_that_are_no_integers_are_named(name, wrong):
+    x, w, offset = jnp.ones((1, 2, 5, 6)), jnp.ones((3, 2, 2, 2)), jnp.zeros((1, 8, 4, 5))
+    with pytest.raises(ValueError, match=f"{name} must be . integers of at least ., got"):
+        interop.deform_conv(x, w, offset, **{name: wrong})
 
 
 @exporter

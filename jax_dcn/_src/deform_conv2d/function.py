@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_dcn._src.deform_conv2d.geometry import Padding, Size, conv_geometry
@@ -169,7 +170,7 @@ def _check_kernel(
 
 
 def _check_output_size(x: jax.Array, kernel: jax.Array, output_size: Size) -> None:
-    if min(output_size) < 1:
+    if any(not export.is_symbolic_dim(size) and size < 1 for size in output_size):
         raise ValueError(
             f"x is smaller than the kernel: with these strides, padding and kernel_dilation, images "
             f"of {x.shape[-3]}x{x.shape[-2]} and a kernel of {kernel.shape[0]}x{kernel.shape[1]} "

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The parts of a deformable convolution layer that are the same in every neural network library."""
 
+import contextvars
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -43,10 +44,16 @@ def offset_features(layer: DeformConvOptions) -> int:
     return layer.offset_groups * height * width * (3 if layer.modulated else 2)
 
 
+# Whether `offset_convolution` pads its channels: not in programs that XLA does not run.
+pads_offset_branch = contextvars.ContextVar("pads_offset_branch", default=True)
+
+
 def offset_convolution(
     x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, faster on CPU for the 18 or 27 channels of an offset branch."""
+    if not pads_offset_branch.get():
+        return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)
     # XLA's CPU convolution is two to three times slower where the number of channels is no multiple
     # of 8.
     features = kernel.shape[-1]
