@@ -21,9 +21,9 @@ struct SampleEntries {
   __device__ SampleEntries(const DeformConv2dChunk& chunk, const ChunkSample& sample,
                            const A* offset)
       : read(sample.Read(chunk, offset)),
-        segment(sample.image_in_chunk * chunk.groups() + sample.group),
-        first_bin(segment * static_cast<int32_t>(chunk.problem.image_pixels())),
-        first_id(kCorners * (sample.pixel_in_chunk * chunk.taps() + sample.tap)) {}
+        segment(sample.image_in_chunk * chunk.sizes.offset_groups + sample.group),
+        first_bin(segment * chunk.sizes.image_pixels()),
+        first_id(kCorners * (sample.pixel_in_chunk * chunk.sizes.taps + sample.tap)) {}
 
   __device__ int32_t BinOf(int corner) const {
     return first_bin + static_cast<int32_t>(read.corner[corner]);
@@ -34,8 +34,8 @@ template <typename A>
 __global__ void __launch_bounds__(kBinThreads)
     CountEntriesKernel(const A* offset, const A* mask, ChunkStart start, Bins bins,
                        const DeformConv2dChunk chunk) {
-  const uint32_t index = blockIdx.x * kBinThreads + threadIdx.x;
-  if (index >= static_cast<uint32_t>(chunk.samples())) return;
+  const int32_t index = blockIdx.x * kBinThreads + threadIdx.x;
+  if (index >= chunk.samples()) return;
   const ChunkSample sample(chunk, start, index);
   if (!sample.Exists(chunk)) return;
   const SampleEntries<A> entries(chunk, sample, offset);
@@ -75,8 +75,8 @@ template <typename A>
 __global__ void __launch_bounds__(kBinThreads)
     PlaceEntriesKernel(const A* offset, ChunkStart start, Bins bins,
                        const DeformConv2dChunk chunk) {
-  const uint32_t index = blockIdx.x * kBinThreads + threadIdx.x;
-  if (index >= static_cast<uint32_t>(chunk.samples())) return;
+  const int32_t index = blockIdx.x * kBinThreads + threadIdx.x;
+  if (index >= chunk.samples()) return;
   const ChunkSample sample(chunk, start, index);
   if (!sample.Exists(chunk)) return;
   const SampleEntries<A> entries(chunk, sample, offset);

@@ -51,9 +51,9 @@ template <typename A>
 class BinsLayout {
  public:
   explicit BinsLayout(const DeformConv2dChunk& chunk)
-      : bins_(int64_t{chunk.images} * chunk.groups() * chunk.problem.image_pixels()),
+      : bins_(int64_t{chunk.images} * chunk.sizes.offset_groups * chunk.sizes.image_pixels()),
         entries_(int64_t{kCorners} * chunk.samples()),
-        segment_entries_(kCorners * chunk.pixels * chunk.taps()) {}
+        segment_entries_(kCorners * chunk.pixels * chunk.sizes.taps) {}
 
   int64_t bins() const { return bins_; }
   int64_t words() const {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Kernels that sample columns, and their tangent.
 
-#include "common/sampling/half.h"
+#include "cuda/deform_conv2d/block_samples.cuh"
 #include "cuda/deform_conv2d/columns.h"
-#include "cuda/sampling/placed_sample.cuh"
 
 namespace jax_dcn {
 namespace {
@@ -11,32 +10,29 @@ namespace {
 // Blocks for each multiprocessor, which leaves 64 registers for a thread, and 80 for sums in
 // double: with 64 some of these spill.
 template <typename T>
-constexpr int kBlocks = sizeof(typename Accumulator<T>::type) == sizeof(float) ? 4 : 3;
+constexpr int kBlocks = sizeof(Sum<T>) == sizeof(float) ? 4 : 3;
 
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    DeformConv2dColumnsKernel(const T* __restrict__ x, const typename Accumulator<T>::type* offset,
-                              const typename Accumulator<T>::type* mask, ChunkStart start,
-                              T* __restrict__ columns, const DeformConv2dChunk chunk) {
-  using A = typename Accumulator<T>::type;
-  PlacedSample<A>* const samples = SharedMemory<PlacedSample<A>>();
+    DeformConv2dColumnsKernel(const DeformConv2dPrimals<T> primals, ChunkStart start, T* columns,
+                              const DeformConv2dChunk chunk) {
+  ColumnSample<T>* const samples = SharedMemory<ColumnSample<T>>();
   const int count = BlockSamples(chunk), thread = ThreadInBlock();
   if (thread < count) {
-    const ChunkSample sample(chunk, start, blockIdx.x * kBlockSamples + thread);
-    const bool exists = sample.Exists(chunk);
-    const BilinearSample<A> read = exists ? sample.Read(chunk, offset) : Nowhere<A>();
-    samples[thread].Place(chunk, sample, read);
-    samples[thread].weights = ValueWeights(read, exists ? sample.Mask(chunk, mask) : A(0));
+    const ChunkSample at(chunk, start, blockIdx.x * kBlockSamples + thread);
+    const bool exists = at.Exists(chunk);
+    const auto read = exists ? at.Read(chunk, primals.offset) : Nowhere<Sum<T>>();
+    samples[thread] = {chunk, at, read, exists ? at.Mask(chunk, primals.mask) : 0};
   }
   __syncthreads();
-  const int32_t channels = chunk.problem.channels;
-  const int32_t group_channels = chunk.problem.offset_group_channels();
   for (int i = threadIdx.y; i < count; i += blockDim.y) {
-    const PlacedSample<A>& sample = samples[i];
-    for (int c = threadIdx.x * kSize; c < group_channels; c += blockDim.x * kSize) {
-      A sums[kSize] = {};
-      AddCorners(x + sample.x + c, sample, sample.weights, channels, sums);
-      Store(columns + chunk.ColumnIndex(sample.row, sample.channel + c), sums);
+    const ColumnSample<T>& sample = samples[i];
+    for (int c = threadIdx.x * kSize; c < chunk.sizes.offset_group_channels;
+         c += blockDim.x * kSize) {
+      const auto corners =
+          LoadCorners<kSize>(sample, primals.x + sample.x + c, chunk.sizes.pixel_bytes);
+      StoreGlobal(columns + chunk.ColumnIndex(sample.row, sample.channel + c),
+                  Pack(Interpolate(sample, corners)));
     }
   }
 }
@@ -44,17 +40,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 // ----------------------------------------------------------------------------------------- tangent
 
 // ẋ and x are sampled by the weights m w and ṁ w + m ẇ.
-template <typename A>
-struct alignas(16) PlacedSampleDot : PlacedSample<A> {
-  CornerWeights<A> weights_dot;
+template <typename T>
+struct alignas(16) ColumnSampleDot : ColumnSample<T> {
+  Sum<T> weight_dot[kCorners];
+
+  __device__ __forceinline__ ColumnSampleDot(const ColumnSample<T>& sample,
+                                             const CornerWeights<Sum<T>>& dot)
+      : ColumnSample<T>(sample),
+        weight_dot{dot.corner[0], dot.corner[1], dot.corner[2], dot.corner[3]} {}
 };
 
 template <typename T>
-__device__ CornerWeights<typename Accumulator<T>::type> WeightsDot(
-    const DeformConv2dChunk& chunk, const ChunkSample& sample,
-    const BilinearSample<typename Accumulator<T>::type>& read,
-    const DeformConv2dPrimals<T>& primals, const DeformConv2dTangents<T>& tangents) {
-  using A = typename Accumulator<T>::type;
+__device__ CornerWeights<Sum<T>> WeightsDot(const DeformConv2dChunk& chunk,
+                                            const ChunkSample& sample,
+                                            const BilinearSample<Sum<T>>& read,
+                                            const DeformConv2dPrimals<T>& primals,
+                                            const DeformConv2dTangents<T>& tangents) {
+  using A = Sum<T>;
   auto weights =
       ValueWeights(read, tangents.mask == nullptr ? A(0) : sample.Mask(chunk, tangents.mask));
   if (tangents.offset != nullptr) {
@@ -70,46 +72,42 @@ template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     DeformConv2dColumnsJvpKernel(const DeformConv2dPrimals<T> primals,
                                  const DeformConv2dTangents<T> tangents, bool kernel_moves,
-                                 ChunkStart start, T* __restrict__ columns,
-                                 const DeformConv2dChunk chunk) {
-  using A = typename Accumulator<T>::type;
-  PlacedSampleDot<A>* const samples = SharedMemory<PlacedSampleDot<A>>();
+                                 ChunkStart start, T* columns, const DeformConv2dChunk chunk) {
+  using A = Sum<T>;
+  ColumnSampleDot<T>* const samples = SharedMemory<ColumnSampleDot<T>>();
   const int count = BlockSamples(chunk), thread = ThreadInBlock();
   const bool weights_move = tangents.offset != nullptr || tangents.mask != nullptr;
   if (thread < count) {
-    const ChunkSample sample(chunk, start, blockIdx.x * kBlockSamples + thread);
-    const bool exists = sample.Exists(chunk);
-    const BilinearSample<A> read = exists ? sample.Read(chunk, primals.offset) : Nowhere<A>();
-    PlacedSampleDot<A>& placed = samples[thread];
-    placed.Place(chunk, sample, read);
-    placed.weights = ValueWeights(read, exists ? sample.Mask(chunk, primals.mask) : A(0));
-    placed.weights_dot = {};
-    if (exists && weights_move) {
-      placed.weights_dot = WeightsDot(chunk, sample, read, primals, tangents);
-    }
+    const ChunkSample at(chunk, start, blockIdx.x * kBlockSamples + thread);
+    const bool exists = at.Exists(chunk);
+    const auto read = exists ? at.Read(chunk, primals.offset) : Nowhere<A>();
+    CornerWeights<A> dot = {};
+    if (exists && weights_move) dot = WeightsDot(chunk, at, read, primals, tangents);
+    samples[thread] = {{chunk, at, read, exists ? at.Mask(chunk, primals.mask) : A(0)}, dot};
   }
   __syncthreads();
-  const int32_t channels = chunk.problem.channels;
-  const int32_t group_channels = chunk.problem.offset_group_channels();
   for (int i = threadIdx.y; i < count; i += blockDim.y) {
-    const PlacedSampleDot<A>& sample = samples[i];
-    for (int c = threadIdx.x * kSize; c < group_channels; c += blockDim.x * kSize) {
+    const ColumnSampleDot<T>& sample = samples[i];
+    for (int c = threadIdx.x * kSize; c < chunk.sizes.offset_group_channels;
+         c += blockDim.x * kSize) {
       int32_t row = sample.row;
+      CornerChannels<T, kSize> x;
+      if (kernel_moves || weights_move) {
+        x = LoadCorners<kSize>(sample, primals.x + sample.x + c, chunk.sizes.pixel_bytes);
+      }
       if (kernel_moves) {
-        A sums[kSize] = {};
-        AddCorners(primals.x + sample.x + c, sample, sample.weights, channels, sums);
-        Store(columns + chunk.ColumnIndex(row, sample.channel + c), sums);
-        row += chunk.taps();
+        StoreGlobal(columns + chunk.ColumnIndex(row, sample.channel + c),
+                    Pack(Interpolate(sample, x)));
+        row += chunk.sizes.taps;
       }
       if (tangents.x == nullptr && !weights_move) continue;
-      A sums[kSize] = {};
+      Unpacked<T, kSize> sum = {};
       if (tangents.x != nullptr) {
-        AddCorners(tangents.x + sample.x + c, sample, sample.weights, channels, sums);
+        AddCorners(LoadCorners<kSize>(sample, tangents.x + sample.x + c, chunk.sizes.pixel_bytes),
+                   sample.weight, sum);
       }
-      if (weights_move) {
-        AddCorners(primals.x + sample.x + c, sample, sample.weights_dot, channels, sums);
-      }
-      Store(columns + chunk.ColumnIndex(row, sample.channel + c), sums);
+      if (weights_move) AddCorners(x, sample.weight_dot, sum);
+      StoreGlobal(columns + chunk.ColumnIndex(row, sample.channel + c), Pack(sum));
     }
   }
 }
@@ -120,23 +118,26 @@ template <typename T>
 cudaError_t LaunchDeformConv2dColumns(cudaStream_t stream, const DeformConv2dChunk& chunk,
                                       const DeformConv2dPrimals<T>& primals, ChunkStart start,
                                       T* columns) {
-  using A = typename Accumulator<T>::type;
   if (chunk.samples() == 0) return cudaSuccess;
-  const bool vectors = AreVectors<T>(chunk.problem, {primals.x, columns});
-  return JAX_DCN_LAUNCH(DeformConv2dColumnsKernel, vectors, sizeof(PlacedSample<A>), primals.x,
-                        primals.offset, primals.mask, start, columns, chunk);
+  return WithVectorSize<T>(AreVectors<T>(chunk.sizes, {primals.x, columns}), [&](auto size) {
+    return Launch(DeformConv2dColumnsKernel<T, size>,
+                  ShapeFor(chunk, size, sizeof(ColumnSample<T>)), stream, primals, start, columns,
+                  chunk);
+  });
 }
 
 template <typename T>
 cudaError_t LaunchDeformConv2dColumnsJvp(cudaStream_t stream, const DeformConv2dChunk& chunk,
                                          const DeformConv2dPrimals<T>& primals,
-                                         const DeformConv2dTangents<T>& tangents, ChunkStart start,
-                                         T* columns) {
-  using A = typename Accumulator<T>::type;
+                                         const DeformConv2dTangents<T>& tangents, bool kernel_moves,
+                                         ChunkStart start, T* columns) {
   if (chunk.samples() == 0) return cudaSuccess;
-  const bool vectors = AreVectors<T>(chunk.problem, {primals.x, tangents.x, columns});
-  return JAX_DCN_LAUNCH(DeformConv2dColumnsJvpKernel, vectors, sizeof(PlacedSampleDot<A>), primals,
-                        tangents, tangents.kernel != nullptr, start, columns, chunk);
+  const bool vectors = AreVectors<T>(chunk.sizes, {primals.x, tangents.x, columns});
+  return WithVectorSize<T>(vectors, [&](auto size) {
+    return Launch(DeformConv2dColumnsJvpKernel<T, size>,
+                  ShapeFor(chunk, size, sizeof(ColumnSampleDot<T>)), stream, primals, tangents,
+                  kernel_moves, start, columns, chunk);
+  });
 }
 
 #define JAX_DCN_INSTANTIATE(T)                                                                   \
@@ -144,7 +145,7 @@ cudaError_t LaunchDeformConv2dColumnsJvp(cudaStream_t stream, const DeformConv2d
                                                  const DeformConv2dPrimals<T>&, ChunkStart, T*); \
   template cudaError_t LaunchDeformConv2dColumnsJvp(                                             \
       cudaStream_t, const DeformConv2dChunk&, const DeformConv2dPrimals<T>&,                     \
-      const DeformConv2dTangents<T>&, ChunkStart, T*);
+      const DeformConv2dTangents<T>&, bool, ChunkStart, T*);
 JAX_DCN_INSTANTIATE(float)
 JAX_DCN_INSTANTIATE(double)
 JAX_DCN_INSTANTIATE(BFloat16)

@@ -17,13 +17,13 @@ cudaError_t LaunchDeformConv2dColumns(cudaStream_t stream, const DeformConv2dChu
                                       const DeformConv2dPrimals<T>& primals, ChunkStart start,
                                       T* columns);
 
-// The columns of x where the kernel has a tangent, then those of the tangents of x, offset and mask
-// where any of these is there.
+// The columns of x if the kernel moves, then the columns of the tangents of x, offset and mask if
+// there is any.
 template <typename T>
 cudaError_t LaunchDeformConv2dColumnsJvp(cudaStream_t stream, const DeformConv2dChunk& chunk,
                                          const DeformConv2dPrimals<T>& primals,
-                                         const DeformConv2dTangents<T>& tangents, ChunkStart start,
-                                         T* columns);
+                                         const DeformConv2dTangents<T>& tangents, bool kernel_moves,
+                                         ChunkStart start, T* columns);
 
 // Gradients that need one sample each, of the columns' gradient. `columns`, if not null, gets the
 // columns, and may be `grad_columns`.
@@ -32,10 +32,6 @@ cudaError_t LaunchDeformConv2dSampleGradients(cudaStream_t stream, const DeformC
                                               const DeformConv2dPrimals<T>& primals,
                                               ChunkStart start, const T* grad_columns,
                                               const DeformConv2dCotangents<T>& grads, T* columns);
-
-// 4-byte words of scratch that the gradient of x needs. The twin of `gather_words` in Python.
-template <typename A>
-int64_t DeformConv2dGatherWords(const DeformConv2dChunk& chunk);
 
 // The gradient of x of the chunk's images: written to `grad_x`, or added to `sums` where the chunk
 // is a part of an image. Exactly one of them is not null.

@@ -3,149 +3,150 @@
 // cores. Columns never exist in device memory.
 
 #include "cuda/deform_conv2d/fused.h"
+#include "cuda/deform_conv2d/locate.cuh"
 #include "cuda/runtime/launch.cuh"
 #include "cuda/runtime/matrix.cuh"
-#include "cuda/runtime/packed.cuh"
 #include "cuda/runtime/pipeline.cuh"
+#include "cuda/runtime/vector.cuh"
 #include "cuda/sampling/sample.cuh"
 
 namespace jax_dcn {
 namespace {
 
 // A block computes kPixels x kFeatures of y, as a sum of products over steps: one tap of kChannels
-// channels each.
+// channels each. None of these sizes has been measured yet.
 //
-// None of these numbers has been measured yet. They let two blocks share a multiprocessor of 164 KB
-// or more of shared memory, so that one samples while the other multiplies, and one fit into 99 KB.
+// Registers and shared memory of one block leave room for a second one on a multiprocessor with 164
+// KB or more of shared memory, so that one block samples while the other multiplies.
 template <typename T, int kTileFeatures>
 struct ForwardTile {
   static constexpr int kPixels = 64;
   static constexpr int kFeatures = kTileFeatures;
   static constexpr int kThreads = BlockProduct<kPixels, kFeatures>::kThreads;
-  static constexpr int kVectors = 4;  // of 16 bytes of channels, in a step: one for each thread
-  static constexpr int kChannels = kVectors * Packed<T>::kSize;
+  static constexpr int kVectors = SwizzledMatrix<T>::kRowVectors;  // of channels, in a step
+  static constexpr int kChannels = kVectors * kVector<T>;
   static constexpr int kTaps = 9;  // located at a time
 
-  static constexpr int kColumnStride = kChannels + Packed<T>::kSize;
   static constexpr int kKernelStride = kFeatures + 8;
   static constexpr int kYStride = kFeatures + 8;
-  static constexpr int kColumns = kPixels * kColumnStride;             // elements of a step
-  static constexpr int kKernel = kChannels * kKernelStride;            // elements of a step
-  static constexpr int kKernelVectors = kFeatures / Packed<T>::kSize;  // in a row
+  static constexpr int kColumns = kPixels * kChannels;        // elements of a step
+  static constexpr int kKernel = kChannels * kKernelStride;   // elements of a step
+  static constexpr int kRowVectors = kFeatures / kVector<T>;  // of a row of the kernel, or of y
+  static constexpr int kRowsAtOnce = kThreads / kRowVectors;  // rows that the threads copy
+  static constexpr int kCopies = kChannels / kRowsAtOnce;     // of a thread, in a step
   static constexpr int kPipelineBytes = (kBuffers * kColumns + kStages * kKernel) * sizeof(T);
-  static constexpr int kSharedBytes = kPipelineBytes + kPixels * kTaps * sizeof(Sample);
+  static constexpr int kSharedBytes = kPipelineBytes + kPixels * kTaps * sizeof(Sample<float>);
 
   using Product = BlockProduct<kPixels, kFeatures>;
 
   static_assert(kPixels * kVectors == kThreads, "one vector of a step for each thread");
+  static_assert(kChannels % kRowsAtOnce == 0, "all threads copy equally often");
   static_assert(kPixels * kYStride * sizeof(T) <= kSharedBytes, "y takes the place of the rest");
-  static_assert(kSharedBytes <= 99 << 10, "what every GPU since sm_80 has");
+  static_assert(kSharedBytes <= kMostSharedBytes, "every GPU can hold a block");
 };
 
 // The sum's terms in order: taps are innermost, so that the pixels that neighbouring taps share are
-// still in the cache, but no more of them than can be located at a time.
-class Steps {
+// still in the cache, but no more taps than can be located at a time.
+template <typename Tile>
+class TapSteps {
  public:
-  __device__ Steps(int taps, int channels, int taps_at_a_time, int channels_at_a_time)
-      : taps_(taps),
-        channels_(channels),
-        taps_at_a_time_(taps_at_a_time),
-        channels_at_a_time_(channels_at_a_time) {}
+  __device__ __forceinline__ explicit TapSteps(const DeformConv2dSizes& sizes)
+      : taps_(sizes.taps), channels_(sizes.group_channels), end_(min(Tile::kTaps, sizes.taps)) {}
 
   __device__ __forceinline__ bool done() const { return tap_ >= taps_; }
   __device__ __forceinline__ int tap() const { return tap_; }
   __device__ __forceinline__ int first_tap() const { return first_tap_; }
+  __device__ __forceinline__ int located_taps() const { return end_ - first_tap_; }
   __device__ __forceinline__ int channel() const { return channel_; }
 
   __device__ __forceinline__ void Advance() {
-    const int end = min(first_tap_ + taps_at_a_time_, taps_);
-    if (++tap_ < end) return;
-    channel_ += channels_at_a_time_;
+    if (++tap_ < end_) return;
+    channel_ += Tile::kChannels;
     if (channel_ == channels_) {
       channel_ = 0;
-      first_tap_ = end;
+      first_tap_ = end_;
+      end_ = min(end_ + Tile::kTaps, taps_);
     }
     tap_ = first_tap_;
   }
 
  private:
-  const int taps_, channels_, taps_at_a_time_, channels_at_a_time_;
-  int first_tap_ = 0, tap_ = 0, channel_ = 0;
+  const int taps_, channels_;
+  int first_tap_ = 0, end_, tap_ = 0, channel_ = 0;
 };
 
 // One block's part of y, and how its threads work on it.
 template <typename T, typename Tile>
 class ForwardBlock {
  public:
-  __device__ ForwardBlock(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals)
-      : problem_(problem), primals_(primals) {
-    const int group_features = static_cast<int>(problem.group_features());
-    const int tiles = (group_features + Tile::kFeatures - 1) / Tile::kFeatures;  // in a group
-    const int all_tiles = tiles * static_cast<int>(problem.geometry.feature_groups);
-    const int tile = blockIdx.x % all_tiles;
-    first_pixel_ = int64_t{Tile::kPixels} * (blockIdx.x / all_tiles);
-    group_ = tile / tiles;
-    const int first_of_group = tile % tiles * Tile::kFeatures;
-    first_feature_ = group_ * group_features + first_of_group;
-    features_ = min(group_features - first_of_group, Tile::kFeatures);
+  using Steps = TapSteps<Tile>;
 
-    const int64_t pixel = min(first_pixel_ + Row(), problem.pixels() - 1);
-    channels_ = primals.x + problem.ImageOf(pixel) * problem.image_pixels() * problem.channels +
-                group_ * problem.group_channels() + Vector() * Packed<T>::kSize;
+  __device__ __forceinline__ ForwardBlock(const DeformConv2dSizes& sizes,
+                                          const DeformConv2dPrimals<T>& primals)
+      : sizes_(sizes), primals_(primals) {
+    const int tiles = (sizes.group_features + Tile::kFeatures - 1) / Tile::kFeatures;  // of a group
+    const int all_tiles = tiles * sizes.feature_groups;
+    const int pixel_tile = blockIdx.x / all_tiles, tile = blockIdx.x % all_tiles;
+    const int group = tile / tiles, first_of_group = tile % tiles * Tile::kFeatures;
+    first_pixel_ = pixel_tile * Tile::kPixels;
+    first_channel_ = group * sizes.group_channels;
+    first_feature_ = group * sizes.group_features + first_of_group;
+    features_ = min(sizes.group_features - first_of_group, Tile::kFeatures);
+    channels_ = primals.x + first_channel_ + Vector() * kVector<T>;
+    kernel_ = primals.kernel + CopyRow() * sizes.features + first_feature_ + CopyFeature();
+    column_ = Kept(SwizzledMatrix<T>::OffsetOf(Row(), Vector() * kVector<T>));
+    copy_ = Kept(CopyRow() * Tile::kKernelStride + CopyFeature());
+    sample_ = Kept(Row() * Tile::kTaps);
   }
 
-  __device__ Steps AllSteps() const {
-    return Steps(static_cast<int>(problem_.taps()), static_cast<int>(problem_.group_channels()),
-                 Tile::kTaps, Tile::kChannels);
-  }
+  __device__ __forceinline__ Steps AllSteps() const { return Steps(sizes_); }
 
-  // Locates the samples of the step's taps, unless they are those in shared memory already.
+  // Locates the samples of the step's taps, unless they are in shared memory already.
   __device__ __forceinline__ void Locate(const Steps& step) {
-    const int channel = group_ * static_cast<int>(problem_.group_channels()) + step.channel();
-    const int offset_group = channel / static_cast<int>(problem_.offset_group_channels());
-    if (offset_group == located_group_ && step.first_tap() == located_tap_) return;
-    located_group_ = offset_group;
+    const int group = sizes_.by_offset_group_channels.Quotient(first_channel_ + step.channel());
+    if (group == located_group_ && step.first_tap() == located_tap_) return;
+    located_group_ = group;
     located_tap_ = step.first_tap();
-    const int taps = min(Tile::kTaps, static_cast<int>(problem_.taps()) - located_tap_);
-    for (int i = threadIdx.x; i < Tile::kPixels * taps; i += Tile::kThreads) {
-      const int row = i / taps, tap = i - row * taps;
-      const int64_t pixel = first_pixel_ + row;
-      Samples()[row * Tile::kTaps + tap] =
-          pixel < problem_.pixels()
-              ? LocateSample(problem_, primals_, pixel, offset_group, located_tap_ + tap)
-              : NoSample();
-    }
+    int i = threadIdx.x;
+    do {
+      const int pixel = first_pixel_ + i / Tile::kTaps, tap = i % Tile::kTaps;
+      const bool exists = pixel < sizes_.pixels() && tap < step.located_taps();
+      Samples()[i] = exists ? LocateSample(sizes_, primals_, pixel, group, located_tap_ + tap)
+                            : NoSample<float>();
+      i += Tile::kThreads;
+    } while (i < Tile::kPixels * Tile::kTaps);
     __syncthreads();
   }
 
   __device__ __forceinline__ CornerChannels<T> Read(const Steps& step) const {
-    return LoadCorners(SampleOfThread(step), channels_ + step.channel());
+    return LoadCorners<kVector<T>>(SampleOfThread(step), channels_ + step.channel(),
+                                   sizes_.pixel_bytes);
   }
 
   // Writes the thread's part of the step's columns.
   __device__ __forceinline__ void Write(const Steps& step, const CornerChannels<T>& corners,
                                         int buffer) const {
-    StoreShared(Columns(buffer).At(Row(), Vector() * Packed<T>::kSize),
-                RoundToFactor<T>(Interpolate(SampleOfThread(step), corners)));
+    StoreShared(Columns(buffer).At(column_),
+                PackFactor(Interpolate(SampleOfThread(step), corners)));
   }
 
   // Starts to copy the step's part of the kernel.
   __device__ __forceinline__ void Copy(const Steps& step, int stage) const {
-    const int64_t first_row = step.tap() * problem_.group_channels() + step.channel();
-    const T* const kernel = primals_.kernel + first_row * problem_.features + first_feature_;
-    const SharedMatrix<T> shared = Kernel(stage);
+    const int row = step.tap() * sizes_.group_channels + step.channel();
+    const T* const kernel = RowsAfter(kernel_, row, sizes_.features_bytes);
+    T* const shared = Kernel(stage).data + copy_;
 #pragma unroll
-    for (int i = threadIdx.x; i < Tile::kChannels * Tile::kKernelVectors; i += Tile::kThreads) {
-      const int row = i / Tile::kKernelVectors;
-      const int feature = i % Tile::kKernelVectors * Packed<T>::kSize;
-      CopyAsync(shared.At(row, feature), kernel + row * problem_.features + feature,
-                feature < features_);
+    for (int i = 0; i < Tile::kCopies; ++i) {
+      const int row = i * Tile::kRowsAtOnce;
+      CopyAsync(shared + row * Tile::kKernelStride, RowsAfter(kernel, row, sizes_.features_bytes),
+                CopyFeature() < features_);
     }
   }
 
   __device__ __forceinline__ void Multiply(typename Tile::Product& product, int buffer,
                                            int stage) const {
-    const SharedMatrix<T> columns = Columns(buffer), kernel = Kernel(stage);
+    const SwizzledMatrix<T> columns = Columns(buffer);
+    const SharedMatrix<T> kernel = Kernel(stage);
 #pragma unroll
     for (int depth = 0; depth < Tile::kChannels; depth += kFragmentDepth<T>) {
       product.template Add<T>(
@@ -154,7 +155,7 @@ class ForwardBlock {
     }
   }
 
-  // Adds the bias and writes y, through shared memory: all threads have done with it.
+  // Adds the bias and writes y, through shared memory: no thread uses it any more.
   __device__ __forceinline__ void Store(const typename Tile::Product& product, const T* bias,
                                         T* y) const {
     const SharedMatrix<T> tile = {SharedMemory<T>(), Tile::kYStride};
@@ -164,13 +165,12 @@ class ForwardBlock {
       StorePair(tile.At(row, column), first + ToFloat(two[0]), second + ToFloat(two[1]));
     });
     __syncthreads();
-    for (int i = threadIdx.x; i < Tile::kPixels * Tile::kKernelVectors; i += Tile::kThreads) {
-      const int row = i / Tile::kKernelVectors;
-      const int feature = i % Tile::kKernelVectors * Packed<T>::kSize;
-      const int64_t pixel = first_pixel_ + row;
-      if (pixel >= problem_.pixels() || feature >= features_) continue;
-      StoreGlobal(y + pixel * problem_.features + first_feature_ + feature,
-                  LoadShared<T>(tile.At(row, feature)));
+    if (CopyFeature() >= features_) return;
+    for (int row = CopyRow(); row < Tile::kPixels; row += Tile::kRowsAtOnce) {
+      const int pixel = first_pixel_ + row;
+      if (pixel >= sizes_.pixels()) return;
+      StoreGlobal(y + int64_t{pixel} * sizes_.features + first_feature_ + CopyFeature(),
+                  Load<kVector<T>>(tile.At(row, CopyFeature())));
     }
   }
 
@@ -178,36 +178,42 @@ class ForwardBlock {
   // The thread's row and vector of each step's columns.
   static __device__ __forceinline__ int Row() { return threadIdx.x / Tile::kVectors; }
   static __device__ __forceinline__ int Vector() { return threadIdx.x % Tile::kVectors; }
+  // The first row, and the feature, that the thread copies of the kernel, or of y.
+  static __device__ __forceinline__ int CopyRow() { return threadIdx.x / Tile::kRowVectors; }
+  static __device__ __forceinline__ int CopyFeature() {
+    return threadIdx.x % Tile::kRowVectors * kVector<T>;
+  }
 
-  static __device__ __forceinline__ SharedMatrix<T> Columns(int buffer) {
-    return {SharedMemory<T>() + buffer * Tile::kColumns, Tile::kColumnStride};
+  static __device__ __forceinline__ SwizzledMatrix<T> Columns(int buffer) {
+    return {SharedMemory<T>() + buffer * Tile::kColumns};
   }
   static __device__ __forceinline__ SharedMatrix<T> Kernel(int stage) {
     return {SharedMemory<T>() + kBuffers * Tile::kColumns + stage * Tile::kKernel,
             Tile::kKernelStride};
   }
-  static __device__ __forceinline__ Sample* Samples() {
-    return reinterpret_cast<Sample*>(SharedMemory<unsigned char>() + Tile::kPipelineBytes);
+  static __device__ __forceinline__ Sample<float>* Samples() {
+    return reinterpret_cast<Sample<float>*>(SharedMemory<unsigned char>() + Tile::kPipelineBytes);
   }
-  __device__ __forceinline__ const Sample& SampleOfThread(const Steps& step) const {
-    return Samples()[Row() * Tile::kTaps + step.tap() - step.first_tap()];
+  __device__ __forceinline__ const Sample<float>& SampleOfThread(const Steps& step) const {
+    return Samples()[sample_ + step.tap() - step.first_tap()];
   }
 
-  const DeformConv2dProblem& problem_;
+  const DeformConv2dSizes& sizes_;
   const DeformConv2dPrimals<T>& primals_;
-  int64_t first_pixel_;
-  int group_, first_feature_, features_;
-  const T* channels_;  // the thread's, of the first step, in its image
+  int first_pixel_, first_channel_, first_feature_, features_;
+  const T* channels_;           // of the thread, in the first step, at the first pixel
+  const T* kernel_;             // what the thread copies first, in the first step
+  int column_, copy_, sample_;  // where the thread writes columns and copies, and reads samples
   int located_group_ = -1, located_tap_ = -1;
 };
 
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, ResidentBlocks(Tile::kSharedBytes))
     DeformConv2dForwardKernel(const DeformConv2dPrimals<T> primals,
                               const T* bias,  // [O]
                               T* y,           // [N, H_out, W_out, O]
-                              const DeformConv2dProblem problem) {
-  ForwardBlock<T, Tile> block(problem, primals);
+                              const DeformConv2dSizes sizes) {
+  ForwardBlock<T, Tile> block(sizes, primals);
   typename Tile::Product product;
   product.Clear();
 
@@ -227,7 +233,8 @@ cudaError_t LaunchTiles(const DeformConv2dProblem& problem, const DeformConv2dPr
                         const T* bias, T* y, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>(BlocksOf<T, Tile>(problem));
   const LaunchShape shape = {blocks, Tile::kThreads, Tile::kSharedBytes};
-  return Launch(DeformConv2dForwardKernel<T, Tile>, shape, stream, primals, bias, y, problem);
+  return Launch(DeformConv2dForwardKernel<T, Tile>, shape, stream, primals, bias, y,
+                DeformConv2dSizes(problem, sizeof(T)));
 }
 
 }  // namespace

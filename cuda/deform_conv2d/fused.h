@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Fused kernels of deformable convolution: columns are sampled into shared memory and multiplied
-// there by tensor cores, float in the precision of TF32. What WhyNotFused refuses must not be asked
-// for, and arrays of T start at multiples of 16 bytes.
+// there by tensor cores, float in the precision of TF32. Launchers take problems that WhyNotFused
+// does not refuse, and arrays of T that start at multiples of 16 bytes.
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_FUSED_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_FUSED_H_
 
@@ -17,10 +17,11 @@ namespace jax_dcn {
 // Sampled channels of a tap and a pixel come in chunks of so many bytes, each of one offset group.
 constexpr int kChunkBytes = 64;
 
-// Why the kernels cannot compute this, or null where they can. The twin of `why_not` in
-// `jax_dcn/_src/deform_conv2d/fused.py`, which chooses between these kernels and columns in device
-// memory.
+// Why the kernels cannot compute a problem, or null where they can. `why_not` in
+// `jax_dcn/_src/deform_conv2d/fused.py` refuses at least the same problems, and leaves them to
+// columns in device memory; a test compares the two.
 inline const char* WhyNotFused(const DeformConv2dProblem& problem, int element_bytes) {
+  if (element_bytes > 4) return "x must be float32, bfloat16 or float16";
   const int64_t channels = kChunkBytes / element_bytes, features = 16 / element_bytes;
   if (problem.group_channels() % channels != 0 || problem.offset_group_channels() % channels != 0) {
     return "the channels of a group, and of an offset group, must be a multiple of 64 bytes";
@@ -30,11 +31,12 @@ inline const char* WhyNotFused(const DeformConv2dProblem& problem, int element_b
   }
   const int64_t most = int64_t{1} << 31;
   if (problem.image_pixels() * problem.channels >= most ||
+      problem.batch * problem.image_pixels() >= most ||
       problem.taps() * problem.channels * problem.features >= most ||
       problem.pixels() / 32 * problem.features >= most ||
       problem.pixels() * problem.offset_groups * problem.taps() * kCorners >= most ||
       problem.geometry.feature_groups >= 1 << 16) {
-    return "an image, the kernel or the number of samples is too large";
+    return "the batch, an image, the kernel or the number of samples is too large";
   }
   return nullptr;
 }

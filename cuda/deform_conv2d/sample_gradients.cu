@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The gradients of offset and mask from that of the columns, in whose place the columns may be put.
 
-#include "common/sampling/half.h"
+#include "cuda/deform_conv2d/block_samples.cuh"
 #include "cuda/deform_conv2d/columns.h"
-#include "cuda/sampling/placed_sample.cuh"
 
 namespace jax_dcn {
 namespace {
@@ -13,59 +12,40 @@ constexpr int kBlocks = 3;
 
 // With g the gradient of a sample's column, the gradients of its mask and its offset are linear in
 // the four dot products of g with the corners, Σ_c g x_i. `columns` may be `grad_columns`: each
-// number is read before the same thread writes it.
+// element is read before the same thread writes it.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     DeformConv2dSampleGradientsKernel(const DeformConv2dPrimals<T> primals, ChunkStart start,
                                       const T* grad_columns, const DeformConv2dCotangents<T> grads,
                                       T* columns, const DeformConv2dChunk chunk) {
-  using A = typename Accumulator<T>::type;
-  PlacedSample<A>* const samples = SharedMemory<PlacedSample<A>>();
+  using A = Sum<T>;
+  ColumnSample<T>* const samples = SharedMemory<ColumnSample<T>>();
   CornerWeights<A>* const dots = reinterpret_cast<CornerWeights<A>*>(samples + kBlockSamples);
   const int count = BlockSamples(chunk), thread = ThreadInBlock();
-  const int index = blockIdx.x * kBlockSamples + min(thread, count - 1);
-  const ChunkSample own(chunk, start, index);
+  const ChunkSample own(chunk, start, blockIdx.x * kBlockSamples + min(thread, count - 1));
   const bool exists = thread < count && own.Exists(chunk);
-  BilinearSample<A> read = Nowhere<A>();
-  A mask = 0;
-  if (exists) {
-    read = own.Read(chunk, primals.offset);
-    mask = own.Mask(chunk, primals.mask);
-  }
-  if (thread < count) {
-    samples[thread].Place(chunk, own, read);
-    samples[thread].weights = ValueWeights(read, mask);
-  }
+  const BilinearSample<A> read = exists ? own.Read(chunk, primals.offset) : Nowhere<A>();
+  const A mask = exists ? own.Mask(chunk, primals.mask) : A(0);
+  if (thread < count) samples[thread] = {chunk, own, read, mask};
   __syncthreads();
-  const int32_t channels = chunk.problem.channels;
-  const int32_t group_channels = chunk.problem.offset_group_channels();
   // All lanes of a warp go through the loop equally often, since they exchange their sums.
   for (int first = 0; first < count; first += blockDim.y) {
     const int i = first + threadIdx.y;
-    const PlacedSample<A>& sample = samples[min(i, count - 1)];
+    const ColumnSample<T>& sample = samples[min(i, count - 1)];
     A sums[kCorners] = {};
-    for (int c = threadIdx.x * kSize; i < count && c < group_channels; c += blockDim.x * kSize) {
+    for (int c = threadIdx.x * kSize; i < count && c < chunk.sizes.offset_group_channels;
+         c += blockDim.x * kSize) {
       const int64_t column = chunk.ColumnIndex(sample.row, sample.channel + c);
-      const auto g = Load<kSize>(grad_columns + column);
-      A values[kSize] = {};
-#pragma unroll
-      for (int j = 0; j < kCorners; ++j) {
-        const auto pixel = Corner<kSize>(primals.x + sample.x + c, sample, j, channels);
-#pragma unroll
-        for (int k = 0; k < kSize; ++k) {
-          sums[j] += pixel[k] * g[k];
-          values[k] += sample.weights.corner[j] * pixel[k];
-        }
-      }
-      if (columns != nullptr) Store(columns + column, values);
+      const auto corners =
+          LoadCorners<kSize>(sample, primals.x + sample.x + c, chunk.sizes.pixel_bytes);
+      AddDots(corners, Unpack(Load<kSize>(grad_columns + column)), sums);
+      if (columns != nullptr) StoreGlobal(columns + column, Pack(Interpolate(sample, corners)));
     }
     for (int lanes = blockDim.x / 2; lanes > 0; lanes /= 2) {
 #pragma unroll
       for (int j = 0; j < kCorners; ++j) sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], lanes);
     }
-    if (i < count && threadIdx.x == 0) {
-      for (int j = 0; j < kCorners; ++j) dots[i].corner[j] = sums[j];
-    }
+    if (i < count && threadIdx.x == 0) dots[i] = {sums[0], sums[1], sums[2], sums[3]};
   }
   __syncthreads();
   if (!exists) return;
@@ -85,12 +65,13 @@ cudaError_t LaunchDeformConv2dSampleGradients(cudaStream_t stream, const DeformC
                                               const DeformConv2dPrimals<T>& primals,
                                               ChunkStart start, const T* grad_columns,
                                               const DeformConv2dCotangents<T>& grads, T* columns) {
-  using A = typename Accumulator<T>::type;
   if (chunk.samples() == 0) return cudaSuccess;
-  const bool vectors = AreVectors<T>(chunk.problem, {primals.x, grad_columns, columns});
-  constexpr size_t kSampleBytes = sizeof(PlacedSample<A>) + sizeof(CornerWeights<A>);
-  return JAX_DCN_LAUNCH(DeformConv2dSampleGradientsKernel, vectors, kSampleBytes, primals, start,
-                        grad_columns, grads, columns, chunk);
+  constexpr size_t kSampleBytes = sizeof(ColumnSample<T>) + sizeof(CornerWeights<Sum<T>>);
+  const bool vectors = AreVectors<T>(chunk.sizes, {primals.x, grad_columns, columns});
+  return WithVectorSize<T>(vectors, [&](auto size) {
+    return Launch(DeformConv2dSampleGradientsKernel<T, size>, ShapeFor(chunk, size, kSampleBytes),
+                  stream, primals, start, grad_columns, grads, columns, chunk);
+  });
 }
 
 #define JAX_DCN_INSTANTIATE(T)                                                                     \

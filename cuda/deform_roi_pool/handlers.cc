@@ -10,64 +10,52 @@
 namespace jax_dcn {
 namespace {
 
-// Reads the call, and runs `run(value of its type, call)`, which returns the error of its launches.
-template <typename F>
-ffi::Error Handle(DeformRoIPoolCall::Kind kind, const ffi::RemainingArgs& arguments,
-                  const ffi::RemainingRets& results, const ffi::Dictionary& attributes,
-                  const F& run) {
-  return Guarded([&] {
-    const DeformRoIPoolCall call(kind, arguments, results, attributes);
-    if (const char* reason = WhyNotOnCuda(call.problem())) throw Refusal(reason);
-    DispatchFloat(call.dtype(), [&](auto type) { ExpectLaunched(run(type, call)); });
-  });
-}
+// The call of a kind, for which there is a kernel.
+template <DeformRoIPoolCall::Kind kKind>
+struct ReadKind {
+  static DeformRoIPoolCall Read(const ffi::RemainingArgs& arguments,
+                                const ffi::RemainingRets& results,
+                                const ffi::Dictionary& attributes) {
+    const DeformRoIPoolCall call(kKind, arguments, results, attributes);
+    ExpectNoReason(WhyNotOnCuda(call.problem()));
+    return call;
+  }
+};
 
-ffi::Error Forward(cudaStream_t stream, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-                   ffi::Dictionary attributes) {
-  return Handle(DeformRoIPoolCall::kForward, arguments, results, attributes,
-                [&](auto type, const auto& call) {
-                  using T = decltype(type);
-                  using A = decltype(ToFloat(type));
-                  return LaunchDeformRoIPoolForward(stream, call.problem(),
-                                                    call.template Primals<T, A>(),
-                                                    call.template Result<T>(DeformRoIPoolCall::kY));
-                });
-}
+// The type of coordinates and sums.
+template <typename T>
+using Wide = decltype(ToFloat(T()));
 
-ffi::Error Jvp(cudaStream_t stream, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-               ffi::Dictionary attributes) {
-  return Handle(
-      DeformRoIPoolCall::kJvp, arguments, results, attributes, [&](auto type, const auto& call) {
-        using T = decltype(type);
-        using A = decltype(ToFloat(type));
-        return LaunchDeformRoIPoolJvp(stream, call.problem(), call.template Primals<T, A>(),
-                                      call.template Tangents<T, A>(),
-                                      call.template Result<T>(DeformRoIPoolCall::kY));
-      });
-}
+struct Forward : ReadKind<DeformRoIPoolCall::kForward> {
+  template <typename T>
+  static cudaError_t Run(cudaStream_t stream, const DeformRoIPoolCall& call) {
+    return LaunchDeformRoIPoolForward(stream, call.problem(), call.Primals<T, Wide<T>>(),
+                                      call.Result<T>(DeformRoIPoolCall::kY));
+  }
+};
 
-ffi::Error Backward(cudaStream_t stream, ffi::RemainingArgs arguments, ffi::RemainingRets results,
-                    ffi::Dictionary attributes) {
-  return Handle(DeformRoIPoolCall::kBackward, arguments, results, attributes,
-                [&](auto type, const auto& call) {
-                  using T = decltype(type);
-                  using A = decltype(ToFloat(type));
-                  return LaunchDeformRoIPoolBackward(stream, call.problem(),
-                                                     call.template Primals<T, A>(),
-                                                     call.template Linear<T>(DeformRoIPoolCall::kY),
-                                                     call.template Cotangents<T, A>());
-                });
-}
+struct Jvp : ReadKind<DeformRoIPoolCall::kJvp> {
+  template <typename T>
+  static cudaError_t Run(cudaStream_t stream, const DeformRoIPoolCall& call) {
+    return LaunchDeformRoIPoolJvp(stream, call.problem(), call.Primals<T, Wide<T>>(),
+                                  call.Tangents<T, Wide<T>>(),
+                                  call.Result<T>(DeformRoIPoolCall::kY));
+  }
+};
 
-auto Binding() { return ffi::Ffi::Bind().Ctx<Stream>().RemainingArgs().RemainingRets().Attrs(); }
+struct Backward : ReadKind<DeformRoIPoolCall::kBackward> {
+  template <typename T>
+  static cudaError_t Run(cudaStream_t stream, const DeformRoIPoolCall& call) {
+    return LaunchDeformRoIPoolBackward(stream, call.problem(), call.Primals<T, Wide<T>>(),
+                                       call.Linear<T>(DeformRoIPoolCall::kY),
+                                       call.Cotangents<T, Wide<T>>());
+  }
+};
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformRoIPoolForward, Forward, Binding(),
-                              {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformRoIPoolJvp, Jvp, Binding(),
-                              {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformRoIPoolBackward, Backward, Binding(),
-                              {ffi::Traits::kCmdBufferCompatible});
+JAX_DCN_DEFINE_CUDA_HANDLER(DeformRoIPoolForward, Forward);
+JAX_DCN_DEFINE_CUDA_HANDLER(DeformRoIPoolJvp, Jvp);
+JAX_DCN_DEFINE_CUDA_HANDLER(DeformRoIPoolBackward, Backward);
 
 }  // namespace jax_dcn

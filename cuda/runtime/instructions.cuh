@@ -56,6 +56,22 @@ __device__ __forceinline__ uint32_t RoundToTf32(float value) {
   return bits;
 }
 
+// `from` and `rows` times `row_bytes` bytes, by one instruction: the compiler takes some such
+// addresses apart.
+template <typename T>
+__device__ __forceinline__ const T* RowsAfter(const T* from, int32_t rows, int32_t row_bytes) {
+  const T* row;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(row) : "r"(rows), "r"(row_bytes), "l"(from));
+  return row;
+}
+
+// `value`, which the compiler keeps in a register: it would make some values anew in each round of
+// a loop.
+__device__ __forceinline__ int Kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Writes 16 bytes to global memory by one instruction: the compiler takes some such stores apart.
 __device__ __forceinline__ void StoreVector(void* global, const uint32_t (&words)[4]) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"

@@ -10,9 +10,28 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/runtime/enqueued.h"
+
 namespace jax_dcn {
 
 constexpr int kWarp = 32;
+
+// Shared memory that a block may have on every GPU since sm_80.
+constexpr int kMostSharedBytes = 99 << 10;
+
+// Blocks that a multiprocessor of the GPU compiled for holds at once, two at most, when each takes
+// so much shared memory. A second block samples while the first one multiplies, but a kernel must
+// not save registers for a block that does not fit.
+constexpr int ResidentBlocks(int shared_bytes) {
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+  constexpr int kMultiprocessorBytes = 100 << 10;
+#else
+  constexpr int kMultiprocessorBytes = 164 << 10;  // sm_80; newer data center GPUs have more
+#endif
+  constexpr int kReservedBytes = 1 << 10;  // of each block, by the system
+  return 2 * (shared_bytes + kReservedBytes) <= kMultiprocessorBytes ? 2 : 1;
+}
 
 struct LaunchShape {
   dim3 grid;
@@ -23,6 +42,13 @@ struct LaunchShape {
 // Blocks for so many items, when each block takes `each`.
 inline unsigned BlocksFor(int64_t items, int64_t each) {
   return static_cast<unsigned>((items + each - 1) / each);
+}
+
+// Lanes that share so many items: a power of two, so that all are in one warp.
+inline unsigned LanesFor(int64_t items) {
+  unsigned lanes = 1;
+  while (lanes < kWarp && lanes < items) lanes *= 2;
+  return lanes;
 }
 
 // Runs `kernel` with `arguments` on the stream; returns the error of the launch.
@@ -40,6 +66,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
+  ++launched_kernels;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

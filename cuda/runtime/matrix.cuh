@@ -10,7 +10,7 @@
 
 #include "cuda/runtime/instructions.cuh"
 #include "cuda/runtime/launch.cuh"
-#include "cuda/runtime/packed.cuh"
+#include "cuda/runtime/vector.cuh"
 
 namespace jax_dcn {
 
@@ -23,6 +23,7 @@ constexpr int kFragmentDepth = 32 / static_cast<int>(sizeof(T));
 // banks.
 template <typename T>
 struct SharedMatrix {
+  using Element = T;
   T* data;
   int stride;
   __device__ __forceinline__ T* At(int row, int column) const {
@@ -30,12 +31,34 @@ struct SharedMatrix {
   }
 };
 
-// A fragment of a: 16 rows, kFragmentDepth columns, from (row, column).
+// A matrix in shared memory whose rows are four vectors of 16 bytes, in an order that changes from
+// one pair of rows to the next: eight vectors of two neighbouring rows lie in different banks, and
+// so do the vectors at one column of eight rows.
 template <typename T>
-__device__ __forceinline__ void LoadRows(uint32_t (&a)[4], const SharedMatrix<T>& matrix, int row,
+struct SwizzledMatrix {
+  using Element = T;
+  static constexpr int kRowVectors = 4;
+  T* data;
+  // `column` is a multiple of a vector.
+  __device__ __forceinline__ T* At(int row, int column) const { return At(OffsetOf(row, column)); }
+  // Bytes from the start of the matrix. Where `other` is a multiple of 16 bytes within a row,
+  // OffsetOf(row, column) ^ other is an offset in the same row.
+  static __device__ __forceinline__ int OffsetOf(int row, int column) {
+    return row * kRowVectors * kVectorBytes +
+           (column * static_cast<int>(sizeof(T)) ^ row / 2 % kRowVectors * kVectorBytes);
+  }
+  __device__ __forceinline__ T* At(int offset) const {
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(data) + offset);
+  }
+};
+
+// A fragment of a: 16 rows, kFragmentDepth columns, from (row, column).
+template <typename Matrix>
+__device__ __forceinline__ void LoadRows(uint32_t (&a)[4], const Matrix& matrix, int row,
                                          int column) {
   const int lane = threadIdx.x % kWarp;
-  LoadMatrices(a, matrix.At(row + lane % 16, column + lane / 16 * Packed<T>::kSize));
+  LoadMatrices(a,
+               matrix.At(row + lane % 16, column + lane / 16 * kVector<typename Matrix::Element>));
 }
 
 // Rounds what was read as it is stored to what tensor cores read of T.
@@ -83,8 +106,7 @@ __device__ __forceinline__ void LoadColumnsTransposed(uint32_t (&b)[4],
                                                       const SharedMatrix<T>& matrix, int row,
                                                       int column) {
   const int lane = threadIdx.x % kWarp;
-  LoadMatrices(b,
-               matrix.At(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * Packed<T>::kSize));
+  LoadMatrices(b, matrix.At(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * kVector<T>));
   RoundToFactors<T>(b);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Samples of an image: located once for all channels, kept in shared memory, read 16 bytes
-// of channels at a time.
+// Samples of images: located once for all channels, kept in shared memory, read some neighbouring
+// channels at a time.
 #ifndef JAX_DCN_CUDA_SAMPLING_SAMPLE_CUH_
 #define JAX_DCN_CUDA_SAMPLING_SAMPLE_CUH_
 
@@ -8,82 +8,110 @@
 
 #include <cstdint>
 
-#include "common/deform_conv2d/problem.h"
-#include "cuda/runtime/packed.cuh"
+#include "common/sampling/bilinear.h"
+#include "cuda/runtime/vector.cuh"
 
 namespace jax_dcn {
 
-// Where a sample reads. An image has less than 2^31 elements.
+// The pixels that a sample reads: indices in an array of pixels, or kOutside.
 struct alignas(16) SampleCorners {
-  int32_t corner[kCorners];  // the pixel's first element in the image, or kOutside
-
-  template <typename A>
-  __device__ __forceinline__ void SetCorners(const BilinearSample<A>& read, int64_t channels) {
-    for (int i = 0; i < kCorners; ++i) {
-      const bool outside = read.corner[i] == kOutside;
-      corner[i] = static_cast<int32_t>(outside ? kOutside : read.corner[i] * channels);
-    }
-  }
+  int32_t pixel[kCorners];
 };
 
-// And what it makes of that.
-struct Sample : SampleCorners {
-  float weight[kCorners];  // with the mask in it
+template <typename A>
+struct alignas(16) Sample : SampleCorners {
+  A weight[kCorners];
 };
 
-// Outside its image, and worth nothing.
+// The sample that reads nothing.
 __device__ __forceinline__ SampleCorners NoCorners() {
   return {{kOutside, kOutside, kOutside, kOutside}};
 }
-__device__ __forceinline__ Sample NoSample() { return {NoCorners(), {0, 0, 0, 0}}; }
-
-template <typename T>
-__device__ inline Sample LocateSample(const DeformConv2dProblem& problem,
-                                      const DeformConv2dPrimals<T>& primals, int64_t pixel,
-                                      int group, int tap) {
-  const int64_t index = problem.SampleIndex(pixel, group, tap);
-  const int tap_y = tap / static_cast<int>(problem.kernel_width);
-  const int tap_x = tap - tap_y * static_cast<int>(problem.kernel_width);
-  const BilinearSample<float> read =
-      SampleOf(problem, OutputPixelAt(problem, pixel), tap_y, tap_x, primals.offset + 2 * index);
-  const auto weights = ValueWeights(read, primals.mask == nullptr ? 1.0f : primals.mask[index]);
-  Sample sample;
-  sample.SetCorners(read, problem.channels);
-  for (int i = 0; i < kCorners; ++i) sample.weight[i] = weights.corner[i];
-  return sample;
+template <typename A>
+__device__ __forceinline__ Sample<A> NoSample() {
+  return {NoCorners(), {0, 0, 0, 0}};
+}
+template <typename A>
+__device__ __forceinline__ BilinearSample<A> Nowhere() {
+  return {{kOutside, kOutside, kOutside, kOutside}, A(0), A(0)};
 }
 
-// The same channels of the four corners.
-template <typename T>
-struct CornerChannels {
-  Packed<T> corner[kCorners];
-};
-
-// Reads the channels that start at `channels` in the image's first pixel. Corners outside are not
-// read: they are zeros.
-template <typename T>
-__device__ __forceinline__ CornerChannels<T> LoadCorners(const SampleCorners& sample,
-                                                         const T* channels) {
-  CornerChannels<T> corners;
+// The corners of a read of the image whose first pixel has the index `first_pixel`.
+template <typename A>
+__device__ __forceinline__ SampleCorners CornersOf(const BilinearSample<A>& read,
+                                                   int32_t first_pixel = 0) {
+  SampleCorners corners;
 #pragma unroll
   for (int i = 0; i < kCorners; ++i) {
-    const int32_t corner = sample.corner[i];
-    corners.corner[i].bits = make_uint4(0, 0, 0, 0);
-    if (corner != kOutside) corners.corner[i] = LoadGlobal(channels + corner);
+    const int32_t pixel = static_cast<int32_t>(read.corner[i]);
+    corners.pixel[i] = pixel == kOutside ? pixel : first_pixel + pixel;
   }
   return corners;
 }
 
-template <typename T>
-__device__ __forceinline__ Unpacked<T> Interpolate(const Sample& sample,
-                                                   const CornerChannels<T>& corners) {
-  Unpacked<T> sum = {};
+// The sample whose value is the interpolated value times `scale`.
+template <typename A>
+__device__ __forceinline__ Sample<A> SampleOf(const BilinearSample<A>& read, A scale,
+                                              int32_t first_pixel = 0) {
+  const CornerWeights<A> weights = ValueWeights(read, scale);
+  return {CornersOf(read, first_pixel),
+          {weights.corner[0], weights.corner[1], weights.corner[2], weights.corner[3]}};
+}
+
+// The same channels of the four corners.
+template <typename T, int kSize = kVector<T>>
+struct CornerChannels {
+  Packed<T, kSize> corner[kCorners];
+};
+
+// Reads kSize channels of each corner. `channels` are these channels of the first pixel, and
+// neighbouring pixels are `pixel_bytes` apart. All loads are on their way before one is used.
+// Corners outside the image are zeros, and are not read: an infinity multiplied by a weight of zero
+// would be a NaN.
+template <int kSize, typename T>
+__device__ __forceinline__ CornerChannels<T, kSize> LoadCorners(const SampleCorners& sample,
+                                                                const T* channels,
+                                                                int32_t pixel_bytes) {
+  CornerChannels<T, kSize> corners = {};
 #pragma unroll
   for (int i = 0; i < kCorners; ++i) {
-    const Unpacked<T> values = Unpack(corners.corner[i]);
-#pragma unroll
-    for (int j = 0; j < Packed<T>::kSize; ++j) sum.value[j] += sample.weight[i] * values.value[j];
+    if (sample.pixel[i] == kOutside) continue;
+    corners.corner[i] = LoadConstant<kSize>(RowsAfter(channels, sample.pixel[i], pixel_bytes));
   }
+  return corners;
+}
+
+// sum += Σ_i weight_i corner_i
+template <typename T, int kSize>
+__device__ __forceinline__ void AddCorners(const CornerChannels<T, kSize>& corners,
+                                           const Sum<T> (&weight)[kCorners],
+                                           Unpacked<T, kSize>& sum) {
+#pragma unroll
+  for (int i = 0; i < kCorners; ++i) {
+    const Unpacked<T, kSize> values = Unpack(corners.corner[i]);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) sum.value[j] += weight[i] * values.value[j];
+  }
+}
+
+// dots[i] += Σ_j corner_i[j] factor[j]
+template <typename T, int kSize>
+__device__ __forceinline__ void AddDots(const CornerChannels<T, kSize>& corners,
+                                        const Unpacked<T, kSize>& factor,
+                                        Sum<T> (&dots)[kCorners]) {
+#pragma unroll
+  for (int i = 0; i < kCorners; ++i) {
+    const Unpacked<T, kSize> values = Unpack(corners.corner[i]);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) dots[i] += values.value[j] * factor.value[j];
+  }
+}
+
+template <typename T, int kSize>
+__device__ __forceinline__ Unpacked<T, kSize> Interpolate(const Sample<Sum<T>>& sample,
+                                                          const CornerChannels<T, kSize>& corners) {
+  Unpacked<T, kSize> sum = {};
+  AddCorners(corners, sample.weight, sum);
   return sum;
 }
 

@@ -21,6 +21,7 @@ import jax
 from cuda_host.build import ROOT, SANITIZE, build
 
 SOURCES = (
+    "runtime/nothing.cu",
     "deform_conv2d/bins.cu",
     "deform_conv2d/columns.cc",
     "deform_conv2d/columns.cu",
@@ -32,7 +33,7 @@ SOURCES = (
     "deform_conv2d/fused.cc",
     "deform_roi_pool/forward.cu",
     "deform_roi_pool/backward.cu",
-    "deform_roi_pool.cc",
+    "deform_roi_pool/handlers.cc",
 )
 TARGETS = {
     "jax_dcn_deform_conv2d_columns": "DeformConv2dColumns",

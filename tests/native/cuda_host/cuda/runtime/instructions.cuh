@@ -30,6 +30,13 @@ inline uint32_t RoundToTf32(float value) {
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
 }
 
+template <typename T>
+const T* RowsAfter(const T* from, int32_t rows, int32_t row_bytes) {
+  return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(from) + int64_t{rows} * row_bytes);
+}
+
+inline int Kept(int value) { return value; }
+
 inline void StoreVector(void* global, const uint32_t (&words)[4]) {
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0) cuda_host::Fail("a store is not aligned");
   std::memcpy(global, words, sizeof(words));
