@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The steps of the proof on a GPU. Each returns what it found, for the report; `smoke` makes it small,
-and leaves out what needs a GPU."""
+"""The steps of the proof on a GPU. Each yields its findings for the report, growing layer by layer.
+
+`smoke` runs small problems, and puts in the place of what needs a GPU what can be checked without one.
+"""
 
 import os
 import pathlib
@@ -8,15 +10,16 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from benchmarks.gpu.contestants import MODES, NUMBERS, REPEATS, arrays_of, contestants, programs
 from benchmarks.gpu.device_time import seconds_on_device
-from tests.deform_conv2d.cases import workload
+from tests.deform_conv2d.cases import Case, workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -28,35 +31,70 @@ WORKLOADS = [
     workload("50x84x256 N2", 2, (50, 84), 256),
 ]
 SMALL = [workload("5x6x8 N2", 2, (5, 6), 8)]
-# Those that the fused kernels take, and one that they do not.
+# Two layers that the fused kernels take, and one that they do not.
 PROVEN = [
     workload("9x11x64 N3", 3, (9, 11), 64),
     workload("9x11x192 N3", 3, (9, 11), 192, feature_group_count=2, offset_groups=3),
     workload("9x11x36 N3", 3, (9, 11), 36, offset_groups=2),
 ]
+LAYERS = "JAX_DCN_GPU_LAYERS"  # parts of the names of the layers to run, separated by commas
+
 # Largest error relative to the largest value: some units in the last place of what is multiplied.
 TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "tf32": 4e-3, "float32": 1e-5}
 
 
-def build(smoke: bool) -> dict:
-    """The kernels for this GPU."""
-    if smoke:
-        return {"skipped": "nothing to build for"}
+# Float32 in the test suite means float32: XLA's products on a GPU are in TF32 unless told otherwise,
+# which the suite's tolerances do not allow. TF32 is proven by `accuracy`.
+SUITE_ENVIRONMENT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+
+
+def build(smoke: bool) -> Iterator[dict]:
+    """The kernels for this GPU; `smoke` configures the same build, and compiles nothing."""
     definitions = "JAX_DCN_CUDA=ON;JAX_DCN_CUDA_ARCHITECTURES=native"
+    if smoke:
+        yield _configure(definitions)
+        return
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--editable", str(ROOT)]
     subprocess.run(command, check=True, env=os.environ | {"SKBUILD_CMAKE_DEFINE": definitions})
-    return {"definitions": definitions}
+    yield {"definitions": definitions}
 
 
-def suite(smoke: bool) -> dict:
-    """The whole test suite, on the GPU."""
-    tests = ["tests/package/test_package.py"] if smoke else []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:]}
+def _configure(definitions: str) -> dict:
+    missing = [tool for tool in ("cmake", "ninja", "nvcc", "nvidia-smi") if not shutil.which(tool)]
+    if missing:
+        return {"skipped": f"there is no {', '.join(missing)}"}
+    import pybind11
+
+    options = [f"-D{definition}" for definition in definitions.split(";")]
+    options += [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["cmake", "-S", str(ROOT), "-B", folder, "-G", "Ninja", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the build does not configure:\n{done.stderr}")
+    return {"configured": definitions}
 
 
-def accuracy(smoke: bool) -> dict:
+def suite(smoke: bool) -> Iterator[dict]:
+    """The whole test suite, on the GPU; `smoke` only collects it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *(["--collect-only"] if smoke else [])],
+        **dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | SUITE_ENVIRONMENT),
+    )
+    yield {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:]}
+
+
+def layers(smoke: bool, large: list[Case] = WORKLOADS) -> list[Case]:
+    """The layers of a step; of `large`, only the layers that `--layers` names."""
+    chosen = os.environ.get(LAYERS, "").split(",")
+    return SMALL if smoke else [case for case in large if any(n in case.name for n in chosen)]
+
+
+def accuracy(smoke: bool) -> Iterator[dict]:
     """Largest errors of results and gradients, relative to the largest value, against XLA's."""
     found = {}
     for case in SMALL if smoke else PROVEN:
@@ -65,14 +103,14 @@ def accuracy(smoke: bool) -> dict:
             errors = [
                 _error(jax.jit(f)(*arrays), jax.jit(exact)(*arrays))
                 for f, exact in zip(
-                    programs(case, number).values(),
+                    programs(case, number, "native").values(),
                     programs(case, number, "xla", "highest").values(),
                     strict=True,
                 )
             ]
             found[f"{case}, {number}"] = max(errors)
             assert max(errors) <= TOLERANCE[number], f"{case}, {number}: {errors}"
-    return found
+        yield found
 
 
 def _error(actual, exact) -> float:
@@ -81,61 +119,65 @@ def _error(actual, exact) -> float:
     return max(float(np.max(abs(a - e)) / np.max(abs(e))) for a, e in wide)
 
 
-def reproducibility(smoke: bool) -> dict:
+def reproducibility(smoke: bool) -> Iterator[dict]:
     """How many different results so many runs give; one is right."""
     runs, found = (3 if smoke else 100), {}
-    for case in SMALL if smoke else WORKLOADS:
+    for case in layers(smoke):
         for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
             arrays, _ = arrays_of(case, NUMBERS[number][0])
-            compute = jax.jit(programs(case, number)["backward"])
+            compute = jax.jit(programs(case, number, "native")["backward"])
             bits = {
                 b"".join(np.asarray(grad).tobytes() for grad in compute(*arrays))
                 for _ in range(runs)
             }
             found[f"{case}, {number}"] = len(bits)
-    return {"runs": runs, "different results": found}
+        yield {"runs": runs, "different results": found}
 
 
-def sanitizer(smoke: bool) -> dict:
+def sanitizer(smoke: bool) -> Iterator[dict]:
     """What compute-sanitizer says while `accuracy` runs, on every kernel and type."""
     tool = shutil.which("compute-sanitizer")
-    if smoke or not tool:
-        return {"skipped": "there is no compute-sanitizer" if not tool else "there is no GPU"}
+    if not tool:
+        yield {"skipped": "there is no compute-sanitizer"}
+        return
     found = {}
     # Memory from XLA's own pool would be one array to it.
     environment = os.environ | {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
     program = [sys.executable, "-m", "benchmarks.gpu", "--step", "accuracy"]
+    program += ["--smoke"] if smoke else []
     for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
         command = [tool, "--tool", check, "--error-exitcode", "1", *program]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         found[check] = {"clean": done.returncode == 0, "end": done.stdout.splitlines()[-3:]}
-    return found
+        yield found
 
 
-def memory(smoke: bool) -> dict:
+def memory(smoke: bool) -> Iterator[dict]:
     """Bytes of temporary memory of the compiled programs, as XLA plans it."""
     found: dict[str, dict] = {}
-    for case in SMALL if smoke else WORKLOADS:
+    for case in layers(smoke):
         for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             found[f"{case}, {number}"] = {
                 mode: jax.jit(f).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
-                for mode, f in programs(case, number).items()
+                for mode, f in programs(case, number, "native").items()
             }
-    return found
+        yield found
 
 
-def speed(smoke: bool) -> dict:
+def speed(smoke: bool) -> Iterator[dict]:
     """Microseconds of one run: on the device, and by the host's clock, which waits for it."""
     rounds, found = (1 if smoke else 7), {}
-    for case in SMALL if smoke else WORKLOADS:
+    for case in layers(smoke):
         for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
             functions = contestants(case, number)
             found[f"{case}, {number}"] = {
                 mode: _times({n: f[mode] for n, f in functions.items()}, rounds) for mode in MODES
             }
-            print(case, number, found[f"{case}, {number}"], flush=True)
-    return {"backward holds": "the forward pass where gradients need it", "microseconds": found}
+            yield {
+                "backward holds": "the forward pass where gradients need it",
+                "microseconds": found,
+            }
 
 
 def _times(functions: dict[str, Callable], rounds: int) -> dict[str, dict[str, float | None]]:

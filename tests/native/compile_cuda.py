@@ -94,7 +94,9 @@ def compiled(source: pathlib.Path) -> Found:
         if cuobjdump() is not None:
             command = [cuobjdump(), "-sass", output]
             add_loops(found, subprocess.check_output(command, text=True))
-    return {(_readable(kernel), architecture): used for (kernel, architecture), used in found.items()}
+    return {
+        (_readable(kernel), architecture): used for (kernel, architecture), used in found.items()
+    }
 
 
 def resources(text: str) -> Found:
@@ -157,7 +159,9 @@ def table(found: Found) -> str:
         f"nvcc {version()}; instructions of a round of the main loop",
         f"{'kernel':{width}}  sm   " + " ".join(f"{name:>9}" for name in COLUMNS),
     ]
-    for (kernel, architecture), used in sorted(found.items(), key=lambda f: (f[0][0], int(f[0][1]))):
+    for (kernel, architecture), used in sorted(
+        found.items(), key=lambda f: (f[0][0], int(f[0][1]))
+    ):
         numbers = [used.registers, used.shared, used.blocks, used.instructions]
         numbers += [used.loop.get(kind, 0) for kind in KINDS]
         lines.append(f"{kernel:{width}}  {architecture:4} " + " ".join(f"{n:9}" for n in numbers))

@@ -8,11 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from cuda_columns_checks import COLUMNS, check_columns, expect_near
 from cuda_far_checks import FAR, check_far
-from cuda_roi_checks import ROI_CASES, ROI_LIMITS, check_roi_limits, check_roi_pool
+from cuda_roi_checks import (
+    ROI_CASES,
+    ROI_LIMITS,
+    check_roi_limits,
+    check_roi_pool,
+    operands as roi_operands,
+)
 
 from jax_dcn import reference
 from jax_dcn._src.deform_conv2d import columns as _columns, fused, native
+from jax_dcn._src.deform_roi_pool import native as roi_native
 from tests.deform_conv2d.cases import Case
+from tests.deform_roi_pool.cases import RoICase
 
 # What an error is measured in: the spacing of numbers at 1, as the tensor cores read them.
 SPACING = {"float32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -105,7 +113,7 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
 # Groups of offsets that span groups of features, whose channels are no multiple of a tile, and the
 # reverse; features that are no multiple of a step.
 FUSED_SAMPLES = [
-    Case("tiles", 2, (5, 7), 160, 48, kernel=(1, 2), padding=(0, 1), feature_group_count=2),
+    Case("tiles", 2, (5, 7), 192, 48, kernel=(1, 2), padding=(0, 1), feature_group_count=2),
     Case("groups", 3, (6, 5), 64, 40, kernel=(2, 1), modulated=False, offset_groups=2),
 ]
 
@@ -188,7 +196,31 @@ def check_limits(case: Case, dtype: str, seed: int) -> None:
     assert (why_not is None) == (refused is None), f"{case}: {why_not}, but {refused}"
 
 
+def grids_run() -> int:
+    """How many grids the emulator has run; `cuda_on_host.py` sets the function."""
+    raise NotImplementedError
+
+
+# Pooling of no region: offset and mask, and their gradients, have no elements.
+NO_REGIONS = [RoICase("no_regions", 2, (6, 5), 8, 0, 2, samples=2)]
+
+
+def check_work(case: RoICase, dtype: str, seed: int) -> None:
+    """A call that has nothing to compute launches a kernel all the same."""
+    arrays, geometry = roi_operands(case, dtype, seed)
+    grad_y = jnp.zeros((0, *case.bins, case.features), dtype)
+    before = grids_run()
+    backward = jax.jit(
+        lambda *operands: roi_native.deform_roi_pool_backward(
+            *operands, wrt=("offset", "mask"), geometry=geometry
+        )
+    )
+    jax.block_until_ready(backward(*arrays, grad_y))
+    assert grids_run() == before + 1
+
+
 CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
+    "work": (check_work, NO_REGIONS, ("float32", "bfloat16")),
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "limits": (check_limits, LIMITS, ("bfloat16", "float16")),
     "roi_limits": (check_roi_limits, ROI_LIMITS, ("float32", "float64")),

@@ -65,6 +65,8 @@ def check(library: str, seeds: int, only: str) -> None:
     stand_in(library)
     import cuda_checks
 
+    cuda_checks.grids_run = ctypes.CDLL(library).cuda_host_grids
+
     for name, (run, cases, dtypes) in cuda_checks.CHECKS.items():
         if only not in name:
             continue

@@ -21,8 +21,8 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 2.0**-8, "float16": 
 
 
 def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
-    arrays, geometry = _operands(case, dtype, seed)
-    dots = [_finite(a) for a in _operands(case, dtype, seed + 100)[0]]
+    arrays, geometry = operands(case, dtype, seed)
+    dots = [_finite(a) for a in operands(case, dtype, seed + 100)[0]]
     grad_y = _cotangent(case, dtype, seed)
     compute = jax.jit(lambda *a: _reference(geometry, *a))
     expected = compute(_widened(arrays), _widened(dots), np.asarray(grad_y, np.float64))
@@ -68,8 +68,8 @@ def _reference(geometry, arrays, dots, grad_y) -> list:
     return [y, jax.jvp(f, (x, offset, mask), (dots[0], *dots[2:]))[1], *vjp(grad_y)]
 
 
-def _operands(case: RoICase, dtype: str, seed: int) -> tuple[list[np.ndarray], RoIGeometry]:
-    """Those of the primitive. Some regions have no image, and some bins lie nowhere."""
+def operands(case: RoICase, dtype: str, seed: int) -> tuple[list[np.ndarray], RoIGeometry]:
+    """The operands of the primitive. Some regions have no image, and some bins lie nowhere."""
     x, rois, offset, mask = case.arrays("float32", seed)
     random = np.random.default_rng(seed)
     rois[3::4, 0] = random.choice([-1, case.images, np.nan, 1e30], rois[3::4, 0].shape)

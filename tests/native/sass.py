@@ -122,7 +122,9 @@ def _loops(blocks: dict[int, _Block]) -> dict[int, set[int]]:
 
 def _own(loops: dict[int, set[int]], head: int) -> set[int]:
     """The blocks of a loop that are in no inner loop."""
-    inner = (b for h, b in loops.items() if h != head and h in loops[head] and len(b) < len(loops[head]))
+    inner = (
+        b for h, b in loops.items() if h != head and h in loops[head] and len(b) < len(loops[head])
+    )
     return loops[head] - set().union(*inner)
 
 

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: MIT
 """When the fused CUDA kernels are chosen."""
 
+import ctypes
+import itertools
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jax_dcn._src.deform_conv2d import fused
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
+from tests.native.cuda_host import build
 
 
 def arrays(dtype="bfloat16", channels=256, features=256, feature_groups=1, offset_groups=1):
@@ -59,3 +65,50 @@ def test_gradient_of_the_kernel_is_split_where_it_has_few_tiles():
     assert fused.parts_of_grad_kernel(x, kernel, offset) > 4
     x, kernel, offset, _ = arrays(channels=512, features=512)
     assert fused.parts_of_grad_kernel(x, kernel, offset) == 1
+
+
+# A library that asks the predicate of the kernels.
+ASK = """
+#include "cuda/deform_conv2d/fused.h"
+extern "C" __attribute__((visibility("default"))) const char* ask(
+    int element_bytes, int64_t batch, int64_t channels, int64_t features, int64_t feature_groups,
+    int64_t offset_groups) {
+  jax_dcn::DeformConv2dProblem p = {};
+  p.batch = batch, p.height = p.out_height = 14, p.width = p.out_width = 13;
+  p.channels = channels, p.features = features, p.offset_groups = offset_groups;
+  p.kernel_height = p.kernel_width = 3;
+  p.geometry.feature_groups = feature_groups;
+  return jax_dcn::WhyNotFused(p, element_bytes);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("fused_rule")
+    (folder / "ask.cu").write_text(ASK)
+    build.build(folder / "ask.so", [folder / "ask.cu"])
+    function = ctypes.CDLL(str(folder / "ask.so")).ask
+    function.restype = ctypes.c_char_p
+    return lambda *sizes: function(*map(ctypes.c_int64, sizes))
+
+
+@pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "c++")), reason="there is no C++ compiler"
+)
+def test_kernels_take_what_python_chooses_them_for(ask):
+    chosen = refused = 0
+    for dtype, channels, features, feature_groups, offset_groups in itertools.product(
+        ("bfloat16", "float32", "float64"), (32, 48, 64, 96, 192), (64, 66, 136), (1, 2), (1, 2, 3)
+    ):
+        if channels % feature_groups or channels % offset_groups or features % feature_groups:
+            continue
+        layer = arrays(dtype, channels, features, feature_groups, offset_groups)
+        python = why_not(*layer, None)
+        kernels = ask(
+            jnp.dtype(dtype).itemsize, 32, channels, features, feature_groups, offset_groups
+        )
+        assert python is not None or kernels is None, (layer, kernels)
+        chosen += python is None
+        refused += kernels is not None
+    assert chosen > 10 and refused > 10

@@ -2,33 +2,100 @@
 """The program that proves and measures the kernels on a GPU runs without one, on small problems."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
 from jax.profiler import ProfileData
 
+from benchmarks.gpu import __main__ as program, steps
 from benchmarks.gpu.device_time import busy_seconds
+from jax_dcn._src.operator import libraries
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
+def run(*arguments: str, path: pathlib.Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-def test_every_step_reports_what_it_found(tmp_path):
-    steps = ("build", "accuracy", "reproducibility", "sanitizer", "memory", "speed")
-    done = run("--smoke", "--json", str(tmp_path / "gpu.json"), "--steps", *steps)
+@pytest.fixture
+def fake_device(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder with the programs of a machine with a GPU, which know what they may be asked."""
+    programs = {
+        "nvidia-smi": """case "$1" in
+            --query-gpu=compute_cap) echo 9.0 ;;
+            --query-gpu=name,*) echo "Fake GPU, 580.00, 1980 MHz" ;;
+            *) exit 1 ;;
+        esac""",
+        "compute-sanitizer": """[ "$1 $3 $4" = "--tool --error-exitcode 1" ] || exit 2
+        case "$2" in memcheck|racecheck|initcheck|synccheck) ;; *) exit 2 ;; esac
+        shift 4; exec "$@" """,
+    }
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_every_step_reports_what_it_found(tmp_path, fake_device):
+    done = run("--smoke", "--json", str(tmp_path / "gpu.json"), path=fake_device)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert report["smoke"] and set(steps) <= set(report)
+    assert (
+        report["smoke"] and set(steps.STEPS) <= set(report) and report["gpu"].startswith("Fake GPU")
+    )
+    assert {"configured", "skipped"} & set(report["build"])
+    assert report["suite"]["passed"], report["suite"]
+    assert all(check["clean"] for check in report["sanitizer"].values()), report["sanitizer"]
     assert set(report["reproducibility"]["different results"].values()) == {1}
     (speeds,) = report["speed"]["microseconds"].values()
     for mode in ("forward", "backward"):
         assert {"native", "xla", "convolution"} <= set(speeds[mode])
         assert min(times["host"] for times in speeds[mode].values()) > 0
+
+
+def test_a_missing_kernel_is_not_timed_as_native(monkeypatch):
+    monkeypatch.setitem(libraries._unavailable, "cpu", "there is none in this test")
+    with pytest.raises(NotImplementedError, match="there is none in this test"):
+        next(steps.speed(smoke=True))
+
+
+def test_findings_are_written_after_every_layer_and_kept_when_a_later_one_fails(
+    tmp_path, monkeypatch, capsys
+):
+    process = """print("found: {\\"first\\": 1}"); print("found: {\\"first\\": 1, \\"second\\": 2}")
+raise SystemExit("the third is wrong")"""
+    monkeypatch.setattr(program.sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{process}'\n")
+    (tmp_path / "python").chmod(0o755)
+    reports = list(program.reports_of("speed", True, ""))
+    assert reports[:2] == [{"first": 1}, {"first": 1, "second": 2}]
+    assert reports[2] == reports[1] | {"failed": ["the third is wrong"]}
+
+
+def test_layers_can_be_chosen(monkeypatch):
+    monkeypatch.setenv(steps.LAYERS, "28x28,7x7")
+    names = [case.name for case in steps.layers(smoke=False)]
+    assert names == ["7x7x512 N32", "28x28x128 N32"]
+    monkeypatch.setenv(steps.LAYERS, "")
+    assert steps.layers(smoke=False) == steps.WORKLOADS
+
+
+def test_float32_in_the_suite_is_not_tf32():
+    code = "import jax; print(jax.config.jax_default_matmul_precision)"
+    environment = os.environ | steps.SUITE_ENVIRONMENT
+    output = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert output.strip() == "highest"
+    assert steps.TOLERANCE["tf32"] >= 2.0**-10 > steps.TOLERANCE["float32"]
 
 
 PROFILE = """

@@ -56,11 +56,11 @@ def why_not(
     pixels = math.prod(offset.shape[:3])
     corners = 4 * math.prod(offset.shape[:-1])
     sizes = (
-        *(math.prod(x.shape[1:]), kernel.size * groups),
+        *(math.prod(x.shape[:3]), math.prod(x.shape[1:]), kernel.size * groups),
         *(pixels // 32 * kernel.shape[-1], corners),
     )
     if max(sizes) >= 2**31 or groups >= _GROUPS:
-        return "an image, the kernel or the number of samples is too large"
+        return "the batch, an image, the kernel or the number of samples is too large"
     return None
 
 

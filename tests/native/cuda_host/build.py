@@ -3,7 +3,7 @@
 
 To have a kernel proven here, launch it through `cuda/runtime/launch.cuh`, read the block's shared memory
 through `SharedMemory<T>()`, and keep device instructions in wrappers that have a host version
-(`cuda/mma.cuh`). A CUDA intrinsic that is missing is a compile error: add it to `cuda_runtime.h`.
+(`cuda/runtime/instructions.cuh`). A CUDA intrinsic that is missing is a compile error: add it to `cuda_runtime.h`.
 """
 
 import os

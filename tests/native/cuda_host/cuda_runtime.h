@@ -227,7 +227,7 @@ inline cudaError_t Failed(cudaError_t error, const char* why) {
   return error;
 }
 
-constexpr size_t kMostSharedBytes = 227 << 10;  // sm_90
+constexpr size_t kMostSharedBytes = 99 << 10;  // sm_86, sm_89 and sm_120: the least of all
 
 }  // namespace cuda_host
 

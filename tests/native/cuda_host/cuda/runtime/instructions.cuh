@@ -118,7 +118,8 @@ void MultiplyAdd(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 
 inline void CopyAsync(void* shared, const void* global, bool exists) {
   static const uint4 zeros = {};
-  if (exists && reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+      (exists && reinterpret_cast<uintptr_t>(global) % 16 != 0)) {
     cuda_host::Fail("an asynchronous copy is not aligned");
   }
   cuda_host::CopyLater(shared, exists ? global : &zeros, 16);
