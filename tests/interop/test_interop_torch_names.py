@@ -92,6 +92,33 @@ def test_no_leaf_of_another_module_stands_in_for_a_missing_one():
     assert report == (["conv_1.weight"], ["conv_1.bias"], ["conv.1.bias"])
 
 
+def test_no_leaf_of_another_branch_stands_in_for_a_missing_one():
+    branch = {"kernel": np.zeros((1, 1, 2, 27)), "bias": np.zeros(27)}
+    like = {"block": {"conv1": {"kernel": np.zeros((1, 1, 2, 3)), "offset_conv": branch}}}
+    shapes = {
+        "block.conv1.weight": (3, 2, 1, 1),
+        "block.conv1.conv_offset.weight": (27, 2, 1, 1),
+        "block.conv_offset_mask.bias": (27,),
+    }
+    _, report = to_flax_and_report(tensors(shapes), like, strict=False)
+    assert report.missing_keys == ["block.conv1.offset_conv.bias"]
+    assert report.unexpected_keys == ["block.conv_offset_mask.bias"]
+
+
+@pytest.mark.parametrize("prefix", ["layer4.2.conv2.", "layer4.2.conv2"])
+@pytest.mark.parametrize(
+    "branch", ["layer4.2.conv2_offset", "layer4.2.conv2.conv_offset", "layer4.2.conv_offset_mask"]
+)
+def test_one_layer_is_loaded_by_its_prefix_in_every_dialect(branch, prefix):
+    layer = dcn_nnx.DeformConv(2, 3, 1, use_bias=False, rngs=rngs())
+    shapes = {"layer4.2.conv2.weight": (3, 2, 1, 1), "layer4.2.conv1.weight": (2, 2, 1, 1)}
+    weights = tensors(shapes | {f"{branch}.weight": (3, 2, 1, 1), f"{branch}.bias": (3,)})
+    found, report = to_flax_and_report(weights, layer, prefix=prefix)
+    assert len(report.loaded_keys) == 3 and not report.missing_keys
+    kernel = found["offset_conv"]["kernel"][...]
+    np.testing.assert_array_equal(kernel, convolution(weights[f"{branch}.weight"]))
+
+
 def test_a_tensor_that_two_variables_ask_for_is_refused():
     branch = {"kernel": np.zeros((1, 1, 2, 27)), "bias": np.zeros(27)}
     layer = {"kernel": np.zeros((1, 1, 2, 3)), "offset_conv": branch}
