@@ -23,7 +23,8 @@ def commands(text: str) -> list[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [
-        span.replace("\n", " ") for span in re.findall(r"(?<!`)`((?:make|pip|python)\s[^`]*)`", text)
+        span.replace("\n", " ")
+        for span in re.findall(r"(?<!`)`((?:make|pip|python)\s[^`]*)`", text)
     ]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
