@@ -15,7 +15,7 @@ demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
 
 test: $(ENVIRONMENT)/development
-	$(RUN) -m pytest --numprocesses auto --dist loadgroup
+	$(RUN) -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 lint: $(ENVIRONMENT)/development
 	PATH="$(CURDIR)/$(ENVIRONMENT)/bin:$$PATH" pre-commit run --all-files

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The suite runs in 64 bits, under JAX's strict promotion rules, with warnings as errors."""
 
+import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import jax
@@ -46,8 +48,24 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Starts the longest tests first, and keeps the tests of a file in one worker.
+
+    Tests of a file share compiled programs and results, which each worker would compile again.
+    """
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        if item.path.name not in LONGEST:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs() -> Iterator[None]:
+    """Frees the compiled programs of a file: each takes megabytes until the process ends."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(params=["native", "xla"])

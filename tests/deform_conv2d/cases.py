@@ -5,10 +5,12 @@ The small ones have sizes that all differ, so that no swapped axis goes unseen.
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 
+from jax_dcn import deform_conv2d
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry, conv_geometry
 
 ARGUMENTS = ("x", "kernel", "offset", "mask", "bias")
@@ -50,6 +52,9 @@ class Case:
     @property
     def output(self) -> tuple[int, int]:
         return self.geometry.output_size(self.image, self.kernel)
+
+    def function(self, implementation: str | None = None):
+        return functools.partial(deform_conv2d, **self.options, implementation=implementation)
 
     def arrays(self, dtype: str = "float32", seed: int = 0, spread: float = 2.0) -> tuple:
         """Random `(x, kernel, offset, mask, bias)`; a quarter of the offsets are whole numbers."""

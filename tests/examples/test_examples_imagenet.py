@@ -29,7 +29,6 @@ from examples.imagenet.readers import decode
 
 DEVICES = jax.devices()  # The suite has several.
 ROOT = pathlib.Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("imagenet")  # They share a run.
 STEPS = 20
 # In float64, because the difference that rounding makes grows: fresh offsets are zero, where the
 # derivative jumps.

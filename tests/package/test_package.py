@@ -137,9 +137,7 @@ def test_import_does_not_need_flax():
 
 
 KERNELS = "from jax_dcn import _cpu; print(_cpu.DESCRIPTION, end='')"
-CHECK = (
-    "tests/deform_conv2d/test_deform_conv2d.py::test_value_tangent_and_gradients_match_reference"
-)
+CHECK = "tests/laws/test_values.py::test_value_tangent_and_gradients_match_reference"
 
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])

@@ -16,7 +16,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 pytest.importorskip("build")
 pytest.importorskip("scikit_build_core")
-pytestmark = pytest.mark.xdist_group("wheel")  # They share a build.
 
 EXAMPLE = """
 import jax, jax.numpy as jnp, jax_dcn

@@ -94,7 +94,8 @@ def suite(
     outcomes = collections.Counter({"passed": 0, "failed": 0, "skipped": 0})
     command = [environment / "bin" / "python", "-m", "pytest", "-q", *options]
     with log.open("w") as written:
-        for path in sorted((sources / "tests").glob("*/test_*.py")):
+        paths = sorted((sources / "tests").rglob("test_*.py"))
+        for path in (path for path in paths if "eight" not in path.parts):
             done = subprocess.run([*command, path], cwd=sources, stdout=subprocess.PIPE, text=True)
             last = done.stdout.strip().splitlines()[-1:]
             print(path.name, *last, flush=True)

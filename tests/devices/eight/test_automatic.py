@@ -5,54 +5,16 @@ Each case compiles a program and reads its collectives, since numbers come out r
 splitting, too: everything is gathered then, and a device more makes nothing faster.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 
-from jax_dcn import deform_conv2d
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 from tests.devices.collectives import Collective, collectives
+from tests.devices.meshes import FEATURES, IMAGES, PLAIN, gradients, operator, place, spec_of
 
-PLAIN = Case("plain", 4, (6, 5), 8, 12, kernel=(3, 2))
-GROUPED = Case("groups", 4, (6, 5), 12, 20, feature_group_count=4, offset_groups=2)
 OFFSET_GROUPS = Case("offset_groups", 4, (6, 5), 12, 10, offset_groups=2)
-IMAGES = dict(x=P("data"), offset=P("data"), mask=P("data"))
-FEATURES = dict(kernel=P(None, None, None, "model"), bias=P("model"))
-
-
-def mesh(kind: AxisType = AxisType.Auto, **sizes: int) -> jax.sharding.Mesh:
-    devices = jax.devices("cpu")[: int(np.prod(list(sizes.values())))]
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (kind,) * len(sizes), devices=devices)
-
-
-MESH = mesh(data=4, model=2)
-
-
-def operator(case: Case, implementation: str | None = None):
-    return functools.partial(deform_conv2d, **case.options, implementation=implementation)
-
-
-def gradients(case: Case, implementation: str | None = None):
-    weights = case.cotangent()
-    f = operator(case, implementation)
-    return jax.grad(lambda *arrays: jnp.vdot(f(*arrays), weights), range(5))
-
-
-def place(case: Case, mesh=MESH, **specs: P) -> list[jax.Array]:
-    return [
-        jax.device_put(array, NamedSharding(mesh, specs.get(name, P())))
-        for name, array in zip(ARGUMENTS, case.arrays(), strict=True)
-    ]
-
-
-def spec_of(array: jax.Array) -> P:
-    """How an array is split, without the `None` at the end that explicit types write."""
-    spec = array.sharding.spec
-    return P(*spec[: max((i + 1 for i, axes in enumerate(spec) if axes), default=0)])
 
 
 def run(f, placed, alone) -> tuple[list[Collective], list[P]]:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 import jax_dcn
 from tests.devices.collectives import collectives
-from tests.devices.eight.test_automatic import IMAGES, PLAIN, gradients, mesh, operator, place
+from tests.devices.meshes import IMAGES, PLAIN, gradients, mesh, operator, place
 
 
 def test_program_on_an_explicit_mesh_exports_as_it_is_split():

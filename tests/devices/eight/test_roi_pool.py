@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from tests.deform_roi_pool.cases import ARGUMENTS, RoICase
 from tests.devices.collectives import collectives
-from tests.devices.eight.test_automatic import mesh, spec_of
+from tests.devices.meshes import mesh, spec_of
 
 CASE = RoICase("split", 2, (6, 7), 4, 8, 2, samples=2)
 REGIONS = dict(rois=P("data"), offset=P("data"), mask=P("data"))

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 from tests.devices.collectives import collectives
-from tests.devices.eight.test_automatic import FEATURES, IMAGES, PLAIN, mesh, operator, spec_of
+from tests.devices.meshes import FEATURES, IMAGES, PLAIN, mesh, operator, spec_of
 
 CHANNELS = dict(x=P(None, None, None, "model"), kernel=P(None, None, "model"))
 EXPLICIT = mesh(AxisType.Explicit, data=4, model=2)

@@ -10,12 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from jax_dcn import deform_conv2d
 from tests.deform_conv2d.cases import Case
-from tests.deform_conv2d.test_deform_conv2d import (
-    TOLERANCE,
-    function_of,
-    reference_of,
-    value_tangent_gradients,
-)
+from tests.deform_conv2d.row import OPERATOR, plain_jax
+from tests.laws.operator import TOLERANCE
 
 # Deterministic, so that a change fails or passes for its own reasons; the environment variable
 # HYPOTHESIS_PROFILE=search widens the search.
@@ -59,35 +55,35 @@ def close(actual, expected, tolerance=TOLERANCE["float64"]) -> None:
         assert np.max(np.abs(np.asarray(a) - np.asarray(e)), initial=0) <= tolerance * scale
 
 
+def derivatives(case: Case, dtype: str, f):
+    arrays, dots = (case.arrays(dtype, seed) for seed in (0, 2))
+    return dots, jax.jit(OPERATOR.derivatives(f))(arrays, dots, case.cotangent(dtype))
+
+
 @given(problems(), st.sampled_from(["float64", "float32"]))
 def test_native_equals_reference(case, dtype):
-    f, arrays, _ = function_of(case, case.arrays(dtype), "native")
-    dots, grad_y = function_of(case, case.arrays(dtype, seed=2))[1], case.cotangent(dtype)
-    actual = value_tangent_gradients(f, arrays, dots, grad_y)
-    close(
-        actual, value_tangent_gradients(reference_of(case), arrays, dots, grad_y), TOLERANCE[dtype]
-    )
+    _, actual = derivatives(case, dtype, case.function("native"))
+    _, expected = derivatives(case, dtype, plain_jax(case))
+    close(actual, expected, TOLERANCE[dtype])
 
 
 @given(problems())
 def test_transpose_is_the_adjoint_of_the_tangent(case):
-    f, arrays, _ = function_of(case, case.arrays("float64"))
-    dots, grad_y = function_of(case, case.arrays("float64", seed=2))[1], case.cotangent("float64")
-    _, y_dot, gradients = value_tangent_gradients(f, arrays, dots, grad_y)
-    products = [jnp.vdot(d, g) for d, g in zip(dots, gradients, strict=True)]
+    grad_y = case.cotangent("float64")
+    dots, (_, y_dot, gradients) = derivatives(case, "float64", case.function())
+    products = jax.tree.leaves(jax.tree.map(jnp.vdot, dots, gradients))
     size = jnp.linalg.norm(y_dot.ravel()) * jnp.linalg.norm(grad_y.ravel())
     close(sum(products) / (1 + size), jnp.vdot(y_dot, grad_y) / (1 + size))
 
 
 @given(problems())
 def test_vmap_equals_loop(case):
-    f, _, present = function_of(case, case.arrays("float64"))
-    batches = [function_of(case, case.arrays("float64", seed))[1] for seed in range(3)]
-    stacked = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
-    loss = lambda *a: jnp.sum(jnp.sin(f(*a)))
-    both = jax.jit(jax.value_and_grad(loss, range(len(present))))
-    looped = jax.tree.map(lambda *a: np.stack(a), *(both(*arrays) for arrays in batches))
-    close(jax.jit(jax.vmap(both))(*stacked), looped)
+    batches = [case.arrays("float64", seed) for seed in range(3)]
+    stack = lambda *arrays: np.stack(arrays)
+    loss = lambda arrays: jnp.sum(jnp.sin(case.function()(*arrays)))
+    both = jax.jit(jax.value_and_grad(loss))
+    looped = jax.tree.map(stack, *(both(arrays) for arrays in batches))
+    close(jax.jit(jax.vmap(both))(jax.tree.map(stack, *batches)), looped)
 
 
 @given(problems())
@@ -103,12 +99,12 @@ def test_operator_is_linear_in_image_kernel_and_mask(case):
 
 @given(problems())
 def test_gradient_of_a_batch_is_the_sum_of_its_images_gradients(case):
-    f, arrays, present = function_of(case, case.arrays("float64"))
-    shared = [i for i, name in enumerate(present) if name in ("kernel", "bias")]
-    loss = lambda *a: jnp.sum(jnp.sin(f(*a)))
-    gradient = jax.jit(jax.grad(loss, shared))
+    arrays, shared = case.arrays("float64"), (1, 4)  # kernel and bias
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(case.function()(*a))), shared))
     gradients = gradient(*arrays)
-    single = lambda n: [a if i in shared else a[n : n + 1] for i, a in enumerate(arrays)]
+    single = lambda n: [
+        a if a is None or i in shared else a[n : n + 1] for i, a in enumerate(arrays)
+    ]
     images = [gradient(*single(n)) for n in range(case.batch)]
     totals = [
         sum((np.asarray(g[i]) for g in images), np.zeros(t.shape)) for i, t in enumerate(gradients)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Bad values and arguments in `deform_roi_pool` and `deform_roi_align` alone."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_dcn import deform_roi_align, deform_roi_pool
+from tests.deform_roi_pool.refusals import ROIS, SMALL, X
+from tests.deform_roi_pool.row import CASE, REGION
+from tests.laws.operator import assert_close
+
+
+@functools.cache
+def value_and_gradients(case, implementation):
+    @jax.jit  # inside, the values of rois are not known
+    def f(x, rois, offset, mask):
+        g = lambda x, offset, mask: case.function(implementation)(x, rois, offset, mask)
+        y, vjp = jax.vjp(g, x, offset, mask)
+        return y, *vjp(jnp.ones_like(y))
+
+    return f
+
+
+EVERY_RULE = pytest.mark.parametrize("name", ["pool", "align", "align_adaptive"])
+
+
+@EVERY_RULE
+def test_region_without_an_image_pools_to_zero(name, implementation):
+    case = CASE[name]
+    x, rois, offset, mask = case.arrays()
+    f = value_and_gradients(case, implementation)
+    rois[REGION, 1:] = 1e6  # far outside
+    expected = f(x, rois, offset, mask)
+    for index in (-1.0, 2.0, 1e30, -np.inf, np.nan):
+        for corner in (5.0, np.nan):
+            rois[REGION] = [index, corner, 5, 25, 25]
+            y, _, grad_offset, grad_mask = actual = f(x, rois, offset, mask)
+            assert not any(np.any(a[REGION]) for a in (y, grad_offset, grad_mask))
+            assert_close(actual, expected)
+
+
+def test_no_images_pool_to_zero(implementation):
+    f = jax.jit(lambda x, rois: SMALL.function(implementation)(x, rois))
+    x, rois, _, _ = SMALL.arrays()
+    y = f(x[:0], rois)
+    assert y.shape == (3, 2, 2, 4) and not np.any(y)
+
+
+@EVERY_RULE
+def test_any_region_is_safe(name):
+    # Wherever a region lies, the others and the gradient of the images stay finite.
+    case = CASE[name]
+    x, rois, offset, mask = case.arrays("float32")
+    f = value_and_gradients(case, "native")
+    bad = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e20, 1e9, 0, -0.0], np.float32)
+    others = np.arange(case.regions) != REGION
+    for seed in range(50):
+        rois[REGION, 1:] = np.random.default_rng(seed).choice(bad, 4)
+        y, grad_x, grad_offset, grad_mask = f(x, rois, offset, mask)
+        assert all(np.isfinite(a[others]).all() for a in (y, grad_offset, grad_mask))
+        assert np.isfinite(grad_x).all()
+
+
+def test_pixels_beside_those_read_do_not_matter():
+    x = np.full((1, 4, 5, 1), np.nan)
+    x[0, 1:3, 1:4] = 2.0
+    inner, between = np.array([[0, 2.0, 2, 2, 1]]), np.array([[0, 1.5, 1.5, 3, 2]])
+    for implementation in ("native", "xla"):
+        options = dict(spatial_scale=1, implementation=implementation)
+        y = deform_roi_pool(x, inner, pooled_size=1, output_dim=1, **options)
+        assert y.item() == 2.0
+    y = deform_roi_align(x, between, spatial_scale=1, pooled_size=1)
+    assert y.item() == 2.0
+
+
+def test_alignment_checks_its_own_options():
+    for options, message in [
+        (dict(pooled_size=(2, 3, 4)), "pooled_size must be a number or a pair"),
+        (dict(pooled_size=(2, 0)), "pooled_size must be an integer from 1"),
+        (dict(pooled_size=2, sampling_ratio=-1), "sampling_ratio must be an integer from 0"),
+        (dict(pooled_size=2, gamma=np.inf), "gamma must be a finite number"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            deform_roi_align(X, ROIS, spatial_scale=1.0, **options)
