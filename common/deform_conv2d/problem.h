@@ -6,10 +6,11 @@
 #include <cstdint>
 
 #include "common/sampling/bilinear.h"
+#include "common/sampling/half.h"
 
 namespace jax_dcn {
 
-// Axes are (height, width). The twin of jax_dcn.reference.ConvGeometry.
+// Axes are (height, width). The twin of ConvGeometry in jax_dcn/_src/deform_conv2d/geometry.py.
 struct ConvGeometry {
   int64_t strides[2];
   int64_t padding[2][2];  // ((top, bottom), (left, right))
@@ -35,6 +36,7 @@ struct DeformConv2dProblem {
   ConvGeometry geometry;
 
   JAX_DCN_INLINE int64_t taps() const { return kernel_height * kernel_width; }
+  JAX_DCN_INLINE SampledMap<2> map() const { return {{height, width}, geometry.legacy_boundary}; }
   JAX_DCN_INLINE int64_t image_pixels() const { return height * width; }
   JAX_DCN_INLINE int64_t pixels() const { return batch * out_height * out_width; }
   JAX_DCN_INLINE int64_t group_channels() const { return channels / geometry.feature_groups; }
@@ -45,16 +47,6 @@ struct DeformConv2dProblem {
     return (pixel * offset_groups + group) * taps() + tap;
   }
   JAX_DCN_INLINE int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
-};
-
-// Types that coordinates and sums have: never narrower than float.
-template <typename T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
 };
 
 // What derivatives are taken at.
@@ -114,8 +106,8 @@ JAX_DCN_INLINE BilinearSample<A> SampleOf(const DeformConv2dProblem& problem,
   const ConvGeometry& geometry = problem.geometry;
   const int64_t h = pixel.h + tap_y * geometry.kernel_dilation[0];
   const int64_t w = pixel.w + tap_x * geometry.kernel_dilation[1];
-  return SampleAt(static_cast<A>(h) + displacement[0], static_cast<A>(w) + displacement[1],
-                  problem.height, problem.width, geometry.legacy_boundary);
+  return SampleAt(problem.map(), static_cast<A>(h) + displacement[0],
+                  static_cast<A>(w) + displacement[1]);
 }
 
 }  // namespace jax_dcn

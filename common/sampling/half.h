@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The 16-bit floating-point types as bits, and their conversions. Sums are never kept in them.
+// Floating-point types: the 16-bit types and their conversions, and the type in which sums are
+// kept.
 #ifndef JAX_DCN_COMMON_SAMPLING_HALF_H_
 #define JAX_DCN_COMMON_SAMPLING_HALF_H_
 
 #include <cstdint>
 
-#include "common/sampling/bilinear.h"
+#include "common/sampling/inline.h"
 
 namespace jax_dcn {
 
@@ -17,6 +18,16 @@ struct BFloat16 {
 // IEEE half: 5 bits of exponent, 10 of fraction.
 struct Float16 {
   uint16_t bits;
+};
+
+// The type of coordinates and sums: never narrower than float.
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
 };
 
 template <typename To, typename From>
@@ -52,7 +63,7 @@ JAX_DCN_INLINE float ToFloat(Float16 value) {
 #endif
 }
 
-// Rounds to the nearest value, to the even one of two.
+// Rounds to the nearest value; of two nearest values, to the even one.
 template <typename T>
 struct FromFloat;
 

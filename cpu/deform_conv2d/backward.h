@@ -11,13 +11,13 @@
 #include <cstdint>
 
 #include "common/deform_conv2d/problem.h"
-#include "cpu/runtime/arrays.h"
 #include "cpu/deform_conv2d/backward_block.h"
 #include "cpu/deform_conv2d/backward_pass.h"
-#include "cpu/sampling/locate.h"
+#include "cpu/deform_conv2d/positions.h"
+#include "cpu/runtime/arrays.h"
 #include "cpu/runtime/parallel.h"
-#include "cpu/sampling/samples.h"
 #include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 

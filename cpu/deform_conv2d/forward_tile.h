@@ -8,12 +8,12 @@
 
 #include "cpu/deform_conv2d/depthwise.h"
 #include "cpu/deform_conv2d/forward_pass.h"
-#include "cpu/runtime/gemm.h"
-#include "cpu/sampling/locate.h"
-#include "cpu/runtime/parallel.h"
-#include "cpu/sampling/samples.h"
-#include "cpu/runtime/simd.h"
+#include "cpu/deform_conv2d/positions.h"
 #include "cpu/deform_conv2d/strips.h"
+#include "cpu/runtime/gemm.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 

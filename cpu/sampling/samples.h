@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "common/sampling/bilinear.h"
-#include "common/deform_conv2d/problem.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {

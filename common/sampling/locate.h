@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// The boundary rule: which pixels surround a position in a map, and which of them count.
+//
+// `V` is float, double or a GCC vector of either. One body serves all of them, so that the CPU
+// locates a vector of positions by the same rule as a CUDA thread locates one position.
+#ifndef JAX_DCN_COMMON_SAMPLING_LOCATE_H_
+#define JAX_DCN_COMMON_SAMPLING_LOCATE_H_
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "common/sampling/inline.h"
+
+namespace jax_dcn {
+
+// The element offset of a pixel that contributes nothing.
+constexpr int64_t kOutside = -1;
+
+// The size of a map along each axis, and the rule at its boundary:
+//   padded   A position is inside if -1 < position < size. Pixels outside the map are zero.
+//   legacy   A position is inside if 0 <= position < size. The last pixel also serves as the pixel
+//            after the last.
+template <int kAxes>
+struct SampledMap {
+  int64_t size[kAxes];
+  bool legacy_boundary;
+};
+
+// The pixels around a position: along each axis, `low` is the last pixel at or before the position
+// and `low + 1` the pixel after it. `Flags` are booleans, or integers with all bits set or none.
+template <int kAxes, typename V, typename Flags = decltype(V{} < V{})>
+struct Location {
+  V low[kAxes];
+  V fraction[kAxes];  // position - low, in [0, 1); NaN if any coordinate of the position is NaN
+  Flags outside_low[kAxes], outside_high[kAxes];  // whether `low` or `low + 1` is outside
+  Flags repeats_low[kAxes];                       // whether `low` serves as `low + 1`
+};
+
+// Largest whole number that is at most `v`. A scalar must fit into 64 bits.
+template <typename V>
+JAX_DCN_INLINE V Floor(V v) {
+  if constexpr (std::is_floating_point_v<V>) {
+    const V towards_zero = static_cast<V>(static_cast<int64_t>(v));
+    return v < towards_zero ? towards_zero - 1 : towards_zero;
+  } else {
+#if !defined(__CUDACC__)
+    using A = std::decay_t<decltype(v[0])>;
+    using Whole = decltype(v < v);
+    constexpr A kWhole = A(int64_t{1} << (std::numeric_limits<A>::digits - 1));  // all larger are
+    const V towards_zero = __builtin_convertvector(__builtin_convertvector(v, Whole), V);
+    const V floor = v < towards_zero ? towards_zero - 1 : towards_zero;
+    return ((v > -kWhole) & (v < kWhole)) ? floor : v;
+#endif
+  }
+}
+
+template <typename V, typename A>
+JAX_DCN_INLINE auto IsInside(V position, A size, bool legacy) -> decltype(position < position) {
+  return (legacy ? position >= A(0) : position > A(-1)) & (position < size);
+}
+
+template <typename A, int kAxes, typename V>
+JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes>& map, const V (&position)[kAxes]) {
+  using Flags = decltype(V{} < V{});
+  const V zero = {};
+  const Flags yes = zero == zero, no = zero != zero;
+  Flags inside = yes, undefined = no;
+  V sum = zero;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    inside &= IsInside(position[axis], static_cast<A>(map.size[axis]), map.legacy_boundary);
+    undefined |= position[axis] != position[axis];
+    sum += position[axis];
+  }
+  const V nan_or_zero = undefined ? sum : zero;
+  Location<kAxes, V> at;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const V low = Floor(inside ? position[axis] : zero);
+    const Flags has_next = low < static_cast<A>(map.size[axis] - 1);
+    at.low[axis] = low;
+    at.fraction[axis] = inside ? position[axis] - low : nan_or_zero;
+    at.outside_low[axis] = (inside & (low >= A(0))) ^ yes;
+    at.outside_high[axis] = (map.legacy_boundary ? inside : inside & has_next) ^ yes;
+    at.repeats_low[axis] = map.legacy_boundary ? has_next ^ yes : no;
+  }
+  return at;
+}
+
+// A flag as an integer: all bits set, or none.
+JAX_DCN_INLINE int64_t AllBits(bool flag) { return -static_cast<int64_t>(flag); }
+JAX_DCN_INLINE int64_t AllBits(int32_t flag) { return flag; }
+JAX_DCN_INLINE int64_t AllBits(int64_t flag) { return flag; }
+
+// Element offsets of the 2^kAxes pixels around a position, or kOutside. The last axis varies
+// fastest: (top, left), (top, right), (bottom, left), (bottom, right). The first pixel of the map
+// is the element `first`; neighbours along an axis are `stride[axis]` elements apart.
+template <int kAxes, typename A, typename Flags>
+JAX_DCN_INLINE void SetCorners(const Location<kAxes, A, Flags>& at, int64_t first,
+                               const int64_t (&stride)[kAxes], int64_t (&corner)[1 << kAxes]) {
+  static_assert(kOutside == -1, "kOutside has all bits set");
+  int64_t step[kAxes];
+  for (int axis = 0; axis < kAxes; ++axis) {
+    first += static_cast<int64_t>(at.low[axis]) * stride[axis];
+    step[axis] = stride[axis] & ~AllBits(at.repeats_low[axis]);
+  }
+  for (int i = 0; i < 1 << kAxes; ++i) {
+    int64_t element = first, outside = 0;
+    for (int axis = 0; axis < kAxes; ++axis) {
+      const bool high = i >> (kAxes - 1 - axis) & 1;
+      if (high) element += step[axis];
+      outside |= AllBits(high ? at.outside_high[axis] : at.outside_low[axis]);
+    }
+    corner[i] = element | outside;
+  }
+}
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_COMMON_SAMPLING_LOCATE_H_
