@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: MIT
-// The library jax_dcn_cpu: a list of the CPU's XLA targets.
+// The library jax_dcn_cpu: the XLA targets of every operator on CPU. The build defines
+// JAX_DCN_OPERATORS, which lists the operators: JAX_DCN_OPERATOR(one) JAX_DCN_OPERATOR(another).
 
 #include "common/ffi/library.h"
 
-#include "cpu/deform_conv2d/handlers.h"
-#include "cpu/deform_roi_pool/handlers.h"
 #include "cpu/runtime/instruction_set.h"
 
 namespace jax_dcn {
 
+// Each operator's handlers.cc defines its targets.
+#define JAX_DCN_OPERATOR(name)      \
+  namespace name {                  \
+  std::vector<Target> CpuTargets(); \
+  }
+JAX_DCN_OPERATORS
+#undef JAX_DCN_OPERATOR
+
 JAX_DCN_EXPORT const Library& CpuLibrary() {
-  static const Library library = {
-      Name(CurrentInstructionSet()),
-      {
-          {"jax_dcn_deform_conv2d_forward", DeformConv2dForward},
-          {"jax_dcn_deform_conv2d_jvp", DeformConv2dJvp},
-          {"jax_dcn_deform_conv2d_backward", DeformConv2dBackward},
-          {"jax_dcn_deform_roi_pool_forward", DeformRoIPoolForward},
-          {"jax_dcn_deform_roi_pool_jvp", DeformRoIPoolJvp},
-          {"jax_dcn_deform_roi_pool_backward", DeformRoIPoolBackward},
-      },
-  };
+#define JAX_DCN_OPERATOR(name) name::CpuTargets(),
+  static const Library library = {Name(CurrentInstructionSet()), Joined({JAX_DCN_OPERATORS})};
+#undef JAX_DCN_OPERATOR
   return library;
 }
 

@@ -16,6 +16,9 @@ enum Array : int64_t { kX, kKernel, kOffset, kMask, kBias, kY, kArrays };
 
 class DeformConv2dCall : public OperatorCall {
  public:
+  using Operator = DeformConv2d;
+  static constexpr int64_t kY = jax_dcn::kY;
+
   // Throws Refusal where the arguments do not fit together.
   DeformConv2dCall(Kind kind, const ffi::RemainingArgs& arguments,
                    const ffi::RemainingRets& results, const ffi::Dictionary& attributes) {
@@ -38,7 +41,7 @@ class DeformConv2dCall : public OperatorCall {
   DeformConv2dPrimals<T> Primals() const {
     using A = typename Accumulator<T>::type;
     return {Primal<T>(kX), Primal<T>(kKernel), Primal<A>(kOffset),
-            ModulatedOrNull(Primal<A>(kMask))};
+            ModulatedOrNull(Primal<A>(kMask)), Linear<T>(kBias)};
   }
 
   template <typename T>

@@ -49,17 +49,18 @@ struct DeformConv2dProblem {
   JAX_DCN_INLINE int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
 };
 
-// What derivatives are taken at.
+// Operands of the forward pass, at which derivatives are taken.
 template <typename T>
 struct DeformConv2dPrimals {
   using A = typename Accumulator<T>::type;
   const T* x;
   const T* kernel;
   const A* offset;
-  const A* mask;  // null: every sample counts fully
+  const A* mask;            // null: every sample counts fully
+  const T* bias = nullptr;  // null: none, or not needed by a derivative
 };
 
-// Tangents, or null for those that are zero.
+// Tangents. Null stands for zero.
 template <typename T>
 struct DeformConv2dTangents {
   using A = typename Accumulator<T>::type;
@@ -70,7 +71,7 @@ struct DeformConv2dTangents {
   const T* bias;
 };
 
-// Cotangents, or null for those that are not wanted.
+// Cotangents. Null stands for a cotangent that is not wanted.
 template <typename T>
 struct DeformConv2dCotangents {
   using A = typename Accumulator<T>::type;
@@ -79,6 +80,17 @@ struct DeformConv2dCotangents {
   A* offset;
   A* mask;
   T* bias;
+};
+
+// The operator as a template argument: the types of its kernels' arguments.
+struct DeformConv2d {
+  using Problem = DeformConv2dProblem;
+  template <typename T>
+  using Primals = DeformConv2dPrimals<T>;
+  template <typename T>
+  using Tangents = DeformConv2dTangents<T>;
+  template <typename T>
+  using Cotangents = DeformConv2dCotangents<T>;
 };
 
 // An output position: its image, and where its first tap starts, in pixels of x.

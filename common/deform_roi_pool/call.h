@@ -15,6 +15,8 @@ namespace jax_dcn {
 
 class DeformRoIPoolCall : public OperatorCall {
  public:
+  using Operator = DeformRoIPool;
+
   // The arrays of the operator, in the order of the attribute `wrt`; all operands are primals.
   enum : int64_t { kX, kRois, kOffset, kMask, kY };
 
@@ -36,19 +38,19 @@ class DeformRoIPoolCall : public OperatorCall {
     return problem_.regions * problem_.bins() * problem_.features() * samples * samples;
   }
 
-  template <typename T, typename A>
-  DeformRoIPoolPrimals<T, A> Primals() const {
+  template <typename T, typename A = typename Accumulator<T>::type>
+  DeformRoIPoolPrimals<T> Primals() const {
     return {Primal<T>(kX), Primal<A>(kRois), DisplacedOrNull(Primal<A>(kOffset)),
             ModulatedOrNull(Primal<A>(kMask))};
   }
 
-  template <typename T, typename A>
-  DeformRoIPoolTangents<T, A> Tangents() const {
+  template <typename T, typename A = typename Accumulator<T>::type>
+  DeformRoIPoolTangents<T> Tangents() const {
     return {Linear<T>(kX), DisplacedOrNull(Linear<A>(kOffset)), ModulatedOrNull(Linear<A>(kMask))};
   }
 
-  template <typename T, typename A>
-  DeformRoIPoolCotangents<T, A> Cotangents() const {
+  template <typename T, typename A = typename Accumulator<T>::type>
+  DeformRoIPoolCotangents<T> Cotangents() const {
     return {Result<T>(kX), DisplacedOrNull(Result<A>(kOffset)), ModulatedOrNull(Result<A>(kMask))};
   }
 
@@ -98,12 +100,12 @@ class DeformRoIPoolCall : public OperatorCall {
     ExpectRank("rois", rois, 2);
     ExpectRank("offset", offset, 5);
     ExpectRank("mask", mask, 3);
-    p.images = x[0], p.size[0] = x[1], p.size[1] = x[2], p.channels = x[3];
+    p.batch = x[0], p.height = x[1], p.width = x[2], p.channels = x[3];
     p.regions = rois[0];
     p.parts[0] = offset[1], p.parts[1] = offset[2], p.classes = offset[3];
     p.displaced = p.parts[0] != 0 && p.parts[1] != 0;
     p.modulated = mask[1] != 0;
-    if (p.size[0] < 1 || p.size[1] < 1 || p.channels < 1) {
+    if (p.height < 1 || p.width < 1 || p.channels < 1) {
       throw Refusal("x must have pixels and channels");
     }
     if (p.channels % p.cells() != 0) {
@@ -117,7 +119,7 @@ class DeformRoIPoolCall : public OperatorCall {
   std::vector<Array> Arrays() const {
     const DeformRoIPoolProblem& p = problem_;
     const int64_t height = p.geometry.pooled_size[0], width = p.geometry.pooled_size[1];
-    return {{"x", {p.images, p.size[0], p.size[1], p.channels}, false, true},
+    return {{"x", {p.batch, p.height, p.width, p.channels}, false, true},
             {"rois", {p.regions, 5}, true, false},
             {"offset", {p.regions, p.parts[0], p.parts[1], p.classes, 2}, true, true},
             {"mask", {p.regions, p.modulated ? height : 0, p.modulated ? width : 0}, true, true},

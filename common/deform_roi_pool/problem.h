@@ -11,11 +11,12 @@
 #include <cmath>
 #include <cstdint>
 
-#include "common/sampling/bilinear.h"
+#include "common/sampling/half.h"
+#include "common/sampling/inline.h"
 
 namespace jax_dcn {
 
-// Axes are (height, width). The twin of jax_dcn.reference.RoIGeometry.
+// Axes are (height, width). The twin of RoIGeometry in jax_dcn/_src/deform_roi_pool/geometry.py.
 struct RoIGeometry {
   double spatial_scale, offset_scale;
   int64_t pooled_size[2];
@@ -23,7 +24,7 @@ struct RoIGeometry {
   int64_t group_size;
   bool aligned;
 
-  // Of a sample beyond the first and last pixel that is still inside.
+  // How far outside the image a sample still counts, in pixels.
   JAX_DCN_INLINE double Margin() const { return aligned ? 1.0 : 0.5; }
 };
 
@@ -31,12 +32,13 @@ struct RoIGeometry {
 //   x [N, H, W, cells * D]   rois [R, 5] (image, x1, y1, x2, y2)   mask [R, P_h, P_w] if modulated
 //   offset [R, parts_h, parts_w, classes, 2] (dy, dx) if displaced     y [R, P_h, P_w, D]
 struct DeformRoIPoolProblem {
-  int64_t images, size[2], channels;  // size: (H, W)
+  int64_t batch, height, width, channels;
   int64_t regions, parts[2], classes;
   bool displaced, modulated;
   RoIGeometry geometry;
 
-  JAX_DCN_INLINE int64_t image_pixels() const { return size[0] * size[1]; }
+  JAX_DCN_INLINE int64_t image_pixels() const { return height * width; }
+  JAX_DCN_INLINE int64_t size(int axis) const { return axis == 0 ? height : width; }
   JAX_DCN_INLINE int64_t cells() const { return geometry.group_size * geometry.group_size; }
   JAX_DCN_INLINE int64_t features() const { return channels / cells(); }
   JAX_DCN_INLINE int64_t class_features() const { return features() / classes; }
@@ -57,12 +59,12 @@ struct DeformRoIPoolProblem {
   }
   // Pixels along an axis that a bin may read.
   JAX_DCN_INLINE int64_t MostPixels(int axis) const {
-    return geometry.samples > 0 ? 2 * geometry.samples : size[axis];
+    return geometry.samples > 0 ? 2 * geometry.samples : size(axis);
   }
 };
 
-// What derivatives are taken at. A is the type of coordinates and sums.
-template <typename T, typename A>
+// Operands of the forward pass, at which derivatives are taken.
+template <typename T, typename A = typename Accumulator<T>::type>
 struct DeformRoIPoolPrimals {
   const T* x;
   const A* rois;
@@ -70,26 +72,37 @@ struct DeformRoIPoolPrimals {
   const A* mask;    // null: every bin counts fully
 };
 
-// Tangents, or null for those that are zero.
-template <typename T, typename A>
+// Tangents. Null stands for zero.
+template <typename T, typename A = typename Accumulator<T>::type>
 struct DeformRoIPoolTangents {
   const T* x;
   const A* offset;
   const A* mask;
 };
 
-// Cotangents, or null for those that are not wanted.
-template <typename T, typename A>
+// Cotangents. Null stands for a cotangent that is not wanted.
+template <typename T, typename A = typename Accumulator<T>::type>
 struct DeformRoIPoolCotangents {
   T* x;
   A* offset;
   A* mask;
 };
 
+// The operator as a template argument: the types of its kernels' arguments.
+struct DeformRoIPool {
+  using Problem = DeformRoIPoolProblem;
+  template <typename T>
+  using Primals = DeformRoIPoolPrimals<T>;
+  template <typename T>
+  using Tangents = DeformRoIPoolTangents<T>;
+  template <typename T>
+  using Cotangents = DeformRoIPoolCotangents<T>;
+};
+
 // The image that a region lies in, or -1 where there is none of that index.
 template <typename A>
 JAX_DCN_INLINE int64_t ImageOfRegion(const DeformRoIPoolProblem& problem, const A* roi) {
-  const bool exists = roi[0] >= 0 && roi[0] < static_cast<A>(problem.images);
+  const bool exists = roi[0] >= 0 && roi[0] < static_cast<A>(problem.batch);
   return exists ? static_cast<int64_t>(roi[0]) : -1;
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// What a library of kernels shows of itself: one function, without Python, so that the same library
-// serves every Python.
+// The interface of a library of kernels: one function that returns a Library. The library does not
+// depend on Python, so that one build serves every version of Python.
 #ifndef JAX_DCN_COMMON_FFI_LIBRARY_H_
 #define JAX_DCN_COMMON_FFI_LIBRARY_H_
 
+#include <string>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -13,14 +14,24 @@
 namespace jax_dcn {
 
 struct Target {
-  const char* name;
+  std::string name;
   XLA_FFI_Handler* handler;
 };
 
+// The targets of several operators as one list.
+inline std::vector<Target> Joined(const std::vector<std::vector<Target>>& operators) {
+  std::vector<Target> all;
+  for (const std::vector<Target>& targets : operators) {
+    all.insert(all.end(), targets.begin(), targets.end());
+  }
+  return all;
+}
+
 struct Library {
-  const char* description;  // what its kernels were compiled for, and which of them run here
+  const char* description;  // the hardware that the kernels are for
   std::vector<Target> targets;
-  // XLA refuses handlers that were built for a newer interface than its own.
+  // The version of XLA's interface in the build. XLA refuses handlers of a newer version than its
+  // own.
   int ffi_version[2] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
 };
 

@@ -91,9 +91,9 @@ class Forward {
 
 template <typename T>
 void DeformConv2dForward(Executor& executor, const DeformConv2dProblem& problem,
-                         const DeformConv2dPrimals<T>& primals, const T* bias, T* y) {
+                         const DeformConv2dPrimals<T>& primals, T* y) {
   const DeformConv2dTangents<T> none = {};
-  ForwardPass<T> pass(problem, primals, none, bias, y);
+  ForwardPass<T> pass(problem, primals, none, primals.bias, y);
   pass.Add({primals.kernel, 1, {{primals.x, false}}});
   Forward<T>(pass).Run(executor);
 }

@@ -8,13 +8,11 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-const DeformConv2dKernels<float> kDeformConv2dFloat = {
-    DeformConv2dForward<float>, DeformConv2dJvp<float>, DeformConv2dBackward<float>};
-const DeformConv2dKernels<double> kDeformConv2dDouble = {
-    DeformConv2dForward<double>, DeformConv2dJvp<double>, DeformConv2dBackward<double>};
-const DeformConv2dKernels<BFloat16> kDeformConv2dBFloat16 = {
-    DeformConv2dForward<BFloat16>, DeformConv2dJvp<BFloat16>, DeformConv2dBackward<BFloat16>};
-const DeformConv2dKernels<Float16> kDeformConv2dFloat16 = {
-    DeformConv2dForward<Float16>, DeformConv2dJvp<Float16>, DeformConv2dBackward<Float16>};
+template <typename T>
+constexpr Kernels<DeformConv2d, T> kKernels = {DeformConv2dForward<T>, DeformConv2dJvp<T>,
+                                               DeformConv2dBackward<T>};
+
+const KernelTable<DeformConv2d> kDeformConv2d = {kKernels<float>, kKernels<double>,
+                                                 kKernels<BFloat16>, kKernels<Float16>};
 
 }  // namespace jax_dcn::JAX_DCN_ISA

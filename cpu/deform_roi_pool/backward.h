@@ -20,7 +20,7 @@ namespace jax_dcn::JAX_DCN_ISA {
 // Σ_c a[c] b[c]
 template <typename T>
 auto Dot(const T* a, const T* b, int64_t size) {
-  using A = decltype(ToFloat(T{}));
+  using A = typename Accumulator<T>::type;
   constexpr int kVectors = 4;  // as many sums as hide the latency of an addition
   Vector<A> sums[kVectors] = {};
   int64_t c = 0;
@@ -52,10 +52,10 @@ struct AddWeighted {
 template <typename T>
 class RoIPoolBackward {
  public:
-  using A = decltype(ToFloat(T{}));
+  using A = typename Accumulator<T>::type;
 
-  RoIPoolBackward(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T, A>& primals,
-                  const T* grad_y, const DeformRoIPoolCotangents<T, A>& grads)
+  RoIPoolBackward(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
+                  const T* grad_y, const DeformRoIPoolCotangents<T>& grads)
       : problem_(problem), primals_(primals), grad_y_(grad_y), grads_(grads) {}
 
   void Run(Executor& executor) const {
@@ -140,8 +140,7 @@ class RoIPoolBackward {
     Arena needed;
     Scratch(*this, block, needed);
     ParallelFor(
-        executor, problem_.images * cells * blocks, needed.bytes(),
-        [&](int64_t item, char* memory) {
+        executor, problem_.batch * cells * blocks, needed.bytes(), [&](int64_t item, char* memory) {
           Arena arena(memory);
           const Scratch scratch(*this, block, arena);
           const int64_t begin = item % blocks * block;
@@ -154,7 +153,7 @@ class RoIPoolBackward {
   // that where a block ends makes no difference to how its features are summed.
   int64_t BlockFeatures(int64_t workers) const {
     constexpr int64_t kSumsBytes = 1 << 20;
-    const int64_t items = Max(1, problem_.images * problem_.cells());
+    const int64_t items = Max(1, problem_.batch * problem_.cells());
     const int64_t blocks = CeilDiv(2 * workers, items);
     const int64_t fit = kSumsBytes / Max(1, problem_.image_pixels() * sizeof(A));
     const int64_t wanted = Min(CeilDiv(problem_.features(), blocks), fit);
@@ -195,15 +194,15 @@ class RoIPoolBackward {
   }
 
   const DeformRoIPoolProblem& problem_;
-  const DeformRoIPoolPrimals<T, A>& primals_;
+  const DeformRoIPoolPrimals<T>& primals_;
   const T* const grad_y_;
-  const DeformRoIPoolCotangents<T, A>& grads_;
+  const DeformRoIPoolCotangents<T>& grads_;
 };
 
-template <typename T, typename A>
+template <typename T>
 void DeformRoIPoolBackward(Executor& executor, const DeformRoIPoolProblem& problem,
-                           const DeformRoIPoolPrimals<T, A>& primals, const T* grad_y,
-                           const DeformRoIPoolCotangents<T, A>& grads) {
+                           const DeformRoIPoolPrimals<T>& primals, const T* grad_y,
+                           const DeformRoIPoolCotangents<T>& grads) {
   RoIPoolBackward<T>(problem, primals, grad_y, grads).Run(executor);
 }
 

@@ -30,10 +30,10 @@ struct Bin {
 template <typename T>
 class BinLocator {
  public:
-  using A = decltype(ToFloat(T{}));
+  using A = typename Accumulator<T>::type;
 
   // With an arena that has no memory, counts what is needed.
-  BinLocator(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T, A>& primals,
+  BinLocator(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
              Arena& arena)
       : problem_(problem), primals_(primals) {
     const int64_t rows = problem.MostPixels(0), columns = problem.MostPixels(1);
@@ -49,14 +49,14 @@ class BinLocator {
                           : primals_.offset + 2 * problem_.OffsetIndex(region, bin, group);
     const BinAxis<A> y = AxisAt(0, roi[2], roi[4], bin, offset);
     const BinAxis<A> x = AxisAt(1, roi[1], roi[3], bin, offset);
-    const AxisPixels<A> rows = PixelsOf(problem_.geometry, y, problem_.size[0], rows_);
-    const AxisPixels<A> columns = PixelsOf(problem_.geometry, x, problem_.size[1], columns_);
+    const AxisPixels<A> rows = PixelsOf(problem_.geometry, y, problem_.height, rows_);
+    const AxisPixels<A> columns = PixelsOf(problem_.geometry, x, problem_.width, columns_);
     const A scale = MeanScale(rows, columns);
     BinPixel<A>* pixel = pixels_;
     for (int64_t i = 0; i < rows.count; ++i) {
       const A weight = rows_[i].weight * scale, slope = rows_[i].slope * scale * y.shift_unit;
       for (int64_t j = 0; j < columns.count; ++j) {
-        *pixel++ = {rows_[i].index * problem_.size[1] + columns_[j].index,
+        *pixel++ = {rows_[i].index * problem_.width + columns_[j].index,
                     weight * columns_[j].weight, slope * columns_[j].weight,
                     weight * columns_[j].slope * x.shift_unit};
       }
@@ -66,12 +66,12 @@ class BinLocator {
 
  private:
   BinAxis<A> AxisAt(int axis, A low, A high, int64_t bin, const A* offset) const {
-    return BinAxisAt(problem_.geometry, axis, problem_.size[axis],
+    return BinAxisAt(problem_.geometry, axis, problem_.size(axis),
                      RegionAxisAt(problem_.geometry, low, high), problem_.BinOf(axis, bin), offset);
   }
 
   const DeformRoIPoolProblem& problem_;
-  const DeformRoIPoolPrimals<T, A>& primals_;
+  const DeformRoIPoolPrimals<T>& primals_;
   AxisPixel<A>*rows_, *columns_;
   BinPixel<A>* pixels_;
 };

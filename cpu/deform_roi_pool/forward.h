@@ -68,10 +68,10 @@ struct WeightedSum {
 template <typename T>
 class BinMeans {
  public:
-  using A = decltype(ToFloat(T{}));
+  using A = typename Accumulator<T>::type;
 
-  BinMeans(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T, A>& primals,
-           const DeformRoIPoolTangents<T, A>* tangents, T* y)
+  BinMeans(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
+           const DeformRoIPoolTangents<T>* tangents, T* y)
       : problem_(problem), primals_(primals), tangents_(tangents), y_(y) {}
 
   void Run(Executor& executor) const {
@@ -147,21 +147,21 @@ class BinMeans {
   }
 
   const DeformRoIPoolProblem& problem_;
-  const DeformRoIPoolPrimals<T, A>& primals_;
-  const DeformRoIPoolTangents<T, A>* tangents_;
+  const DeformRoIPoolPrimals<T>& primals_;
+  const DeformRoIPoolTangents<T>* tangents_;
   T* const y_;
 };
 
-template <typename T, typename A>
+template <typename T>
 void DeformRoIPoolForward(Executor& executor, const DeformRoIPoolProblem& problem,
-                          const DeformRoIPoolPrimals<T, A>& primals, T* y) {
+                          const DeformRoIPoolPrimals<T>& primals, T* y) {
   BinMeans<T>(problem, primals, nullptr, y).Run(executor);
 }
 
-template <typename T, typename A>
+template <typename T>
 void DeformRoIPoolJvp(Executor& executor, const DeformRoIPoolProblem& problem,
-                      const DeformRoIPoolPrimals<T, A>& primals,
-                      const DeformRoIPoolTangents<T, A>& tangents, T* y_dot) {
+                      const DeformRoIPoolPrimals<T>& primals,
+                      const DeformRoIPoolTangents<T>& tangents, T* y_dot) {
   BinMeans<T>(problem, primals, &tangents, y_dot).Run(executor);
 }
 

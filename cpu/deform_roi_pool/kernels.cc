@@ -8,13 +8,11 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-const DeformRoIPoolKernels<float> kDeformRoIPoolFloat = {
-    DeformRoIPoolForward<float>, DeformRoIPoolJvp<float>, DeformRoIPoolBackward<float>};
-const DeformRoIPoolKernels<double> kDeformRoIPoolDouble = {
-    DeformRoIPoolForward<double>, DeformRoIPoolJvp<double>, DeformRoIPoolBackward<double>};
-const DeformRoIPoolKernels<BFloat16> kDeformRoIPoolBFloat16 = {
-    DeformRoIPoolForward<BFloat16>, DeformRoIPoolJvp<BFloat16>, DeformRoIPoolBackward<BFloat16>};
-const DeformRoIPoolKernels<Float16> kDeformRoIPoolFloat16 = {
-    DeformRoIPoolForward<Float16>, DeformRoIPoolJvp<Float16>, DeformRoIPoolBackward<Float16>};
+template <typename T>
+constexpr Kernels<DeformRoIPool, T> kKernels = {DeformRoIPoolForward<T>, DeformRoIPoolJvp<T>,
+                                                DeformRoIPoolBackward<T>};
+
+const KernelTable<DeformRoIPool> kDeformRoIPool = {kKernels<float>, kKernels<double>,
+                                                   kKernels<BFloat16>, kKernels<Float16>};
 
 }  // namespace jax_dcn::JAX_DCN_ISA

@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: MIT
-// What the handlers of every operator on CPU share: XLA's threads.
+// The XLA handlers of an operator on CPU: they check a call, choose the kernels and call them.
 #ifndef JAX_DCN_CPU_RUNTIME_HANDLER_H_
 #define JAX_DCN_CPU_RUNTIME_HANDLER_H_
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "common/ffi/handler.h"
+#include "common/ffi/library.h"
+#include "common/ffi/run_kernel.h"
 #include "cpu/runtime/executor.h"
+#include "cpu/runtime/kernels.h"
 
 namespace jax_dcn {
 
+// XLA's thread pool.
 class XlaThreadPool final : public ThreadPool {
  public:
   explicit XlaThreadPool(ffi::ThreadPool& pool) : pool_(pool) {}
@@ -22,11 +28,53 @@ class XlaThreadPool final : public ThreadPool {
   ffi::ThreadPool& pool_;
 };
 
-// Threads for a call of so many multiplications: few are not worth the other threads' waking up.
+// Number of threads for a call: one if the call is too short to be worth waking other threads.
 inline int64_t WorkersFor(int64_t multiplications, const ThreadPool& threads) {
   constexpr int64_t kSerial = 1 << 19;
   return multiplications < kSerial ? 1 : threads.num_threads();
 }
+
+// The handlers of an operator. `Op` has:
+//   Call       its OperatorCall
+//   Kernels()  its KernelTable for the current instruction set
+template <typename Op>
+class CpuHandlers {
+ public:
+  // The targets `name`_forward, `name`_jvp and `name`_backward.
+  static std::vector<Target> Targets(const std::string& name) {
+    return {{name + "_forward", Handler<OperatorCall::kForward>},
+            {name + "_jvp", Handler<OperatorCall::kJvp>},
+            {name + "_backward", Handler<OperatorCall::kBackward>}};
+  }
+
+ private:
+  template <OperatorCall::Kind kKind>
+  static XLA_FFI_Error* Handler(XLA_FFI_CallFrame* frame) {
+    static auto* const handler = ffi::Ffi::Bind()
+                                     .Ctx<ffi::ThreadPool>()
+                                     .RemainingArgs()
+                                     .RemainingRets()
+                                     .Attrs()
+                                     .To(Run<kKind>)
+                                     .release();
+    return handler->Call(frame);
+  }
+
+  template <OperatorCall::Kind kKind>
+  static ffi::Error Run(ffi::ThreadPool pool, ffi::RemainingArgs arguments,
+                        ffi::RemainingRets results, ffi::Dictionary attributes) {
+    return Guarded([&] {
+      const typename Op::Call call(kKind, arguments, results, attributes);
+      XlaThreadPool threads(pool);
+      Executor executor(threads, WorkersFor(call.work(), threads));
+      DispatchFloat(call.dtype(), [&](auto type) {
+        using T = decltype(type);
+        const Kernels<typename Op::Call::Operator, T>& kernels = Op::Kernels();
+        RunKernel<kKind, T>(kernels, executor, call);
+      });
+    });
+  }
+};
 
 }  // namespace jax_dcn
 

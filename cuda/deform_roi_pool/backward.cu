@@ -101,14 +101,14 @@ __host__ __device__ inline int64_t TilesAlong(int64_t pixels, int64_t tile) {
 }
 
 __host__ __device__ inline int64_t TilesOf(const DeformRoIPoolProblem& problem, int64_t threads) {
-  return problem.images * problem.cells() * TilesAlong(problem.features(), threads) *
-         TilesAlong(problem.size[0], kTileRows) * TilesAlong(problem.size[1], kTileColumns);
+  return problem.batch * problem.cells() * TilesAlong(problem.features(), threads) *
+         TilesAlong(problem.size(0), kTileRows) * TilesAlong(problem.size(1), kTileColumns);
 }
 
 __device__ __forceinline__ Tile TileAt(const DeformRoIPoolProblem& problem, int64_t item) {
   const int64_t chunks = TilesAlong(problem.features(), blockDim.x);
-  const int64_t rows = TilesAlong(problem.size[0], kTileRows);
-  const int64_t columns = TilesAlong(problem.size[1], kTileColumns);
+  const int64_t rows = TilesAlong(problem.size(0), kTileRows);
+  const int64_t columns = TilesAlong(problem.size(1), kTileColumns);
   Tile tile;
   tile.begin = item % chunks * blockDim.x;
   tile.end =
@@ -210,8 +210,8 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
     for (int pixel = 0; pixel < kTilePixels && feature < tile.end; ++pixel) {
       const int64_t row = tile.first[0] + pixel / kTileColumns;
       const int64_t column = tile.first[1] + pixel % kTileColumns;
-      if (row >= problem.size[0] || column >= problem.size[1]) continue;
-      const int64_t at = (tile.image * problem.size[0] + row) * problem.size[1] + column;
+      if (row >= problem.size(0) || column >= problem.size(1)) continue;
+      const int64_t at = (tile.image * problem.size(0) + row) * problem.size(1) + column;
       grad_x[at * problem.channels + tile.cell * problem.features() + feature] =
           FromFloat<T>::Round(sums[pixel * blockDim.x]);
     }

@@ -63,7 +63,7 @@ struct SharedBin {
                                        const DeformRoIPoolPrimals<T, A>& primals, int64_t region,
                                        int64_t bin, int64_t group) {
     found[kAxis] = PixelsOf(problem.geometry, Axis<kAxis>(problem, primals, region, bin, group),
-                            problem.size[kAxis], pixels[kAxis]);
+                            problem.size(kAxis), pixels[kAxis]);
   }
 
   template <int kAxis>
@@ -74,7 +74,7 @@ struct SharedBin {
     const A* const offset = primals.offset == nullptr
                                 ? nullptr
                                 : primals.offset + 2 * problem.OffsetIndex(region, bin, group);
-    return BinAxisAt(problem.geometry, kAxis, problem.size[kAxis],
+    return BinAxisAt(problem.geometry, kAxis, problem.size(kAxis),
                      RegionAxisAt(problem.geometry, roi[2 - kAxis], roi[4 - kAxis]),
                      problem.BinOf(kAxis, bin), offset);
   }
@@ -90,7 +90,7 @@ __device__ __forceinline__ void ForEachPixel(const DeformRoIPoolProblem& problem
     const AxisPixel<A> row = bin.pixels[0][i];
     for (int64_t j = 0; j < bin.found[1].count; ++j) {
       const AxisPixel<A> column = bin.pixels[1][j];
-      f(row.index * problem.size[1] + column.index, row, column);
+      f(row.index * problem.size(1) + column.index, row, column);
     }
   }
 }

@@ -1,31 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""Calls the XLA handlers with random arguments, many of them wrong, under address and undefined-
-behaviour sanitizers: every call must be refused, or computed. `python tests/native/fuzz.py --calls 10000`
+"""Calls the CPU's XLA handlers with random arguments, many of them wrong, under address and undefined-
+behaviour sanitizers. Every call must be refused or computed. `python tests/native/fuzz.py --calls 10000`
+
+The folder of each operator beside this file draws the operator's problems.
 """
 
 import argparse
 import ctypes
+import dataclasses
+import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
-SOURCES = (
-    "deform_conv2d/handlers.cc",
-    "deform_conv2d/kernels.cc",
-    "runtime/executor.cc",
-    "runtime/instruction_set.cc",
+OPERATORS = re.search(r"set\(JAX_DCN_OPERATORS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[
+    1
+].split()
+SHARED_SOURCES = (
+    "cpu/library.cc",
+    "cpu/runtime/executor.cc",
+    "cpu/runtime/instruction_set.cc",
+    "tests/native/fuzz_library.cc",
 )
-HANDLERS = {
-    "forward": "DeformConv2dForward",
-    "jvp": "DeformConv2dJvp",
-    "backward": "DeformConv2dBackward",
-}
+KINDS = ("forward", "jvp", "backward")
 SANITIZERS = ("libasan.so", "libubsan.so")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -35,9 +40,15 @@ def build(library: pathlib.Path) -> None:
     flags = "-std=gnu++17 -O1 -g -shared -fPIC -Wno-psabi -fsanitize=address,undefined"
     checks = "-fsanitize=float-cast-overflow -fno-sanitize-recover=all -DJAX_DCN_ISA=baseline"
     include = [f"-I{ROOT}", "-isystem", jax.ffi.include_dir()]
-    sources = [str(ROOT / "cpu" / source) for source in SOURCES]
-    command = [_compiler(), *flags.split(), *checks.split(), *include, *sources, "-o", library]
-    subprocess.run(command, check=True)
+    operators = " ".join(f"JAX_DCN_OPERATOR({operator})" for operator in OPERATORS)
+    sources = [str(ROOT / source) for source in SHARED_SOURCES]
+    sources += [
+        str(ROOT / "cpu" / operator / file)
+        for operator in OPERATORS
+        for file in ("handlers.cc", "kernels.cc")
+    ]
+    command = [_compiler(), *flags.split(), *checks.split(), f"-DJAX_DCN_OPERATORS={operators}"]
+    subprocess.run([*command, *include, *sources, "-o", library], check=True)
 
 
 def _compiler() -> str:
@@ -54,89 +65,88 @@ def environment() -> dict[str, str]:
     return os.environ | {"LD_PRELOAD": ":".join(paths), "ASAN_OPTIONS": options}
 
 
+Draw = Callable[[int, int], int]  # a random integer from the first to the last
+
+
+@dataclasses.dataclass
+class Problem:
+    """The contract of an operator's calls, for arguments that fit together."""
+
+    shapes: dict[str, tuple[int, ...]]  # the operands of the forward call in order, then the result
+    primals: tuple[str, ...]  # the first operands, which every call has
+    differentiable: tuple[str, ...]  # operands that may be in `wrt`
+    wide: tuple[str, ...]  # operands of the type of coordinates and sums
+    attributes: dict[str, object]
+
+
 class Call:
     """Operands, results and attributes that fit together, until `spoil` changes one of them."""
 
-    def __init__(self, random: np.random.Generator):
+    def __init__(self, operator: str, random: np.random.Generator):
         self.random = random
-        self.kind = str(random.choice(list(HANDLERS)))
+        self.kind = str(random.choice(KINDS))
         self.dtype = str(random.choice(DTYPES))
-        self.wide = "float64" if self.dtype == "float64" else "float32"
-        feature_groups, offset_groups = self._draw(1, 3), self._draw(1, 3)
-        strides, dilation = [self._draw(1, 3) for _ in "hw"], [self._draw(1, 2) for _ in "hw"]
-        padding = [[self._draw(0, 3) for _ in range(2)] for _ in "hw"]
-        kernel = [self._draw(1, 3) for _ in "hw"]
-        image = [self._draw(d * (k - 1) + 1, 9) for d, k in zip(dilation, kernel, strict=True)]
-        output = [
-            (size + sum(pads) - d * (k - 1) - 1) // s + 1
-            for size, pads, d, k, s in zip(image, padding, dilation, kernel, strides, strict=True)
-        ]
-        batch, taps = self._draw(0, 3), kernel[0] * kernel[1]
-        group_channels = offset_groups * self._draw(1, 12)
-        features = feature_groups * self._draw(1, 20)
-        samples = (batch, *output, offset_groups)
-        self.shapes = {
-            "x": (batch, *image, feature_groups * group_channels),
-            "kernel": (*kernel, group_channels, features),
-            "offset": (*samples, taps, 2),
-            "mask": (*samples, taps * self._draw(0, 1)),
-            "bias": (features,),
-            "y": (batch, *output, features),
-        }
-        self.attributes = dict(
-            strides=np.array(strides),
-            padding=np.array(padding).ravel(),
-            kernel_dilation=np.array(dilation),
-            feature_group_count=np.int64(feature_groups),
-            legacy_boundary=bool(self._draw(0, 1)),
-        )
-        wrt = [i for i in range(5) if self._draw(0, 1)] or [0]
-        names = [list(self.shapes)[i] for i in wrt]
+        self.target = f"jax_dcn_{operator}_{self.kind}"
+        problem = importlib.import_module(f"{operator}.problems").draw_problem(self._draw)
+        *operands, result = problem.shapes
+        self.problem, self.attributes = problem, dict(problem.attributes)
+        wrt = [name for name in problem.differentiable if self._draw(0, 1)] or ["x"]
         if self.kind != "forward":
-            self.attributes["wrt"] = np.array(wrt)
-        linear = {"forward": ["bias"], "jvp": names, "backward": ["y"]}[self.kind]
-        self.operands = [self._array(n) for n in ("x", "kernel", "offset", "mask", *linear)]
-        results = names if self.kind == "backward" else ["y"]
-        self.results = [(self.shapes[n], self._dtype(n)) for n in results]
+            self.attributes["wrt"] = np.array([operands.index(name) for name in wrt])
+        rest = operands[len(problem.primals) :]
+        linear = {"forward": rest, "jvp": wrt, "backward": [result]}[self.kind]
+        self.operands = [self._array(name) for name in (*problem.primals, *linear)]
+        results = wrt if self.kind == "backward" else [result]
+        self.results = [(problem.shapes[name], self._dtype(name)) for name in results]
 
     def _draw(self, least: int, most: int) -> int:
         return int(self.random.integers(least, most + 1))
 
     def _dtype(self, name: str) -> str:
-        return self.wide if name in ("offset", "mask") else self.dtype
+        wide = "float64" if self.dtype == "float64" else "float32"
+        return wide if name in self.problem.wide else self.dtype
 
     def _array(self, name: str) -> np.ndarray:
-        dtype, shape = jax.numpy.dtype(self._dtype(name)), self.shapes[name]
+        dtype, shape = jax.numpy.dtype(self._dtype(name)), self.problem.shapes[name]
         if self._draw(0, 2):
             return self.random.normal(scale=3, size=shape).astype(dtype)
-        # Any bits are a number, or are not one.
+        # Random bits: any value, infinities and NaNs among them.
         bits = self.random.bytes(int(np.prod(shape)) * dtype.itemsize)
         return np.frombuffer(bits, dtype).reshape(shape)
 
     def spoil(self) -> None:
         """Makes one thing wrong, or at least different."""
-        kind = self._draw(0, 4)
+        kind = self._draw(0, 3)
+        if kind == 3:
+            return self._spoil_attribute(str(self.random.choice(list(self.attributes))))
         index = self._draw(0, len(self.operands) - 1)
-        operand = self.operands[index]  # of any bits: converting them may overflow, silently
+        operand = self.operands[index]
         axis = self._draw(0, operand.ndim - 1)
         if kind == 0:
-            self.operands[index] = np.take(operand, range(operand.shape[axis] // 2), axis)
+            operand = np.take(operand, range(operand.shape[axis] // 2), axis)
         elif kind == 1:
-            self.operands[index] = np.concatenate([operand, operand], axis)
-        elif kind == 2:
-            with np.errstate(all="ignore"):
-                self.operands[index] = operand.astype(str(self.random.choice([*DTYPES, "int32"])))
-        elif kind == 3:
-            name = str(self.random.choice(["strides", "padding", "kernel_dilation"]))
-            values = self.random.choice([-(2**63), -1, 0, 1, 2, 5, 2**31, 2**62], self._draw(0, 5))
-            self.attributes[name] = values
+            operand = np.concatenate([operand, operand], axis)
         else:
-            self.attributes["feature_group_count"] = np.int64(self._draw(-2, 7))
+            with np.errstate(all="ignore"):  # conversion of random bits may overflow
+                operand = operand.astype(str(self.random.choice([*DTYPES, "int32"])))
+        self.operands[index] = operand
+
+    def _spoil_attribute(self, name: str) -> None:
+        value = self.attributes[name]
+        if isinstance(value, np.ndarray):
+            values = [-(2**63), -1, 0, 1, 2, 5, 2**31, 2**62]
+            self.attributes[name] = self.random.choice(values, self._draw(0, 5))
+        elif isinstance(value, np.int64):
+            self.attributes[name] = np.int64(self.random.choice([-2, -1, 0, 1, 2, 7, 2**31, 2**62]))
+        elif isinstance(value, np.float64):
+            self.attributes[name] = self.random.choice([np.nan, np.inf, -np.inf, 1e300, -1e-300])
+        else:
+            self.attributes[name] = not value
 
     def run(self) -> bool:
         """Whether the handler computed, rather than refused."""
         results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.results]
-        call = jax.ffi.ffi_call(f"fuzz_{self.kind}", results)
+        call = jax.ffi.ffi_call(f"fuzz_{self.target}", results)
         try:
             jax.block_until_ready(call(*self.operands, **self.attributes))
         except jax.errors.JaxRuntimeError as error:
@@ -149,24 +159,32 @@ def fuzz(library: str, calls: int, seed: int) -> None:
     """Runs in the sanitized process."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
-    handlers = ctypes.CDLL(library)
-    for kind, name in HANDLERS.items():
-        capsule = jax.ffi.pycapsule(getattr(handlers, name))
-        jax.ffi.register_ffi_target(f"fuzz_{kind}", capsule, platform="cpu")
+    find = ctypes.CDLL(library).FindHandler
+    find.restype = ctypes.c_void_p
+    for target in [f"jax_dcn_{operator}_{kind}" for operator in OPERATORS for kind in KINDS]:
+        handler = find(target.encode())
+        assert handler, f"there is no target {target}"
+        capsule = jax.ffi.pycapsule(ctypes.c_void_p(handler))
+        jax.ffi.register_ffi_target(f"fuzz_{target}", capsule, platform="cpu")
+    for operator in OPERATORS:
+        fuzz_operator(operator, calls, seed)
+
+
+def fuzz_operator(operator: str, calls: int, seed: int) -> None:
     computed = 0
     for i in range(calls):
-        call = Call(np.random.default_rng((seed, i)))
+        call = Call(operator, np.random.default_rng((seed, i)))
         if wrong := i % 2:
             call.spoil()
         done = call.run()
-        assert done or wrong, f"call {i} of seed {seed} was refused"
+        assert done or wrong, f"{operator}: call {i} of seed {seed} was refused"
         computed += done
-    print(f"{calls} calls: {computed} computed, {calls - computed} refused")
+    print(f"{operator}: {calls} calls: {computed} computed, {calls - computed} refused")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--calls", type=int, default=300, help="random calls for each operator")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--library", help=argparse.SUPPRESS)
     options = parser.parse_args()

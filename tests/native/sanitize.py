@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Builds the CPU kernels with the compiler's sanitizers and stresses them: `python tests/native/sanitize.py`."""
+"""Builds each operator's CPU kernels with the compiler's sanitizers and runs the operator's stress.cc.
+
+`python tests/native/sanitize.py`
+"""
 
 import argparse
+import itertools
 import os
 import pathlib
 import subprocess
 import tempfile
+
+from fuzz import OPERATORS
 
 ROOT = pathlib.Path(__file__).parents[2]
 SANITIZERS = ("address,undefined", "thread")
@@ -13,8 +19,12 @@ SANITIZERS = ("address,undefined", "thread")
 FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-DJAX_DCN_EMULATE_AVX512"]}
 
 
-def build(sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
-    sources = ("cpu/runtime/executor.cc", "cpu/deform_conv2d/kernels.cc", "tests/native/stress.cc")
+def build(operator: str, sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
+    sources = (
+        "cpu/runtime/executor.cc",
+        f"cpu/{operator}/kernels.cc",
+        f"tests/native/{operator}/stress.cc",
+    )
     subprocess.run(
         [
             os.environ.get("CXX", "c++"),
@@ -39,11 +49,11 @@ def build(sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
     )
 
 
-def stress(sanitizer: str, instruction_set: str, problems: int) -> str:
+def stress(operator: str, sanitizer: str, instruction_set: str, problems: int) -> str:
     """Returns what the run printed; raises `CalledProcessError` if a sanitizer objects."""
     with tempfile.TemporaryDirectory() as folder:
         program = pathlib.Path(folder, "stress")
-        build(sanitizer, instruction_set, program)
+        build(operator, sanitizer, instruction_set, program)
         return subprocess.check_output([program, str(problems)], text=True).strip()
 
 
@@ -52,8 +62,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=300, help="random problems for each build")
     parser.add_argument("--instruction-set", choices=FLAGS, default="avx2")
     arguments = parser.parse_args()
-    for sanitizer in SANITIZERS:
-        print(f"{sanitizer}: {stress(sanitizer, arguments.instruction_set, arguments.problems)}")
+    for operator, sanitizer in itertools.product(OPERATORS, SANITIZERS):
+        output = stress(operator, sanitizer, arguments.instruction_set, arguments.problems)
+        print(f"{operator}: {sanitizer}: {output}")
 
 
 if __name__ == "__main__":
