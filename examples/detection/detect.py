@@ -154,7 +154,7 @@ def classify(
     score_threshold: float | jax.Array,
 ) -> Detections:
     """Looks at every proposal: its class, its box, and the mask of what is detected."""
-    boxes, logits, deltas = _refine(detector, pyramid, proposals, images)
+    boxes, logits, deltas = refine(detector, pyramid, proposals, images)
     deviations = BOX_DEVIATIONS[len(detector.roi_head.box_heads) - 1]
 
     def choose(boxes, valid, logits, deltas, size, scale) -> Detections:
@@ -170,7 +170,7 @@ def classify(
     return detections._replace(masks=_masks(detector, pyramid, detections, images))
 
 
-def _refine(
+def refine(
     detector: Detector, pyramid: list[jax.Array], proposals: Proposals, images: Images
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The boxes before the last head, the mean logits of all heads, and the deltas of the last."""

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from flax import nnx
@@ -15,7 +14,7 @@ from flax import nnx
 from examples.detection.models import Detector
 from examples.detection.settings import Architecture
 from examples.imagenet.errors import UserError
-from jax_dcn.interop.torch_weights import read_state_dict, to_flax
+from jax_dcn.interop.torch_weights import read_state_dict, to_flax, to_flax_and_report
 
 Arrays = dict[str, np.ndarray]
 
@@ -56,19 +55,18 @@ def load_published(source: pathlib.Path, architecture: Architecture) -> Imported
     weights = renamed(_read(source))
     classes = _classes(source, weights)
     detector = nnx.eval_shape(lambda: architecture.build(classes))
-    used = used_names(weights, detector)
-    unused = sorted(set(weights) - set(used))
-    parts = {_part(name) for name in used}
-    # Arrays that are left over of a part that is used mean another network.
-    kept = {name: weights[name] for name in weights if name in used or _part(name) in parts}
     try:
-        nnx.update(detector, to_flax(kept, _zeros(detector)))
+        _, report = to_flax_and_report(weights, detector, strict=False)
+        # Arrays that are left over of a part that is used mean another architecture.
+        parts = {_part(name) for name in report.loaded_keys}
+        kept = {name: array for name, array in weights.items() if _part(name) in parts}
+        nnx.update(detector, to_flax(kept, detector))
     except ValueError as error:
         raise UserError(
             f"{error}\nChoose the --model, --conv, --offset-groups, --pool and --depth of {source}."
         ) from error
     detector.eval()
-    return Imported(detector, classes, used, unused)
+    return Imported(detector, classes, report.loaded_keys, report.unexpected_keys)
 
 
 def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
@@ -104,29 +102,6 @@ def _background_last(name: str, array: np.ndarray) -> np.ndarray:
 def _is_idle_bias(name: str, array: np.ndarray) -> bool:
     """Whether this is the bias of zeros that the original's modulated convolutions have."""
     return name.startswith("backbone.layer") and name.endswith(".conv2.bias") and not np.any(array)
-
-
-def used_names(weights: Mapping[str, np.ndarray], detector: Detector) -> list[str]:
-    """Which arrays the variables of a detector are found in."""
-    names = sorted(weights)
-    # Every array becomes its own number, which tells where the conversion puts the array.
-    numbered = {
-        name: np.broadcast_to(np.float32(index), np.shape(weights[name]))
-        for index, name in enumerate(names)
-    }
-    try:
-        converted = to_flax(numbered, _zeros(detector, -1), strict=False)
-    except ValueError:  # The conversion of the weights themselves tells of wrong shapes.
-        return names
-    found = {int(array.flat[0]) for array in jax.tree.leaves(converted)}
-    return [names[index] for index in sorted(found - {-1})]
-
-
-def _zeros(detector: Detector, value: float = 0) -> nnx.State:
-    return jax.tree.map(
-        lambda array: np.full(array.shape, value, array.dtype),
-        nnx.state(detector, (nnx.Param, nnx.BatchStat)),
-    )
 
 
 def _part(name: str) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import sklearn
 from flax import nnx
-from published_weights import FOLDER, published_weights
 from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
@@ -17,6 +16,7 @@ from examples.detection.boxes import CONVENTIONS
 from examples.detection.detect import Images, Proposals, candidates, classify
 from examples.detection.settings import Architecture
 from examples.detection.weights import load_published
+from tests.examples.published_weights import FOLDER, published_weights
 
 RULE = CONVENTIONS["mmdet3"]
 PHOTOGRAPH = pathlib.Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"

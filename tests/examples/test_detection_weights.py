@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints of every generation of mmdetection become detectors; what does not fit is named."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from examples.detection.__main__ import main
+from examples.detection.weights import load_published
+from tests.examples.small_detectors import CLASSES, FLAGS, SMALL, small_detector
+
+
+def original(weights: dict) -> dict:
+    """The same detector as mmdetection 0.5 and the original's branch of it name its arrays."""
+
+    def background_first(name, array):
+        if "fc_cls" in name:
+            return np.concatenate([array[-1:], array[:-1]])
+        if "fc_reg" in name and len(array) > 4:
+            return np.concatenate([np.full_like(array[:4], 7), array])
+        if "conv_logits" in name:
+            return np.concatenate([np.full_like(array[:1], 7), array])
+        return array
+
+    return {
+        name.removeprefix("roi_head."): background_first(name, array)
+        for name, array in weights.items()
+    }
+
+
+def variables(detector) -> dict:
+    state = nnx.to_flat_state(nnx.state(detector, (nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): np.asarray(value[...]) for path, value in state}
+
+
+@pytest.mark.parametrize(("model", "pool"), [("mask", "original"), ("cascade", "align")])
+def test_original_names_and_class_order_give_the_detector_of_the_new_ones(tmp_path, model, pool):
+    # A network of basic blocks has two deformable convolutions in a block: of a bottleneck's one
+    # alone the original's name, which has no number, is clear.
+    architecture = dataclasses.replace(SMALL, model=model, pool=pool, depth=50, width=2)
+    new = small_detector(architecture)
+    old = original(small_detector(architecture, "conv_offset_mask"))
+    old["backbone.layer2.0.conv2.bias"] = np.zeros(4, np.float32)
+    save_file(new, tmp_path / "new.safetensors")
+    save_file(old, tmp_path / "old.safetensors")
+    first, second = (
+        load_published(tmp_path / f"{name}.safetensors", architecture) for name in ("new", "old")
+    )
+    assert first.classes == second.classes == CLASSES
+    assert not first.unused and not second.unused
+    expected, got = variables(first.detector), variables(second.detector)
+    assert expected.keys() == got.keys()
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+def test_offsets_of_version_1_are_found_under_their_old_name(tmp_path):
+    architecture = dataclasses.replace(SMALL, conv="deformable", depth=50, width=2)
+    save_file(original(small_detector(architecture, "conv2_offset")), tmp_path / "old.safetensors")
+    imported = load_published(tmp_path / "old.safetensors", architecture)
+    assert sum("conv2_offset" in name for name in imported.used) == 2 * 13
+
+
+def test_import_reports_parts_that_the_detector_does_not_have(tmp_path, capsys):
+    weights = small_detector(dataclasses.replace(SMALL, model="mask"))
+    weights["ema.step"] = np.zeros(1, np.float32)
+    save_file(weights, tmp_path / "mask.safetensors")
+    arguments = [str(tmp_path / "mask.safetensors"), str(tmp_path / "run"), *FLAGS]
+    assert main(["import-weights", *arguments]) == 0
+    printed = capsys.readouterr().out
+    unused = re.findall("not used: (.*)", printed)
+    masks = sorted(name for name in weights if "mask_head" in name)
+    assert unused == ["ema.step", *masks]
+    assert f"left {len(masks) + 1} out" in printed
+    written = load_file(tmp_path / "run" / "weights.safetensors")
+    assert len(written) == len(weights) - len(unused)
+    assert main(["import-weights", *arguments]) == 1
+    assert "choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--conv", "ordinary"], "conv_offset"),
+        (["--offset-groups", "1"], "expected (27, "),
+        (["--model", "cascade"], "roi_head.bbox_head.0."),
+        (["--depth", "18"], "layer1.1."),
+    ],
+)
+def test_wrong_architecture_is_an_error_that_names_the_array(tmp_path, capsys, options, message):
+    save_file(small_detector(SMALL), tmp_path / "faster.safetensors")
+    arguments = [str(tmp_path / "faster.safetensors"), str(tmp_path / "run"), *FLAGS, *options]
+    assert main(["import-weights", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "--offset-groups" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_or_foreign_file_is_an_error(tmp_path, capsys):
+    save_file({"fc.bias": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    assert main(["import-weights", str(tmp_path / "none.safetensors"), str(tmp_path / "run")]) == 1
+    assert "There is no file" in capsys.readouterr().err
+    assert main(["import-weights", str(tmp_path / "other.safetensors"), str(tmp_path / "run")]) == 1
+    assert "expected a checkpoint of Faster" in capsys.readouterr().err
