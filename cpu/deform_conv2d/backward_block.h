@@ -9,8 +9,8 @@
 #include "cpu/deform_conv2d/depthwise.h"
 #include "cpu/runtime/gemm.h"
 #include "cpu/runtime/parallel.h"
-#include "cpu/sampling/samples.h"
 #include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -101,7 +101,7 @@ class BackwardBlock {
     row_count_ = 0;
     for (int64_t i = 0; i < pixels; ++i) {
       rows_[row_count_] = static_cast<int32_t>(i);
-      row_count_ += !IsZero(*pass_.SampleAt(local + i, block_.offset_group, tap));
+      row_count_ += !IsZero(*pass_.SampleAt(local + i, block_.offset_groups.begin, tap));
     }
   }
 
@@ -148,7 +148,7 @@ class BackwardBlock {
 
   template <typename Gradients>
   __attribute__((noinline)) void VisitSamples(int64_t local, int64_t tap) const {
-    const int64_t channels = block_.channels.size(), group = block_.offset_group;
+    const int64_t channels = block_.channels.size(), group = block_.offset_groups.begin;
     const A* x = pass_.want_x ? pass_.x + block_.channels.begin : nullptr;
     A* x_sums = pass_.grads.x != nullptr ? pass_.x_sums + block_.channels.begin : nullptr;
     A* column = columns_;

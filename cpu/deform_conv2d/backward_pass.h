@@ -9,10 +9,10 @@
 #include "common/deform_conv2d/problem.h"
 #include "cpu/deform_conv2d/channel_blocks.h"
 #include "cpu/deform_conv2d/depthwise.h"
-#include "cpu/runtime/parallel.h"
-#include "cpu/sampling/samples.h"
 #include "cpu/deform_conv2d/strips.h"
 #include "cpu/deform_conv2d/transposed_kernel.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 

@@ -21,9 +21,9 @@ struct Piece {
   Range channels;
 };
 
-// Channels [begin, end) of one offset group.
+// Channels of one offset group, or all channels of several.
 struct ChannelBlock {
-  int64_t offset_group;
+  Range offset_groups;
   Range channels;
 
   template <typename F>
@@ -35,28 +35,34 @@ struct ChannelBlock {
   }
 };
 
-// All channels, in blocks of about equal size.
+// All channels, in blocks of about equal size: parts of an offset group, of `most` channels, or
+// `together` whole offset groups.
 class ChannelBlocks {
  public:
-  ChannelBlocks(const DeformConv2dProblem& problem, int64_t most, int64_t lanes)
-      : group_channels_(problem.offset_group_channels()), groups_(problem.offset_groups) {
+  ChannelBlocks(const DeformConv2dProblem& problem, int64_t most, int64_t lanes,
+                int64_t together = 1)
+      : group_channels_(problem.offset_group_channels()),
+        groups_(problem.offset_groups),
+        together_(together) {
     const int64_t blocks = CeilDiv(group_channels_, most);
-    size_ = RoundUp(CeilDiv(group_channels_, blocks), lanes);
+    size_ = together_ > 1 ? together_ * group_channels_
+                          : RoundUp(CeilDiv(group_channels_, blocks), lanes);
     blocks_per_group_ = CeilDiv(group_channels_, size_);
   }
 
-  int64_t count() const { return groups_ * blocks_per_group_; }
+  int64_t count() const { return CeilDiv(groups_, together_) * blocks_per_group_; }
   int64_t per_group() const { return blocks_per_group_; }
-  int64_t most_channels() const { return Min(size_, group_channels_); }
+  int64_t most_channels() const { return Min(size_, together_ * group_channels_); }
 
   ChannelBlock operator[](int64_t index) const {
-    const int64_t group = index / blocks_per_group_, first = group * group_channels_;
-    const int64_t begin = first + index % blocks_per_group_ * size_;
-    return {group, {begin, Min(begin + size_, first + group_channels_)}};
+    const int64_t group = index / blocks_per_group_ * together_;
+    const Range groups = {group, Min(group + together_, groups_)};
+    const int64_t begin = group * group_channels_ + index % blocks_per_group_ * size_;
+    return {groups, {begin, Min(begin + size_, groups.end * group_channels_)}};
   }
 
  private:
-  int64_t group_channels_, groups_, size_, blocks_per_group_;
+  int64_t group_channels_, groups_, together_, size_, blocks_per_group_;
 };
 
 }  // namespace jax_dcn::JAX_DCN_ISA

@@ -8,11 +8,11 @@
 #include <cstdint>
 
 #include "common/deform_conv2d/problem.h"
-#include "cpu/runtime/arrays.h"
 #include "cpu/deform_conv2d/forward_pass.h"
 #include "cpu/deform_conv2d/forward_tile.h"
-#include "cpu/runtime/parallel.h"
 #include "cpu/deform_conv2d/strips.h"
+#include "cpu/runtime/arrays.h"
+#include "cpu/runtime/parallel.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 

@@ -9,9 +9,9 @@
 #include "common/deform_conv2d/problem.h"
 #include "cpu/deform_conv2d/channel_blocks.h"
 #include "cpu/deform_conv2d/depthwise.h"
+#include "cpu/deform_conv2d/transposed_kernel.h"
 #include "cpu/runtime/gemm.h"
 #include "cpu/runtime/parallel.h"
-#include "cpu/deform_conv2d/transposed_kernel.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -52,10 +52,11 @@ struct ForwardPass {
         tangents(tangents),
         bias(bias),
         y(y),
-        blocks(problem, kDepth, kLanes<A>),
-        block_taps(BlockTaps()),
         depthwise(IsDepthwise(problem)),
-        skip_zeros(!depthwise && ZerosPay()) {}
+        groups_together(GroupsTogether()),
+        blocks(problem, kDepth, kLanes<A>, groups_together),
+        block_taps(BlockTaps()),
+        skip_zeros(!depthwise && groups_together == 1 && ZerosPay()) {}
 
   void Add(const ColumnProduct<T>& product) { products[product_count++] = product; }
 
@@ -113,14 +114,25 @@ struct ForwardPass {
   const DeformConv2dTangents<T>& tangents;
   const T* const bias;
   T* const y;
+  const bool depthwise;
+  const int64_t groups_together;  // offset groups of a block
   const ChannelBlocks blocks;
-  const int64_t block_taps;  // of a step
-  const bool depthwise, skip_zeros;
+  const int64_t block_taps;  // of a step; all taps where a block has several offset groups
+  const bool skip_zeros;
   int64_t tile_pixels = 0, first_image = 0;
   ColumnProduct<T> products[2];
   int product_count = 0;
 
  private:
+  // Offset groups of few channels share a product: all that fit into its depth and have a feature
+  // group in common.
+  int64_t GroupsTogether() const {
+    const int64_t channels = Max(1, problem.offset_group_channels());
+    const int64_t fit = kDepth / (problem.taps() * channels);
+    const int64_t common = depthwise ? fit : problem.group_channels() / channels;
+    return Max(1, Min(problem.offset_groups, Min(fit, common)));
+  }
+
   // Of about equal number in each step.
   int64_t BlockTaps() const {
     const int64_t most = Max(1, kDepth / blocks.most_channels());

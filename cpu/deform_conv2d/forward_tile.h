@@ -48,7 +48,6 @@ class ForwardTile {
     __builtin_memset(zeros_, 0, pass_.blocks.most_channels() * sizeof(A));
     for (int64_t i = 0; i < pass_.blocks.count(); ++i) {
       const ChannelBlock block = pass_.blocks[i];
-      if (i % pass_.blocks.per_group() == 0) Locate(block.offset_group);
       for (int64_t step = 0; step < pass_.TapSteps(); ++step) AddStep(block, pass_.TapsOf(step));
     }
     if (!kSumsInPlace<T>) RoundInto(result, sums_, pixels_.size() * problem_.features);
@@ -65,20 +64,23 @@ class ForwardTile {
     }
   }
 
-  void Locate(int64_t group) const {
+  void Locate(int64_t group) {
+    if (group == located_group_) return;
+    located_group_ = group;
     LocateSamples(problem_, pass_.primals, pass_.first_image, pixels_.begin, pixels_.size(), group,
                   samples_, problem_.taps());
   }
 
-  void AddStep(const ChannelBlock& block, Range taps) const {
+  void AddStep(const ChannelBlock& block, Range taps) {
+    Locate(block.offset_groups.begin);
     const int64_t columns = InOrder()          ? pixels_.size() * taps.size()
                             : pass_.skip_zeros ? ReadInside(taps)
                                                : ReadAll(taps);
     for (int p = 0; p < pass_.product_count; ++p) {
       const ColumnProduct<T>& product = pass_.products[p];
-      Sample<false>(columns, block, product.sources[0]);
-      for (int i = 1; i < product.source_count; ++i) {
-        Sample<true>(columns, block, product.sources[i]);
+      for (int64_t g = block.offset_groups.begin; g < block.offset_groups.end; ++g) {
+        Locate(g);
+        SampleGroup(columns, block, g, product);
       }
       if (pass_.depthwise) {
         MultiplyDepthwise(block, taps, product.kernel);
@@ -118,23 +120,43 @@ class ForwardTile {
     return columns;
   }
 
+  // Writes the channels of the block that offset group `group` has.
+  void SampleGroup(int64_t columns, const ChannelBlock& block, int64_t group,
+                   const ColumnProduct<T>& product) const {
+    const int64_t stride = block.channels.size();
+    const int64_t channels = Min(stride, problem_.offset_group_channels());
+    const int64_t first = (group - block.offset_groups.begin) * channels;
+    const Target target = {group, block.channels.begin + first, channels, columns_ + first, stride};
+    WithWidth<A>(channels, [&](auto width) {
+      Sample<false, width.value>(columns, target, product.sources[0]);
+      for (int i = 1; i < product.source_count; ++i) {
+        Sample<true, width.value>(columns, target, product.sources[i]);
+      }
+    });
+  }
+
+  // Where the columns of one offset group are written.
+  struct Target {
+    int64_t group, first_channel, channels;
+    A* columns;
+    int64_t stride;
+  };
+
   // Alone, the loop has the registers that it needs.
-  template <bool kAdd>
-  __attribute__((noinline)) void Sample(int64_t columns, const ChannelBlock& block,
+  template <bool kAdd, int kWidth>
+  __attribute__((noinline)) void Sample(int64_t columns, const Target& target,
                                         const ColumnSource<T>& source) const {
-    const int64_t channels = block.channels.size();
     const int32_t* reads = InOrder() ? nullptr : reads_;
-    const A* images = source.wide + block.channels.begin;
-    A* column = columns_;
-    for (int64_t i = 0; i < columns; ++i, column += channels) {
+    const A* images = source.wide + target.first_channel;
+    A* column = target.columns;
+    for (int64_t i = 0; i < columns; ++i, column += target.stride) {
       const int64_t read = reads != nullptr ? reads[i] : i;
       const MaskedSample<A>& sample = samples_[read];
-      Interpolation<kAdd, A> interpolation = {CornersOf<A, const A>(sample, images, zeros_),
-                                              source.tangent
-                                                  ? TangentWeights(block.offset_group, read)
-                                                  : ValueWeights(sample, sample.mask),
-                                              column};
-      Vectorised<A>(channels, interpolation);
+      Interpolation<kAdd, A> interpolation = {
+          CornersOf<A, const A>(sample, images, zeros_),
+          source.tangent ? TangentWeights(target.group, read) : ValueWeights(sample, sample.mask),
+          column};
+      VectorisedBy<A, kWidth>(target.channels, interpolation);
     }
   }
 
@@ -218,14 +240,15 @@ class ForwardTile {
   const ForwardPass<T>& pass_;
   const DeformConv2dProblem& problem_;
   const Range pixels_;
-  MaskedSample<A>* samples_;  // [tile pixels, K]
-  A* columns_;                // of a step: [tile pixels, taps, channels], or some of them
-  A* panel_;                  // [taps, channels, kPanel] of a step
-  A* zeros_;                  // [channels] of a block
-  int32_t* reads_;            // [columns]: the sample of each
-  int32_t* rows_;             // [columns]: the pixel of the tile that each is of
-  int32_t* first_rows_;       // [taps + 1]: where those of each tap begin
-  A* sums_;                   // [tile pixels, O]: the result itself, unless it is narrower
+  MaskedSample<A>* samples_;  // [tile pixels, K] of offset group located_group_
+  int64_t located_group_ = -1;
+  A* columns_;           // of a step: [tile pixels, taps, channels], or some of them
+  A* panel_;             // [taps, channels, kPanel] of a step
+  A* zeros_;             // [channels] of a block
+  int32_t* reads_;       // [columns]: the sample of each
+  int32_t* rows_;        // [columns]: the pixel of the tile that each is of
+  int32_t* first_rows_;  // [taps + 1]: where those of each tap begin
+  A* sums_;              // [tile pixels, O]: the result itself, unless it is narrower
   int64_t scratch_bytes_;
 };
 

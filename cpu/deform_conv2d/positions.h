@@ -16,8 +16,8 @@ namespace jax_dcn::JAX_DCN_ISA {
 class TapCursor {
  public:
   TapCursor(const DeformConv2dProblem& problem, int64_t first_image, int64_t pixel, int64_t group)
-      : problem_(problem), first_image_(first_image), pixel_(pixel), group_(group) {
-    Begin();
+      : problem_(problem), first_image_(first_image), index_(problem.SampleIndex(pixel, group, 0)) {
+    Begin(pixel);
   }
 
   int64_t h() const { return h_; }
@@ -31,20 +31,29 @@ class TapCursor {
     if (++tap_x_ < problem_.kernel_width) return;
     tap_x_ = 0, w_ = output_.w;
     h_ += problem_.geometry.kernel_dilation[0];
-    if (++tap_y_ == problem_.kernel_height) ++pixel_, Begin();
+    if (++tap_y_ == problem_.kernel_height) NextPixel();
   }
 
  private:
-  void Begin() {
-    output_ = OutputPixelAt(problem_, pixel_);
+  // Without a division, which would take as long as all else for a kernel of one tap.
+  JAX_DCN_INLINE void NextPixel() {
+    index_ += (problem_.offset_groups - 1) * problem_.taps();
+    output_.w += problem_.geometry.strides[1];
+    if (++out_x_ == problem_.out_width) Begin(pixel_ + problem_.out_width);
+    h_ = output_.h, w_ = output_.w, tap_y_ = 0;
+  }
+
+  // Goes to the first tap of an output pixel; `pixel_` is the first pixel of the same output row.
+  void Begin(int64_t pixel) {
+    out_x_ = pixel % problem_.out_width, pixel_ = pixel - out_x_;
+    output_ = OutputPixelAt(problem_, pixel);
     h_ = output_.h, w_ = output_.w, tap_y_ = tap_x_ = 0;
-    index_ = problem_.SampleIndex(pixel_, group_, 0);
     image_ = (output_.image - first_image_) * problem_.image_pixels();
   }
 
   const DeformConv2dProblem& problem_;
   const int64_t first_image_;
-  int64_t pixel_, group_, tap_y_, tap_x_, h_, w_, index_, image_;
+  int64_t index_, pixel_, out_x_, tap_y_, tap_x_, h_, w_, image_;
   OutputPixel output_;
 };
 

@@ -6,8 +6,8 @@
 #include <cstdint>
 
 #include "common/deform_conv2d/problem.h"
-#include "cpu/sampling/samples.h"
 #include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 

@@ -31,7 +31,7 @@ auto Dot(const T* a, const T* b, int64_t size) {
   }
   for (; c + kLanes<A> <= size; c += kLanes<A>) sums[0] += LoadSums(a + c) * LoadSums(b + c);
   const Vector<A> total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  A sum = Sum(reinterpret_cast<const A*>(&total));
+  A sum = Sum<A, kVectorBytes>(total);
   for (; c < size; ++c) sum += ToFloat(a[c]) * ToFloat(b[c]);
   return sum;
 }

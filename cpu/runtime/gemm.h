@@ -42,34 +42,47 @@ struct ResultMatrix {
   const int32_t* indices = nullptr;  // of the rows, if they are not all, one after the other
 };
 
+// c = base + sums
 template <typename A>
-JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kTileVectors],
+struct RowSum {
+  A* const c;
+  const A *const base, *const sums;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t i) {
+    Write(c + i, Read<V>(base + i) + Read<V>(sums + i));
+  }
+};
+
+template <typename A, int kVectors>
+JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kVectors],
                              int64_t columns) {
-  if (columns == kPanel<A>) {
-    for (int j = 0; j < kTileVectors; ++j) {
+  if (columns == kVectors * kLanes<A>) {
+    for (int j = 0; j < kVectors; ++j) {
       Store<A>(c + j * kLanes<A>, Load(base + j * kLanes<A>) + sums[j]);
     }
     return;
   }
-  A row[kPanel<A>];
-  for (int j = 0; j < kTileVectors; ++j) Store<A>(row + j * kLanes<A>, sums[j]);
-  for (int64_t i = 0; i < columns; ++i) c[i] = base[i] + row[i];
+  A row[kVectors * kLanes<A>];
+  for (int j = 0; j < kVectors; ++j) Store<A>(row + j * kLanes<A>, sums[j]);
+  RowSum<A> sum = {c, base, row};
+  Vectorised<A>(columns, sum);
 }
 
 // Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
-// results do not depend on how rows are divided.
-template <typename A, bool kTransposed, int kRows>
+// results do not depend on how rows are divided. Of each row of the panel, it reads kVectors.
+template <typename A, bool kTransposed, int kVectors, int kRows>
 __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
                                             const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
   int64_t rows[kRows];
   for (int i = 0; i < kRows; ++i) rows[i] = c.indices == nullptr ? i : c.indices[i];
   // The result is needed last, and may be far away.
   for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + rows[i] * c.stride, 1);
-  Vector<A> sums[kRows][kTileVectors];
+  Vector<A> sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {  // one by one: GCC clears arrays by a slow string instruction
 #pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; ++j) sums[i][j] = Vector<A>{};
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = Vector<A>{};
   }
   const A* left[kRows];
 #pragma GCC unroll 16
@@ -80,14 +93,14 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
   for (int64_t segment = 0; segment < a.segments; ++segment) {
     for (int64_t k = 0; k < a.segment_depth; ++k) {
       const A* right_row = panel + (kTransposed ? a.indices[k] : k) * kPanel<A>;
-      Vector<A> right[kTileVectors];
+      Vector<A> right[kVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j) right[j] = Load(right_row + j * kLanes<A>);
+      for (int j = 0; j < kVectors; ++j) right[j] = Load(right_row + j * kLanes<A>);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const A factor = left[i][k * depth_step];
 #pragma GCC unroll 4
-        for (int j = 0; j < kTileVectors; ++j) sums[i][j] += factor * right[j];
+        for (int j = 0; j < kVectors; ++j) sums[i][j] += factor * right[j];
       }
     }
 #pragma GCC unroll 16
@@ -96,17 +109,17 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    StoreRow<A>(c.data + rows[i] * c.stride, base.data + rows[i] * base.stride, sums[i], c.columns);
+    StoreRow(c.data + rows[i] * c.stride, base.data + rows[i] * base.stride, sums[i], c.columns);
   }
 }
 
 // Chooses the tile of so many rows.
-template <typename A, bool kTransposed, int kRows = kTileRows>
+template <typename A, bool kTransposed, int kVectors, int kRows = kTileRows>
 JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<A>& a, const A* panel,
                                  const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return MultiplyTile<A, kTransposed, kRows>(a, panel, base, c);
-    MultiplyRows<A, kTransposed, kRows - 1>(rows, a, panel, base, c);
+    if (rows == kRows) return MultiplyTile<A, kTransposed, kVectors, kRows>(a, panel, base, c);
+    MultiplyRows<A, kTransposed, kVectors, kRows - 1>(rows, a, panel, base, c);
   }
 }
 
@@ -127,7 +140,11 @@ void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, BaseMatrix<A> 
       __builtin_prefetch(next);
     }
     const int64_t tile_rows = CeilDiv(rows, tiles);
-    MultiplyRows<A, kTransposed>(tile_rows, a, panel, base, c);
+    if (c.columns > kLanes<A>) {
+      MultiplyRows<A, kTransposed, kTileVectors>(tile_rows, a, panel, base, c);
+    } else {
+      MultiplyRows<A, kTransposed, 1>(tile_rows, a, panel, base, c);
+    }
     rows -= tile_rows;
     if (!kTransposed && a.indices != nullptr) {
       a.indices += tile_rows;

@@ -28,12 +28,15 @@ constexpr int kVectorBytes = 32, kTileVectors = 2, kTileRows = 6;
 constexpr int kVectorBytes = 16, kTileVectors = 2, kTileRows = 6;
 #endif
 
-template <typename A>
+template <typename A, int kBytes>
 struct VectorOf {
-  typedef A type __attribute__((vector_size(kVectorBytes)));
+  typedef A type __attribute__((vector_size(kBytes)));
 };
-template <typename A>
-using Vector = typename VectorOf<A>::type;
+template <typename A, int kBytes = kVectorBytes>
+using Vector = typename VectorOf<A, kBytes>::type;
+
+// Bytes of the narrowest vector: what is left of an array after vectors of all widths is scalar.
+constexpr int kNarrowestBytes = 16;
 
 template <typename A>
 constexpr int kLanes = kVectorBytes / sizeof(A);
@@ -112,29 +115,21 @@ JAX_DCN_INLINE void StoreRounded(Float16* data, Vector<float> sums) {
 #endif
 #endif
 
-// Adds the halves of a vector, and theirs.
-template <typename A, int kBytes = kVectorBytes>
-JAX_DCN_INLINE A Sum(const A* lanes) {
-  if constexpr (kBytes == sizeof(A)) {
-    return *lanes;
-  } else {
-    typedef A Half __attribute__((vector_size(kBytes / 2)));
-    Half low, high;
-    __builtin_memcpy(&low, lanes, sizeof(low));
-    __builtin_memcpy(&high, lanes + sizeof(low) / sizeof(A), sizeof(high));
-    low += high;
-    return Sum<A, kBytes / 2>(reinterpret_cast<const A*>(&low));
-  }
-}
-
-// A vector, or at the end of an array a single number, so that loops over both read alike.
+// A scalar, or a vector of any width, from an array of its own type or of a narrower one.
 template <typename V, typename T>
 JAX_DCN_INLINE V Read(const T* data) {
-  if constexpr (sizeof(V) == kVectorBytes) {
-    return LoadSums(data);
+  using A = decltype(ToFloat(T{}));
+  V value;
+  if constexpr (sizeof(V) == sizeof(A)) {
+    value = ToFloat(*data);
+  } else if constexpr (sizeof(T) == sizeof(A)) {
+    __builtin_memcpy(&value, data, sizeof(value));
+  } else if constexpr (sizeof(V) == kVectorBytes) {
+    value = LoadSums(data);
   } else {
-    return ToFloat(*data);
+    for (size_t i = 0; i < sizeof(V) / sizeof(A); ++i) value[i] = ToFloat(data[i]);
   }
+  return value;
 }
 
 template <typename V, typename A>
@@ -142,13 +137,97 @@ JAX_DCN_INLINE void Write(A* data, V value) {
   __builtin_memcpy(data, &value, sizeof(value));
 }
 
-// Calls `f.template At<V>(i)` for every i in [0, size), in vectors and what is left in numbers.
-template <typename A, typename F>
-JAX_DCN_INLINE void Vectorised(int64_t size, F& f) {
-  int64_t i = 0;
-  for (; i + kLanes<A> <= size; i += kLanes<A>) f.template At<Vector<A>>(i);
-  for (; i < size; ++i) f.template At<A>(i);
+// Calls `f.template At<V>(i)` for an array of `size` elements, from element i on: in full vectors,
+// then in at most one vector of each narrower width, then in scalars.
+template <typename A, int kBytes = kVectorBytes, typename F>
+JAX_DCN_INLINE void Vectorised(int64_t size, F& f, int64_t i = 0) {
+  if constexpr (kBytes < kNarrowestBytes) {
+    for (; i < size; ++i) f.template At<A>(i);
+  } else {
+    constexpr int64_t kWidth = kBytes / sizeof(A);
+    for (; i + kWidth <= size; i += kWidth) f.template At<Vector<A, kBytes>>(i);
+    Vectorised<A, kBytes / 2>(size, f, i);
+  }
 }
+
+// Calls `f(Number<n>())` where n is `size`, if size is 1 or another power of two up to the elements
+// of 32 bytes, and otherwise `f(Number<0>())`: for loops that are known to take one step.
+template <int kValue>
+struct Number {
+  static constexpr int value = kValue;
+};
+
+template <typename A, int kMost = 32 / sizeof(A), typename F>
+JAX_DCN_INLINE void WithWidth(int64_t size, const F& f) {
+  if constexpr (kMost == 0) {
+    f(Number<0>());
+  } else {
+    size == kMost ? f(Number<kMost>()) : WithWidth<A, kMost / 2>(size, f);
+  }
+}
+
+// Like `Vectorised`, for a size that is known to be kWidth unless kWidth is 0.
+template <typename A, int kWidth, typename F>
+JAX_DCN_INLINE void VectorisedBy(int64_t size, F& f) {
+  if constexpr (kWidth == 0) {
+    Vectorised<A>(size, f);
+  } else if constexpr (kWidth == 1) {
+    f.template At<A>(0);
+  } else {
+    f.template At<Vector<A, kWidth * sizeof(A)>>(0);
+  }
+}
+
+// The sum of a vector's lanes: adds its halves, then the halves of the result.
+template <typename A, int kBytes>
+JAX_DCN_INLINE A Sum(Vector<A, kBytes> vector) {
+  if constexpr (kBytes == sizeof(A)) {
+    return vector[0];
+  } else {
+    Vector<A, kBytes / 2> halves[2];
+    __builtin_memcpy(halves, &vector, sizeof(halves));
+    return Sum<A, kBytes / 2>(halves[0] + halves[1]);
+  }
+}
+
+// A sum over a loop of `Vectorised`, in lanes of each width that the loop takes.
+template <typename A, int kBytes = kVectorBytes>
+struct LaneSums {
+  Vector<A, kBytes> lanes = {};
+  LaneSums<A, kBytes / 2> narrower;
+
+  template <typename V>
+  JAX_DCN_INLINE V& Of() {
+    if constexpr (sizeof(V) == kBytes) {
+      return lanes;
+    } else {
+      return narrower.template Of<V>();
+    }
+  }
+
+  JAX_DCN_INLINE A Total() const { return Total(Vector<A, kBytes>{}); }
+
+  JAX_DCN_INLINE A Total(Vector<A, kBytes> wider) const {
+    Vector<A, kBytes / 2> halves[2];
+    wider += lanes;
+    __builtin_memcpy(halves, &wider, sizeof(halves));
+    return narrower.Total(halves[0] + halves[1]);
+  }
+};
+
+template <typename A>
+struct LaneSums<A, kNarrowestBytes / 2> {
+  A rest = 0;
+
+  template <typename V>
+  JAX_DCN_INLINE A& Of() {
+    return rest;
+  }
+
+  JAX_DCN_INLINE A Total(Vector<A, kNarrowestBytes / 2> wider) const {
+    return Sum<A, kNarrowestBytes / 2>(wider) + rest;
+  }
+};
 
 // Rounds sums to the type of the result.
 template <typename T, typename A>

@@ -69,15 +69,11 @@ struct SampleGradients {
   const CornerWeights<A> weights;
   const Corners<A> sums;
   A* const column;
-  Vector<A> dot_vectors[kCorners];
-  A dot_rests[kCorners];
+  LaneSums<A> dots[kCorners];
 
   JAX_DCN_INLINE SampleGradients(const Corners<const A>& corners, const CornerWeights<A>& weights,
                                  const Corners<A>& sums, A* column)
-      : corners(corners), weights(weights), sums(sums), column(column) {
-    // One by one: of arrays, GCC would make a string instruction, which takes longer than the rest.
-    for (int i = 0; i < kCorners; ++i) dot_vectors[i] = Vector<A>{}, dot_rests[i] = A(0);
-  }
+      : corners(corners), weights(weights), sums(sums), column(column) {}
 
   template <typename V>
   JAX_DCN_INLINE void At(int64_t c) {
@@ -86,7 +82,7 @@ struct SampleGradients {
     for (int i = 0; i < kCorners; ++i) {
       if (kDots || kColumn) {
         const V pixel = Read<V>(corners.row[i] + c);
-        if (kDots) Dots<V>()[i] += pixel * g;
+        if (kDots) dots[i].template Of<V>() += pixel * g;
         if (kColumn) value += weights.corner[i] * pixel;
       }
       // One after the other: by the legacy rule two corners may be the same pixel.
@@ -95,19 +91,8 @@ struct SampleGradients {
     if (kColumn) Write(column + c, value);
   }
 
-  template <typename V>
-  JAX_DCN_INLINE auto& Dots() {
-    if constexpr (sizeof(V) == kVectorBytes) {
-      return dot_vectors;
-    } else {
-      return dot_rests;
-    }
-  }
-
-  JAX_DCN_INLINE void StoreDots(A* dots) const {
-    for (int i = 0; i < kCorners; ++i) {
-      dots[i] = Sum(reinterpret_cast<const A*>(&dot_vectors[i])) + dot_rests[i];
-    }
+  JAX_DCN_INLINE void StoreDots(A* result) const {
+    for (int i = 0; i < kCorners; ++i) result[i] = dots[i].Total();
   }
 };
 
