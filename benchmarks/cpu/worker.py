@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from benchmarks.cpu import probes
-from benchmarks.cpu.engines import ENGINES, Task, Unsupported, engine
+from benchmarks.cpu.engines import ENGINES, PLAIN_JAX, Task, Unsupported, engine
 
 _SPAWN = multiprocessing.get_context("spawn")
 _THREAD_VARIABLES = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -17,7 +17,7 @@ class Worker:
     """Forwards calls to the functions of `_Commands` in the other process."""
 
     def __init__(self, name: str, threads: int):
-        assert name in ENGINES
+        assert name in (*ENGINES, PLAIN_JAX)
         self._connection, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, name, threads), daemon=True)
         with _limited_to(threads):

@@ -17,6 +17,8 @@ OURS = "jax_dcn"
 PEERS = ("openvino", "onnxruntime", "ncnn")
 CONVOLUTIONS = ("onednn_convolution", "xla_convolution")
 ENGINES = (OURS, *PEERS, *CONVOLUTIONS)
+# Only for problems where plain JAX comes close.
+PLAIN_JAX = "jax_dcn_xla"
 
 
 class Unsupported(Exception):

@@ -17,7 +17,7 @@ def prepare(case, mode: str, dtype: str, threads: int) -> Task:
     return jax_task(*function_and_arrays(case, mode, dtype))
 
 
-def function_and_arrays(case, mode: str, dtype: str):
+def function_and_arrays(case, mode: str, dtype: str, implementation: str = "native"):
     """What is timed, compiled, and what it is called with."""
     arrays = [jnp.asarray(a, dtype) for a in case.arrays() if a is not None]
     if mode.startswith("ordinary"):
@@ -27,7 +27,7 @@ def function_and_arrays(case, mode: str, dtype: str):
 
     def convolve(x, kernel, offset, *rest):
         mask = rest[0] if case.modulated else None
-        options = dict(**case.options, implementation="native")
+        options = dict(**case.options, implementation=implementation)
         return jax_dcn.deform_conv2d(x, kernel, offset, mask, rest[-1], **options)
 
     if mode == "jvp":
