@@ -27,8 +27,8 @@ struct CornerWeights {
 };
 
 // The sample at (h, w), in pixels; its corners are row * width + column.
-template <typename A>
-JAX_DCN_INLINE BilinearSample<A> SampleAt(const SampledMap<2>& map, A h, A w) {
+template <typename A, typename Size>
+JAX_DCN_INLINE BilinearSample<A> SampleAt(const SampledMap<2, Size>& map, A h, A w) {
   const A position[] = {h, w};
   const Location<2, A> at = Locate<A>(map, position);
   const int64_t stride[] = {map.size[1], 1};

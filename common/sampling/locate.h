@@ -21,9 +21,10 @@ constexpr int64_t kOutside = -1;
 //   padded   A position is inside if -1 < position < size. Pixels outside the map are zero.
 //   legacy   A position is inside if 0 <= position < size. The last pixel also serves as the pixel
 //            after the last.
-template <int kAxes>
+// `Size` is an integer, or a vector of coordinates where each position has a map of its own.
+template <int kAxes, typename Size = int64_t>
 struct SampledMap {
-  int64_t size[kAxes];
+  Size size[kAxes];
   bool legacy_boundary;
 };
 
@@ -55,20 +56,31 @@ JAX_DCN_INLINE V Floor(V v) {
   }
 }
 
-template <typename V, typename A>
-JAX_DCN_INLINE auto IsInside(V position, A size, bool legacy) -> decltype(position < position) {
-  return (legacy ? position >= A(0) : position > A(-1)) & (position < size);
+// A size as a coordinate.
+template <typename A, typename Size>
+JAX_DCN_INLINE auto Coordinate(Size size) {
+  if constexpr (std::is_integral_v<Size>) {
+    return static_cast<A>(size);
+  } else {
+    return size;
+  }
 }
 
-template <typename A, int kAxes, typename V>
-JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes>& map, const V (&position)[kAxes]) {
+template <typename V, typename A>
+JAX_DCN_INLINE auto IsInside(V position, A size, bool legacy) -> decltype(position < position) {
+  return (legacy ? position >= 0 : position > -1) & (position < size);
+}
+
+template <typename A, int kAxes, typename Size, typename V>
+JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes, Size>& map,
+                                         const V (&position)[kAxes]) {
   using Flags = decltype(V{} < V{});
   const V zero = {};
   const Flags yes = zero == zero, no = zero != zero;
   Flags inside = yes, undefined = no;
   V sum = zero;
   for (int axis = 0; axis < kAxes; ++axis) {
-    inside &= IsInside(position[axis], static_cast<A>(map.size[axis]), map.legacy_boundary);
+    inside &= IsInside(position[axis], Coordinate<A>(map.size[axis]), map.legacy_boundary);
     undefined |= position[axis] != position[axis];
     sum += position[axis];
   }
@@ -76,7 +88,7 @@ JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes>& map, const V (
   Location<kAxes, V> at;
   for (int axis = 0; axis < kAxes; ++axis) {
     const V low = Floor(inside ? position[axis] : zero);
-    const Flags has_next = low < static_cast<A>(map.size[axis] - 1);
+    const Flags has_next = low < Coordinate<A>(map.size[axis] - 1);
     at.low[axis] = low;
     at.fraction[axis] = inside ? position[axis] - low : nan_or_zero;
     at.outside_low[axis] = (inside & (low >= A(0))) ^ yes;

@@ -70,10 +70,11 @@ struct DeformConv2dSizes {
   template <typename A>
   JAX_DCN_INLINE BilinearSample<A> ReadAt(int32_t pixel, int32_t tap, const A* displacement) const {
     const int32_t out_y = by_out_width.Quotient(pixel), tap_y = by_kernel_width.Quotient(tap);
-    return SampleAt(Position(0, out_y, tap_y, displacement),
-                    Position(1, by_out_width.Remainder(pixel, out_y),
-                             by_kernel_width.Remainder(tap, tap_y), displacement),
-                    height, width, legacy_boundary);
+    const int32_t out_x = by_out_width.Remainder(pixel, out_y);
+    const int32_t tap_x = by_kernel_width.Remainder(tap, tap_y);
+    const SampledMap<2, int32_t> map = {{height, width}, legacy_boundary};
+    return SampleAt(map, Position(0, out_y, tap_y, displacement),
+                    Position(1, out_x, tap_x, displacement));
   }
 
  private:
