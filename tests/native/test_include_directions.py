@@ -45,7 +45,9 @@ def test_no_file_of_an_operator_names_another_operator(operator):
             assert operators_named(path) <= {operator}, path
 
 
-@pytest.mark.parametrize("room", [f"{tree}/{room}" for tree in SHARED for room in SHARED[tree]])
+@pytest.mark.parametrize(
+    "room", [f"{tree}/{room}" for tree in SHARED for room in sorted(SHARED[tree])]
+)
 def test_no_shared_room_names_an_operator(room):
     for path in sources(ROOT / room):
         assert not operators_named(path), path
