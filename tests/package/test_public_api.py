@@ -41,7 +41,7 @@ def functions(module: str) -> list[str]:
         name
         for name, value in found
         if inspect.isfunction(value)
-        and value.__module__.startswith("jax_dcn")
+        and value.__module__ == module  # the module that users import the function from
         and not name.startswith("_")
     )
 
