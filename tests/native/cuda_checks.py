@@ -171,15 +171,13 @@ def check_refused(case: Case, dtype: str, seed: int) -> None:
         raise AssertionError(f"{case} was computed")
 
 
-# Just within and just beyond a limit: channels and features of a group, and elements of an image, of
-# which there is none.
+# Just within and just beyond a limit of channels and of features. The limits of sizes need arrays of
+# 2**31 elements, and XLA drops a call without elements: no case here reaches these limits.
 LIMITS = [
     Case("channels", 1, (4, 5), channels=64, features=64),
     Case("half_the_channels", 1, (4, 5), channels=32, features=64, feature_group_count=2),
     Case("fewer_features", 1, (4, 5), channels=32, features=72),
     Case("odd_features", 1, (4, 5), channels=32, features=70),
-    Case("large_image", 0, (2**15, 2**11 - 1), channels=32, features=64, kernel=(1, 1)),
-    Case("too_large_image", 0, (2**15, 2**11), channels=32, features=64, kernel=(1, 1)),
 ]
 
 

@@ -74,9 +74,9 @@ def test_findings_are_written_after_every_layer_and_kept_when_a_later_one_fails(
 ):
     process = """print("found: {\\"first\\": 1}"); print("found: {\\"first\\": 1, \\"second\\": 2}")
 raise SystemExit("the third is wrong")"""
-    monkeypatch.setattr(program.sys, "executable", str(tmp_path / "python"))
     (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{process}'\n")
     (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(program.sys, "executable", str(tmp_path / "python"))
     reports = list(program.reports_of("speed", True, ""))
     assert reports[:2] == [{"first": 1}, {"first": 1, "second": 2}]
     assert reports[2] == reports[1] | {"failed": ["the third is wrong"]}
