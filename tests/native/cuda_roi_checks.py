@@ -39,7 +39,7 @@ def check_roi_limits(limit: tuple[tuple[int, int], int], dtype: str, seed: int) 
     """The rule in Python and the handler in C++ agree."""
     size, samples = limit
     geometry = RoIGeometry(0.5, (2, 3), samples, 0.1, aligned=True)
-    shapes = (1, *size, 1), (0, 5), (0, 2, 3, 1, 2), (0, 2, 3)
+    shapes = (1, *size, 1), (1, 5), (1, 2, 3, 1, 2), (1, 2, 3)
     arrays = [jnp.zeros(shape, dtype) for shape in shapes]
     refused = None
     try:
