@@ -6,14 +6,10 @@
 #include <cstdint>
 
 #include "common/deform_conv2d/problem.h"
+#include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
-
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
 
 // The channels that one feature group and a block have in common.
 struct Piece {

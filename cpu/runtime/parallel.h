@@ -10,6 +10,11 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
 template <typename F>
 void ParallelFor(Executor& executor, int64_t items, size_t scratch_bytes, const F& f) {
   const auto body = [](const void* context, int64_t item, char* scratch) {
