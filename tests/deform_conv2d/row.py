@@ -95,6 +95,7 @@ OPERATOR = Operator(
     name="deform_conv2d",
     call=deform_conv2d,
     arguments=ARGUMENTS,
+    displaced="offset",
     constant=(),
     cases=tuple(CASES),
     float32_cases=tuple(CASES),

@@ -66,6 +66,7 @@ OPERATOR = Operator(
     name="deform_roi_pool",
     call=deform_roi_pool,
     arguments=ARGUMENTS,
+    displaced="offset",
     constant=("rois",),
     cases=tuple(CASES),
     float32_cases=cases("version_1", "align_adaptive"),

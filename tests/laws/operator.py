@@ -28,12 +28,12 @@ class Spot:
     """One sample: the indices of the elements that the position of the sample reaches."""
 
     case: Case
-    offset: tuple[int, ...]  # The element of offset that moves the sample along one axis.
-    reached: dict[str, tuple]  # Result or gradient -> its elements that a NaN offset makes NaN.
+    element: tuple[int, ...]  # The element of `displaced` that moves the sample along one axis.
+    reached: dict[str, tuple]  # Result or gradient -> its elements that a NaN there makes NaN.
     prepare: Callable = lambda arrays: arrays  # Moves the sample inside the image.
 
     def __str__(self) -> str:
-        return f"{self.case}-axis{self.offset[-1]}"
+        return f"{self.case}-axis{self.element[-1]}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +46,7 @@ class Operator:
     name: str  # The name of the primitive.
     call: Callable  # The public function.
     arguments: tuple[str, ...]
+    displaced: str  # The argument that says where samples lie.
     constant: tuple[str, ...]  # Arguments whose derivative is zero by definition.
     reference: Callable[[Case], Callable]  # Plain `jax.numpy`, which JAX differentiates.
     loops: Callable[..., np.ndarray]  # `loops(case, *arrays)`: NumPy, one element at a time.

@@ -28,9 +28,9 @@ def program(operator: Operator, case, implementation: str):
 
 
 def results(operator: Operator, spot: Spot, implementation: str, value: float) -> dict:
-    """The result and the gradients with `value` as the offset of the sample."""
+    """The result and the gradients with `value` as one coordinate of the sample."""
     arrays = spot.prepare(spot.case.arrays("float64"))
-    arrays[operator.arguments.index("offset")][spot.offset] = value
+    arrays[operator.arguments.index(operator.displaced)][spot.element] = value
     return jax.tree.map(np.array, program(operator, spot.case, implementation)(arrays))
 
 
@@ -55,4 +55,4 @@ def test_huge_offset_is_outside(operator, spot, huge, implementation):
     expected = results(operator, spot, implementation, FAR)
     for name in expected:
         np.testing.assert_array_equal(actual[name], expected[name], name)
-    assert not np.any(actual["offset"][spot.reached["offset"]])
+    assert not np.any(actual[operator.displaced][spot.reached[operator.displaced]])

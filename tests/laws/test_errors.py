@@ -21,8 +21,9 @@ def test_wrong_argument_is_named(operator, argument):
 
 @every_operator
 def test_errors_come_before_anything_is_compiled(operator):
-    wrong, message = operator.wrong["offset"]
-    f = jax.jit(lambda offset: operator.call(**(operator.good | dict(offset=offset))))
+    name = operator.displaced
+    wrong, message = operator.wrong[name]
+    f = jax.jit(lambda value: operator.call(**(operator.good | {name: value})))
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(f, wrong)
 
