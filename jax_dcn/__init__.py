@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Deformable convolution for JAX."""
 
+from jax_dcn._src.deform_aggregate.attention import ms_deform_attn as ms_deform_attn
+from jax_dcn._src.deform_aggregate.function import deform_aggregate as deform_aggregate
+from jax_dcn._src.deform_aggregate.grid_sample import grid_sample as grid_sample
 from jax_dcn._src.deform_conv2d.function import deform_conv2d as deform_conv2d
 from jax_dcn._src.deform_roi_pool.function import (
     deform_roi_align as deform_roi_align,

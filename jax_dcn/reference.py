@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Each operator in plain `jax.numpy`: the judge of the kernels, and the `"xla"` implementation."""
 
+from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry as AggregateGeometry
+from jax_dcn._src.deform_aggregate.reference import (
+    deform_aggregate as deform_aggregate,
+    deform_aggregate_backward as deform_aggregate_backward,
+    deform_aggregate_jvp as deform_aggregate_jvp,
+)
 from jax_dcn._src.deform_conv2d.geometry import (
     ConvGeometry as ConvGeometry,
     conv_geometry as conv_geometry,

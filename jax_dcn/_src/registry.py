@@ -3,6 +3,8 @@
 
 from typing import NamedTuple
 
+from jax_dcn._src.deform_aggregate.rules import deform_aggregate_p
+from jax_dcn._src.deform_aggregate.selfcheck import AGGREGATE, ATTENTION, GRID
 from jax_dcn._src.deform_conv2d.benchmark import BENCHMARK as CONV_BENCHMARK
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
 from jax_dcn._src.deform_conv2d.selfcheck import CONV
@@ -27,7 +29,10 @@ class Operator(NamedTuple):
 
 
 OPERATORS = {
+    "deform_aggregate": Operator(deform_aggregate_p, AGGREGATE),
     "deform_conv2d": Operator(deform_conv2d_p, CONV, CONV_BENCHMARK),
     "deform_roi_align": Operator(deform_roi_pool_p, ALIGN),
     "deform_roi_pool": Operator(deform_roi_pool_p, POOL),
+    "grid_sample": Operator(deform_aggregate_p, GRID),
+    "ms_deform_attn": Operator(deform_aggregate_p, ATTENTION),
 }

@@ -9,9 +9,12 @@ import pytest
 PUBLIC = {
     "jax_dcn": [
         "available_implementations",
+        "deform_aggregate",
         "deform_conv2d",
         "deform_roi_align",
         "deform_roi_pool",
+        "grid_sample",
+        "ms_deform_attn",
         "show_config",
     ],
     "jax_dcn.interop.onnx": ["deform_conv", "evaluate", "to_onnx"],
@@ -20,6 +23,10 @@ PUBLIC = {
 PARAMETERS = {
     "jax_dcn.deform_conv2d": "x kernel offset mask bias * strides padding kernel_dilation "
     "feature_group_count boundary precision implementation",
+    "jax_dcn.deform_aggregate": "x positions weights * shapes points boundary implementation",
+    "jax_dcn.ms_deform_attn": "value locations weights * spatial_shapes points method "
+    "implementation",
+    "jax_dcn.grid_sample": "x grid * mode padding_mode align_corners implementation",
     "jax_dcn.deform_roi_pool": "x rois offset mask * spatial_scale pooled_size output_dim group_size "
     "part_size samples_per_part trans_std implementation",
     "jax_dcn.deform_roi_align": "x rois offset mask * spatial_scale pooled_size sampling_ratio gamma "

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+// The problem that the kernels of deformable aggregation solve, for every backend.
+#ifndef JAX_DCN_COMMON_DEFORM_AGGREGATE_PROBLEM_H_
+#define JAX_DCN_COMMON_DEFORM_AGGREGATE_PROBLEM_H_
+
+#include <cstdint>
+
+#include "common/sampling/half.h"
+
+namespace jax_dcn {
+
+// One map of pixels, and the samples that read it. Maps and their samples follow each other.
+struct AggregateMap {
+  int64_t height, width;
+  int64_t first_pixel;
+  int64_t first_sample, samples;
+};
+
+// Sizes of the arrays:
+//   x [N, S, C]   positions [N, Q, G, T, 2] (y, x), pixels   weights [N, Q, G, T] if weighted
+//   y [N, Q, C]
+struct DeformAggregateProblem {
+  int64_t batch, pixels, channels;   // N, S, C
+  int64_t queries, groups, samples;  // Q, G, T
+  bool weighted, legacy_boundary;
+  const AggregateMap* maps;
+  int64_t map_count;
+
+  int64_t group_channels() const { return channels / groups; }
+  int64_t image_size() const { return pixels * channels; }
+  // Index in `weights` of the first sample of a query's group; half of its index in `positions`.
+  int64_t SampleIndex(int64_t image, int64_t query, int64_t group) const {
+    return ((image * queries + query) * groups + group) * samples;
+  }
+};
+
+// The arrays that derivatives are taken at.
+template <typename T>
+struct DeformAggregatePrimals {
+  using A = typename Accumulator<T>::type;
+  const T* x;
+  const A* positions;
+  const A* weights;  // null: every weight is one
+};
+
+// Tangents; null where the tangent is zero.
+template <typename T>
+struct DeformAggregateTangents {
+  using A = typename Accumulator<T>::type;
+  const T* x;
+  const A* positions;
+  const A* weights;
+};
+
+// Cotangents; null where none is wanted.
+template <typename T>
+struct DeformAggregateCotangents {
+  using A = typename Accumulator<T>::type;
+  T* x;
+  A* positions;
+  A* weights;
+};
+
+// The types of the operator, for templates.
+struct DeformAggregate {
+  using Problem = DeformAggregateProblem;
+  template <typename T>
+  using Primals = DeformAggregatePrimals<T>;
+  template <typename T>
+  using Tangents = DeformAggregateTangents<T>;
+  template <typename T>
+  using Cotangents = DeformAggregateCotangents<T>;
+};
+
+}  // namespace jax_dcn
+
+#endif  // JAX_DCN_COMMON_DEFORM_AGGREGATE_PROBLEM_H_

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+// Locates the samples of some queries, in vectors.
+#ifndef JAX_DCN_CPU_DEFORM_AGGREGATE_QUERY_SAMPLES_H_
+#define JAX_DCN_CPU_DEFORM_AGGREGATE_QUERY_SAMPLES_H_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "common/deform_aggregate/problem.h"
+#include "common/sampling/bilinear.h"
+#include "common/sampling/locate.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+// An integer as wide as a coordinate, so that a vector holds as many.
+template <typename A>
+using IndexOf = std::conditional_t<sizeof(A) == sizeof(int64_t), int64_t, int32_t>;
+
+// Some queries of an image, and some of their groups.
+struct Queries {
+  int64_t image;
+  Range queries, groups;
+};
+
+// The map of each sample, repeated, so that a vector of samples reads a vector of sizes.
+template <typename A>
+struct SampleMaps {
+  using Index = IndexOf<A>;
+  A *height, *width;             // [size]
+  Index *columns, *first_pixel;  // [size]
+  int64_t size;
+
+  SampleMaps(const DeformAggregateProblem& problem, int64_t rows, Arena& arena)
+      : size(RoundUp(rows * problem.samples, kLanes<A>)) {
+    height = arena.Take<A>(size), width = arena.Take<A>(size);
+    columns = arena.Take<Index>(size), first_pixel = arena.Take<Index>(size);
+  }
+
+  void Fill(const DeformAggregateProblem& problem) const {
+    for (int64_t i = 0; i < size;) {
+      for (int64_t m = 0; m < problem.map_count; ++m) {
+        const AggregateMap& map = problem.maps[m];
+        for (int64_t j = 0; j < map.samples && i < size; ++j, ++i) {
+          height[i] = map.height, width[i] = map.width;
+          columns[i] = map.width, first_pixel[i] = map.first_pixel;
+        }
+      }
+    }
+  }
+};
+
+// The maps of a call's samples, in memory of their own.
+template <typename A>
+class SharedSampleMaps {
+ public:
+  SharedSampleMaps(const DeformAggregateProblem& problem, int64_t rows)
+      : memory_(Count(problem, rows)), arena_(memory_.arena()), maps(problem, rows, arena_) {
+    maps.Fill(problem);
+  }
+
+ private:
+  static int64_t Count(const DeformAggregateProblem& problem, int64_t rows) {
+    Arena counted;
+    SampleMaps<A>(problem, rows, counted);
+    return counted.bytes();
+  }
+
+  Shared memory_;
+  Arena arena_;
+
+ public:
+  const SampleMaps<A> maps;
+};
+
+// Samples in rows of T, a row for each query and group.
+template <typename A>
+class QuerySamples {
+ public:
+  using Index = IndexOf<A>;
+
+  QuerySamples(const DeformAggregateProblem& problem, const SampleMaps<A>& maps, Arena& arena)
+      : problem_(problem), maps_(maps) {
+    y = arena.Take<A>(maps.size), x = arena.Take<A>(maps.size);
+    weight = arena.Take<A>(maps.size);
+    for (Index*& p : pixel) p = arena.Take<Index>(maps.size);
+  }
+
+  template <typename T>
+  void Locate(const DeformAggregatePrimals<T>& primals, const Queries& of) {
+    const int64_t row = of.groups.size() * problem_.samples;
+    count_ = 0;
+    for (int64_t query = of.queries.begin; query < of.queries.end; ++query, count_ += row) {
+      const int64_t index = problem_.SampleIndex(of.image, query, of.groups.begin);
+      Copy(primals.positions + 2 * index, count_, row);
+      if (primals.weights == nullptr) continue;
+      __builtin_memcpy(weight + count_, primals.weights + index, row * sizeof(A));
+    }
+    if (primals.weights == nullptr) {
+      for (int64_t i = 0; i < count_; ++i) weight[i] = A(1);
+    }
+    for (int64_t i = count_; i < RoundUp(count_, kLanes<A>); ++i) y[i] = x[i] = weight[i] = A(0);
+    for (int64_t i = 0; i < count_; i += kLanes<A>) LocateVector(i);
+  }
+
+  int64_t count() const { return count_; }
+
+  // Where sample `i` lies between its corners.
+  BilinearSample<A> At(int64_t i) const { return {{}, y[i], x[i]}; }
+
+  // Whether all corners of the samples [begin, begin + count) are inside their maps.
+  bool AllInside(int64_t begin, int64_t count) const {
+    Index any = 0;
+    for (int64_t i = begin; i < begin + count; ++i) {
+      any |= pixel[0][i] | pixel[1][i] | pixel[2][i] | pixel[3][i];
+    }
+    return any >= 0;
+  }
+
+  A *y, *x, *weight;       // within the square of the corners; the factor of the sample
+  Index* pixel[kCorners];  // in x, or kOutside
+
+ private:
+  void Copy(const A* positions, int64_t to, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      y[to + i] = positions[2 * i];
+      x[to + i] = positions[2 * i + 1];
+    }
+  }
+
+  JAX_DCN_INLINE void LocateVector(int64_t i) {
+    typedef Index Indices __attribute__((vector_size(kVectorBytes)));
+    const SampledMap<2, Vector<A>> map = {{Load(maps_.height + i), Load(maps_.width + i)},
+                                          problem_.legacy_boundary};
+    const Vector<A> position[] = {Load(y + i), Load(x + i)};
+    const auto at = jax_dcn::Locate<A>(map, position);
+    Store(y + i, at.fraction[0]);
+    Store(x + i, at.fraction[1]);
+    const Indices columns = LoadIndices<Indices>(maps_.columns + i);
+    const Indices start = LoadIndices<Indices>(maps_.first_pixel + i) +
+                          __builtin_convertvector(at.low[0], Indices) * columns +
+                          __builtin_convertvector(at.low[1], Indices);
+    const Indices down = columns & ~at.repeats_low[0];
+    const Indices right = (Indices{} + 1) & ~at.repeats_low[1];
+    StoreIndices(pixel[0] + i, start | at.outside_low[0] | at.outside_low[1]);
+    StoreIndices(pixel[1] + i, (start + right) | at.outside_low[0] | at.outside_high[1]);
+    StoreIndices(pixel[2] + i, (start + down) | at.outside_high[0] | at.outside_low[1]);
+    StoreIndices(pixel[3] + i, (start + down + right) | at.outside_high[0] | at.outside_high[1]);
+  }
+
+  template <typename V>
+  static JAX_DCN_INLINE V LoadIndices(const Index* from) {
+    V vector;
+    __builtin_memcpy(&vector, from, sizeof(vector));
+    return vector;
+  }
+
+  template <typename V>
+  static JAX_DCN_INLINE void StoreIndices(Index* to, V vector) {
+    __builtin_memcpy(to, &vector, sizeof(vector));
+  }
+
+  const DeformAggregateProblem& problem_;
+  const SampleMaps<A>& maps_;
+  int64_t count_ = 0;
+};
+
+// Queries of which one thread locates all samples at once.
+inline int64_t QueriesAtOnce(const DeformAggregateProblem& problem, int64_t groups) {
+  constexpr int64_t kSamples = 256;
+  return Max(1, kSamples / Max(1, groups * problem.samples));
+}
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_AGGREGATE_QUERY_SAMPLES_H_

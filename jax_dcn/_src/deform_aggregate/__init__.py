@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Deformable aggregation: weighted sums of samples of one or several maps, and functions on it."""

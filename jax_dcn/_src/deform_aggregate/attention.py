@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""The public function `ms_deform_attn`: multi-scale deformable attention."""
+
+from __future__ import annotations  # those of shapes are for readers and type checkers
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn._src.deform_aggregate.function import deform_aggregate
+from jax_dcn._src.deform_aggregate.geometry import aggregate_geometry, map_shapes
+from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
+from jax_dcn._src.public import public
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+METHODS = ("bilinear", "discrete")
+
+
+@public("jax_dcn")
+def ms_deform_attn(
+    value: Float[Array, "*batch S M D"],
+    locations: Float[Array, "*batch Q M ... 2"],
+    weights: Float[Array, "*batch Q M ..."],
+    *,
+    spatial_shapes: Sequence[tuple[int, int]],
+    points: Sequence[int] | None = None,
+    method: str = "bilinear",
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "*batch Q M*D"]:
+    r"""Multi-scale deformable attention, the core of Deformable DETR and its successors.
+
+    Head :math:`m` of query :math:`q` gets
+
+    .. math:: y(q)_m = \sum_{l, p} A_{mlp}(q) \; v_l(\phi_{mlp}(q))_m,
+
+    the weighted sum of samples of the value maps :math:`v_l`, read by bilinear interpolation. The
+    projections, the softmax and the padding mask are the business of the module around it. Axes: `S`
+    pixels of all levels, `M` heads, `D` channels of a head, `Q` queries, `L` levels, `P` points.
+
+    Args:
+      value: The projected maps, `[..., S, M, D]`: one level after the other, each row by row. Any
+        number of leading axes, zero included, are batch axes.
+      locations: Where to sample, `[..., Q, M, L, P, 2]` or `[..., Q, M, sum(points), 2]`, last axis
+        `(x, y)`: 0 and 1 are the outer edges of the level's map.
+      weights: Attention weights after the softmax, `[..., Q, M, L, P]` or `[..., Q, M, sum(points)]`.
+      spatial_shapes: `(height, width)` of each level, static; `S` is the sum of their products.
+      points: Points of each level, where they differ (RT-DETRv2, D-FINE). `None`: `P` for each.
+      method: `"bilinear"`, or `"discrete"` (RT-DETRv2): the value at the pixel
+        `trunc(location * size + 0.5)`, clamped to the map; locations then have no gradient.
+      implementation: `"native"`, `"xla"`, or a sequence of these to try in order. `None` takes the
+        best that can run.
+
+    Returns:
+      `[..., Q, M * D]`, heads outermost, in the dtype of `value`. Coordinates and sums are computed in
+      float32, or in float64 where `value` is: in bfloat16 a location could miss by half a pixel.
+
+    Raises:
+      ValueError: if shapes, dtypes or options disagree; the message names the argument.
+      NotImplementedError: if `implementation` cannot run here; the message says why.
+
+    Note:
+      A sample counts if `-1 < y < H and -1 < x < W` in pixels, as in the published CUDA kernel;
+      at a whole number the derivative is the right-hand one. A NaN location gives NaN.
+
+    Examples:
+      >>> import jax.numpy as jnp, jax_dcn
+      >>> shapes = ((8, 8), (4, 4))
+      >>> value = jnp.ones((2, 80, 4, 16))
+      >>> locations = jnp.full((2, 100, 4, 2, 3, 2), 0.5)
+      >>> weights = jnp.full((2, 100, 4, 2, 3), 1 / 6)
+      >>> jax_dcn.ms_deform_attn(value, locations, weights, spatial_shapes=shapes).shape
+      (2, 100, 64)
+
+    References:
+      Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR
+      2021. Lv et al., "RT-DETRv2", 2024.
+    """
+    value, locations = jnp.asarray(value), jnp.asarray(locations)
+    weights = jnp.asarray(weights)
+    check_dtypes(value=value, locations=locations, weights=weights)
+    shapes = map_shapes("spatial_shapes", spatial_shapes)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
+    _check_value(value, shapes)
+    locations, weights = _flat_samples(value, locations, weights, len(shapes))
+    geometry = aggregate_geometry(shapes, locations.shape[-2], points)
+
+    # Sizes (width, height) of the level of each sample.
+    sizes = np.repeat(np.array(shapes)[:, ::-1], geometry.points, axis=0)
+    scaled = locations.astype(sum_dtype(value)) * _like(sizes, locations, value)
+    positions = scaled - 0.5 if method == "bilinear" else _pixel_of(scaled, sizes)
+    return deform_aggregate(
+        value.reshape(*value.shape[:-2], -1),
+        positions[..., ::-1],
+        weights,
+        shapes=shapes,
+        points=geometry.points,
+        implementation=implementation,
+    )
+
+
+def _check_value(value: jax.Array, shapes: tuple[tuple[int, int], ...]) -> None:
+    pixels = sum(height * width for height, width in shapes)
+    if value.ndim < 3 or value.shape[-3] != pixels:
+        raise ValueError(
+            f"value must be [..., S, M, D] with the S={pixels} pixels of spatial_shapes={shapes}, "
+            f"got shape {value.shape}."
+        )
+
+
+def _flat_samples(
+    value: jax.Array, locations: jax.Array, weights: jax.Array, levels: int
+) -> tuple[jax.Array, jax.Array]:
+    """Locations `[..., Q, M, L * P, 2]` and weights `[..., Q, M, L * P]`."""
+    batch, heads = value.shape[:-3], value.shape[-2]
+    flat = len(batch) + 4
+    expected = (
+        f"expected [..., Q, {heads}, {levels}, P, 2] or [..., Q, {heads}, sum(points), 2] with the "
+        f"batch axes {batch} of value, got shape {locations.shape}."
+    )
+    if locations.ndim not in (flat, flat + 1) or locations.shape[-1] != 2:
+        raise ValueError(f"locations does not fit value and spatial_shapes: {expected}")
+    by_level = locations.ndim == flat + 1
+    if locations.shape[: len(batch)] != batch or locations.shape[len(batch) + 1] != heads:
+        raise ValueError(f"locations does not fit value: {expected}")
+    if by_level and locations.shape[-3] != levels:
+        raise ValueError(f"locations does not fit spatial_shapes: {expected}")
+    if weights.shape != locations.shape[:-1]:
+        raise ValueError(
+            f"weights does not fit locations: expected {locations.shape[:-1]}, got {weights.shape}."
+        )
+    if not by_level:
+        return locations, weights
+    leading, samples = weights.shape[:-2], weights.shape[-2] * weights.shape[-1]
+    return locations.reshape(*leading, samples, 2), weights.reshape(*leading, samples)
+
+
+def _pixel_of(scaled: jax.Array, sizes: np.ndarray) -> jax.Array:
+    """The pixel that the discrete method reads, without a gradient."""
+    pixel = jax.lax.stop_gradient(jnp.trunc(scaled + 0.5))
+    return jnp.clip(pixel, jnp.zeros_like(pixel), _like(sizes - 1, pixel, pixel))
+
+
+def _like(sizes: np.ndarray, array: jax.Array, value: jax.Array) -> jax.Array:
+    """`sizes [T, 2]` with the rank of `array`, in the dtype that coordinates of `value` have."""
+    return jnp.asarray(sizes, sum_dtype(value)).reshape((1,) * (array.ndim - 2) + sizes.shape)

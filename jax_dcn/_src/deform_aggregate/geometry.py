@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""The geometry of an aggregation: sizes of the maps, and samples of each map."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from jax_dcn._src.public import public
+
+BOUNDARIES = ("padded", "legacy")
+
+
+@public("jax_dcn.reference")
+@dataclasses.dataclass(frozen=True)
+class AggregateGeometry:
+    """Which maps are sampled, and how often; everything about it but the sizes of the arrays.
+
+    Attributes:
+      shapes: `(height, width)` of each map, in the order of the pixels of `x`.
+      points: Samples of each map, in the order of the samples.
+      boundary: `"padded"` or `"legacy"`, see `jax_dcn.deform_aggregate`.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    points: tuple[int, ...]
+    boundary: str = "padded"
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all maps."""
+        return sum(map(math.prod, self.shapes))
+
+
+def aggregate_geometry(
+    shapes: Any, samples: int, points: Any = None, boundary: str = "padded"
+) -> AggregateGeometry:
+    """Validates the options of an aggregation as users write them.
+
+    Raises:
+      ValueError: if an option has a wrong value; the message names it.
+    """
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}.")
+    sizes = map_shapes("shapes", shapes)
+    return AggregateGeometry(sizes, _points(points, samples, len(sizes)), boundary)
+
+
+def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
+    """The sizes of maps as pairs of integers; `name` is the argument's name in the error."""
+    if _is_sequence(shapes) and len(shapes) and all(map(_is_size, shapes)):
+        return tuple((int(height), int(width)) for height, width in shapes)
+    raise ValueError(
+        f"{name} must be a non-empty sequence of (height, width), positive integers known when the "
+        f"function is traced, got {shapes!r}."
+    )
+
+
+def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
+    if points is None:
+        if samples % maps:
+            raise ValueError(
+                f"positions has {samples} samples, which do not split evenly over {maps} maps: pass "
+                "points, the number of samples of each map."
+            )
+        return (samples // maps,) * maps
+    if not (_is_sequence(points) and all(_is_integer(n) and n >= 0 for n in points)):
+        raise ValueError(f"points must be a sequence of integers >= 0, got {points!r}.")
+    if len(points) != maps or sum(points) != samples:
+        raise ValueError(
+            f"points must have one number for each of the {maps} maps, with the sum {samples}, the "
+            f"number of samples in positions, got {tuple(points)}."
+        )
+    return tuple(map(int, points))
+
+
+def _is_size(value: object) -> bool:
+    return _is_sequence(value) and len(value) == 2 and all(_is_integer(v) and v > 0 for v in value)  # type: ignore[arg-type, attr-defined]
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""The public function `grid_sample`."""
+
+from __future__ import annotations  # those of shapes are for readers and type checkers
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from jax_dcn._src.deform_aggregate.function import deform_aggregate
+from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
+from jax_dcn._src.public import public
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+MODES = ("bilinear", "nearest", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+
+
+@public("jax_dcn")
+def grid_sample(
+    x: Float[Array, "*batch H W C"],
+    grid: Float[Array, "*batch Ho Wo 2"],
+    *,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "*batch Ho Wo C"]:
+    """Samples images at normalised positions, as `torch.nn.functional.grid_sample` does.
+
+    Axes: `H W` image, `Ho Wo` grid, `C` channels.
+
+    Args:
+      x: Images, `[..., H, W, C]`. Any number of leading axes, zero included, are batch axes.
+      grid: Positions `[..., Ho, Wo, 2]`, last axis `(x, y)`; -1 and 1 are the edges of the image.
+      mode: `"bilinear"`, `"nearest"` (half to even, no gradient for `grid`) or `"bicubic"`.
+      padding_mode: What lies outside the image: `"zeros"`, `"border"` (the nearest pixel of the
+        border) or `"reflection"` (the image reflected at its edges).
+      align_corners: Whether -1 and 1 are the centres of the corner pixels (`True`) or the outer
+        edges of the image (`False`).
+      implementation: `"native"`, `"xla"`, or a sequence of these to try in order. `None` takes the
+        best that can run.
+
+    Returns:
+      `[..., Ho, Wo, C]`, in the dtype of `x`. Coordinates and sums are computed in float32, or in
+      float64 where `x` is.
+
+    Raises:
+      ValueError: if shapes, dtypes or options disagree; the message names the argument.
+      NotImplementedError: if `implementation` cannot run here; the message says why.
+
+    Note:
+      Values and gradients equal PyTorch's, except for a position that is NaN, which gives NaN here,
+      and for a position exactly one pixel before the first, where the gradient is zero here.
+
+    Examples:
+      >>> import jax.numpy as jnp, jax_dcn
+      >>> x, grid = jnp.ones((2, 8, 9, 3)), jnp.zeros((2, 4, 5, 2))
+      >>> jax_dcn.grid_sample(x, grid).shape
+      (2, 4, 5, 3)
+    """
+    x, grid = jnp.asarray(x), jnp.asarray(grid)
+    _check(x, grid, mode, padding_mode)
+    size = (x.shape[-3], x.shape[-2])
+    wide = grid.astype(sum_dtype(x))
+    coordinates = [_in_pixels(wide[..., 1 - i], size[i], align_corners) for i in range(2)]
+
+    def inside(coordinate: jax.Array, axis: int) -> jax.Array:
+        return _padded(coordinate, size[axis], padding_mode, align_corners)
+
+    positions, weights = _SAMPLES[mode](coordinates, inside)
+    queries = (*x.shape[:-3], grid.shape[-3] * grid.shape[-2], 1, -1)
+    y = deform_aggregate(
+        x.reshape(*x.shape[:-3], size[0] * size[1], x.shape[-1]),
+        jnp.stack(positions, axis=-1).reshape(*queries[:-1], positions[0].shape[-1], 2),
+        None if weights is None else weights.reshape(*queries[:-1], weights.shape[-1]),
+        shapes=(size,),
+        implementation=implementation,
+    )
+    return y.reshape(*grid.shape[:-1], x.shape[-1])
+
+
+def _check(x: jax.Array, grid: jax.Array, mode: str, padding_mode: str) -> None:
+    check_dtypes(x=x, grid=grid)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}.")
+    if x.ndim < 3 or 0 in x.shape[-3:]:
+        raise ValueError(f"x must be [..., H, W, C] with pixels and channels, got shape {x.shape}.")
+    if grid.ndim != x.ndim or grid.shape[-1] != 2 or grid.shape[:-3] != x.shape[:-3]:
+        raise ValueError(
+            f"grid must be [..., Ho, Wo, 2] with the batch axes {x.shape[:-3]} of x, got shape "
+            f"{grid.shape}."
+        )
+
+
+def _in_pixels(normalised: jax.Array, size: int, align_corners: bool) -> jax.Array:
+    if align_corners:
+        return (normalised + 1) / 2 * (size - 1)
+    return ((normalised + 1) * size - 1) / 2
+
+
+def _padded(coordinate: jax.Array, size: int, padding_mode: str, align_corners: bool) -> jax.Array:
+    """The coordinate that is read for `coordinate`, which may lie outside the image."""
+    if padding_mode == "zeros":
+        return coordinate
+    if padding_mode == "reflection":
+        coordinate = _reflected(coordinate, size, align_corners)
+    # Selected, so that the gradient is zero where the border is read, the edge included.
+    low = jnp.where(coordinate <= 0, 0, coordinate)
+    return jnp.where(low >= size - 1, size - 1, low)
+
+
+def _reflected(coordinate: jax.Array, size: int, align_corners: bool) -> jax.Array:
+    """Reflects at the centres of the border's pixels if corners are aligned, else at its edges."""
+    low, span = (0.0, size - 1) if align_corners else (-0.5, size)
+    if span == 0:
+        return jnp.zeros_like(coordinate)
+    distance = jnp.abs(coordinate - low)
+    flips = jnp.floor(distance / span)
+    rest = distance - flips * span
+    return jnp.where(flips % 2 == 0, rest, span - rest) + low
+
+
+# Each of these gives positions (y, x), `[..., T]`, and weights of the samples, for coordinates (y, x).
+Coordinates = list[jax.Array]
+Inside = Callable[[jax.Array, int], jax.Array]
+
+
+def _bilinear(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, None]:
+    return [inside(c, axis)[..., None] for axis, c in enumerate(coordinates)], None
+
+
+def _nearest(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, None]:
+    positions, _ = _bilinear(coordinates, inside)
+    return [jax.lax.stop_gradient(jnp.round(position)) for position in positions], None
+
+
+def _bicubic(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, jax.Array]:
+    """Samples the 4x4 pixels around a position."""
+    positions, weights = [], []
+    for axis, coordinate in enumerate(coordinates):
+        before = jax.lax.stop_gradient(jnp.floor(coordinate))
+        steps = jnp.arange(-1, 3, dtype=coordinate.dtype).reshape((1,) * coordinate.ndim + (4,))
+        positions.append(inside(before[..., None] + steps, axis))
+        weights.append(_cubic_weights((coordinate - before)[..., None] - steps))
+    y, x = jnp.broadcast_arrays(positions[0][..., :, None], positions[1][..., None, :])
+    weight = weights[0][..., :, None] * weights[1][..., None, :]
+    flat = (*weight.shape[:-2], 16)
+    return [y.reshape(flat), x.reshape(flat)], weight.reshape(flat)
+
+
+def _cubic_weights(distance: jax.Array) -> jax.Array:
+    """Keys' cubic convolution with a = -0.75, at a distance of less than two pixels."""
+    a, d = -0.75, jnp.abs(distance)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return jnp.where(d <= 1, near, far)
+
+
+_SAMPLES: dict[str, Callable[[Coordinates, Inside], tuple[Coordinates, jax.Array | None]]] = {
+    "bilinear": _bilinear,
+    "nearest": _nearest,
+    "bicubic": _bicubic,
+}

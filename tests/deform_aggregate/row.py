@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""The row of `deform_aggregate` in the table of the laws."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn import deform_aggregate, reference
+from tests.deform_aggregate import refusals
+from tests.deform_aggregate.cases import ARGUMENTS, CASES, AggregateCase
+from tests.laws import loops
+from tests.laws.operator import Operator, Spot
+
+CASE = {case.name: case for case in CASES}
+
+
+def cases(*names: str) -> tuple[AggregateCase, ...]:
+    return tuple(CASE[name] for name in names)
+
+
+def plain_jax(case: AggregateCase):
+    f = functools.partial(reference.deform_aggregate, geometry=case.geometry)
+
+    def g(x, positions, weights):
+        none = jnp.zeros((*positions.shape[:-2], 0), positions.dtype)
+        return f(x, positions, none if weights is None else weights)
+
+    return g
+
+
+def plain_loops(case: AggregateCase, x, positions, weights) -> np.ndarray:
+    y = np.zeros((case.batch, case.queries, case.channels))
+    for n, q, c in np.ndindex(*y.shape):
+        group, pixel, sample = c // case.group_channels, 0, 0
+        for (height, width), points in zip(case.shapes, case.points, strict=True):
+            image = x[n, pixel : pixel + height * width, c].reshape(height, width)
+            for t in range(sample, sample + points):
+                weight = 1.0 if weights is None else weights[n, q, group, t]
+                value = loops.read(image, *positions[n, q, group, t], case.boundary == "legacy")
+                y[n, q, c] += weight * value
+            pixel, sample = pixel + height * width, sample + points
+    return y
+
+
+def half(arrays: tuple, dtype: str) -> tuple:
+    """Maps in 16 bits; positions and weights wider, as they may be."""
+    return arrays[0].astype(dtype), *arrays[1:]
+
+
+def smooth(arrays: tuple) -> tuple:
+    """Positions away from whole numbers, where the function has corners."""
+    x, positions, weights = arrays
+    return x, np.floor(positions) + 0.25 + (positions - np.floor(positions)) / 2, weights
+
+
+SAMPLE = (1, 4, 2, 3)  # Image, query, group and sample: the first sample of the last map.
+
+
+def inside(arrays: tuple) -> tuple:
+    arrays[1][SAMPLE] = [0.3, -0.4]
+    return arrays
+
+
+def spot(axis: int) -> Spot:
+    case = CASE["levels"]
+    query, channels = SAMPLE[:2], slice(2 * case.group_channels, 3 * case.group_channels)
+    reached = dict(y=(*query, channels), positions=SAMPLE, weights=SAMPLE)
+    return Spot(case, (*SAMPLE, axis), reached, inside)
+
+
+OPERATOR = Operator(
+    name="deform_aggregate",
+    call=deform_aggregate,
+    arguments=ARGUMENTS,
+    displaced="positions",
+    constant=(),
+    cases=tuple(CASES),
+    float32_cases=cases("levels", "wide_groups"),
+    xla_cases=cases("levels"),
+    difference_cases=cases("levels", "not_weighted"),
+    half_cases=cases("levels", "wide_groups"),
+    loop_cases=tuple(CASES),
+    small=refusals.SMALL,
+    tiny=AggregateCase("tiny", 1, ((2, 3), (1, 2)), (1, 1), 2, 2, 1),
+    reference=plain_jax,
+    loops=plain_loops,
+    half=half,
+    wide=("positions", "weights"),
+    smooth=smooth,
+    mapped=("x", "positions", "weights", "positions weights", "x positions weights"),
+    spots=(spot(0), spot(1)),
+    good=refusals.GOOD,
+    wrong=refusals.WRONG,
+    attributes=refusals.ATTRIBUTES,
+    refused=refusals.REFUSED,
+    busy=AggregateCase("busy", 2, ((31, 29), (13, 11)), (4, 3), 501, 4, 33),
+    batched=("x", "positions", "weights"),
+    resized=lambda batch: dataclasses.replace(CASE["levels"], batch=batch),
+)

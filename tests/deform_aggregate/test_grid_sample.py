@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""`grid_sample` equals `torch.nn.functional.grid_sample`, and refuses bad input in words."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_dcn import grid_sample
+from jax_dcn._src.deform_aggregate.grid_sample import MODES, PADDING_MODES
+
+OPTIONS = list(itertools.product(MODES, PADDING_MODES, (False, True)))
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(2, 5, 7, 3))
+GRID = RANDOM.uniform(-2.3, 2.3, (2, 4, 6, 2))
+COTANGENT = RANDOM.normal(size=(2, 4, 6, 3))
+
+
+@pytest.mark.parametrize("mode, padding_mode, align_corners", OPTIONS)
+def test_values_and_gradients_equal_torch(mode, padding_mode, align_corners):
+    torch = pytest.importorskip("torch")
+    options = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+    x = torch.tensor(X).permute(0, 3, 1, 2).requires_grad_()
+    grid = torch.tensor(GRID, requires_grad=True)
+    expected = torch.nn.functional.grid_sample(x, grid, **options).permute(0, 2, 3, 1)
+    gradients = torch.autograd.grad(expected, (x, grid), torch.tensor(COTANGENT))
+    actual, vjp = jax.vjp(lambda x, grid: grid_sample(x, grid, **options), X, GRID)
+    grad_x, grad_grid = vjp(jnp.asarray(COTANGENT))
+    np.testing.assert_allclose(actual, expected.detach().numpy(), atol=1e-13)
+    np.testing.assert_allclose(grad_x, gradients[0].permute(0, 2, 3, 1).numpy(), atol=1e-13)
+    np.testing.assert_allclose(grad_grid, gradients[1].numpy(), atol=1e-12)
+
+
+def test_the_identity_grid_gives_the_image():
+    rows, columns = np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 7), indexing="ij")
+    grid = np.stack([columns, rows], axis=-1)
+    for mode in MODES:
+        y = grid_sample(X[0], grid, mode=mode, align_corners=True)
+        np.testing.assert_allclose(y, X[0], atol=1e-14)
+
+
+def test_images_of_one_pixel_are_reflected_into_it():
+    y = grid_sample(X[:, :1, :1], GRID, padding_mode="reflection", align_corners=True)
+    np.testing.assert_allclose(y, np.broadcast_to(X[:, :1, :1], y.shape), atol=1e-14)
+
+
+def test_batch_axes_are_free():
+    y = grid_sample(X[0], GRID[0])
+    stacked = grid_sample(X[:1, None, None], GRID[:1, None, None])
+    assert y.shape == (4, 6, 3) and stacked.shape == (1, 1, 1, 4, 6, 3)
+    np.testing.assert_array_equal(stacked[0, 0, 0], y)
+    assert grid_sample(X[:0], GRID[:0]).shape == (0, 4, 6, 3)
+    assert grid_sample(X, GRID[:, :0]).shape == (2, 0, 6, 3)
+
+
+WRONG = {
+    "x": (dict(x=X[0, 0]), "x must be [..., H, W, C] with pixels and channels"),
+    "empty": (dict(x=X[:, :0]), "x must be [..., H, W, C] with pixels and channels"),
+    "grid": (dict(grid=GRID[0]), "grid must be [..., Ho, Wo, 2] with the batch axes (2,) of x"),
+    "grid axis": (dict(grid=GRID[..., :1]), "grid must be [..., Ho, Wo, 2]"),
+    "grid batch": (dict(grid=GRID[1:]), "grid must be [..., Ho, Wo, 2]"),
+    "dtype": (dict(grid=GRID > 0), "grid must be one of"),
+    "mode": (dict(mode="linear"), "mode must be one of ('bilinear', 'nearest', 'bicubic')"),
+    "padding_mode": (dict(padding_mode="wrap"), "padding_mode must be one of ('zeros', 'border'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_names_the_argument(wrong):
+    change, message = WRONG[wrong]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        grid_sample(**dict(x=X, grid=GRID) | change)
