@@ -12,23 +12,27 @@ ROOT = pathlib.Path(__file__).parents[2]
 RUN = """
 import doctest, importlib, sys
 
+def tests_of(module):
+    for name, value in vars(module).items():
+        # A class has the name of the public module, so that `doctest.testmod` would not find it.
+        if getattr(value, "__module__", "").startswith("jax_dcn"):
+            yield from doctest.DocTestFinder().find(value, name, False, vars(module))
+
 def examples(page):
     if page.endswith(".md"):
         return doctest.testfile(page, module_relative=False, encoding="utf-8")
-    module, runner = importlib.import_module(page), doctest.DocTestRunner()
-    for name, value in vars(module).items():
-        # A class has the name of the public module, so that `doctest.testmod` would not find it.
-        if getattr(value, "__module__", "").startswith("jax_dcn") and value not in seen:
-            seen.append(value)
-            for test in doctest.DocTestFinder().find(value, name, False, vars(module)):
-                runner.run(test)
+    tests = [test for test in tests_of(importlib.import_module(page)) if test.examples]
+    assert tests, f"no examples were found in {page}"
+    runner = doctest.DocTestRunner()
+    for test in tests:
+        # Several modules import a function; its examples run once.
+        if test.docstring not in seen:
+            seen.add(test.docstring)
+            runner.run(test)
     return runner.summarize(verbose=False)
 
-failures, seen = 0, []
-for page in sys.argv[1:]:
-    found = examples(page)
-    assert found.attempted, f"no examples were found in {page}"
-    failures += found.failed
+seen = set()
+failures = sum(examples(page).failed for page in sys.argv[1:])
 sys.exit(failures > 0)
 """
 
