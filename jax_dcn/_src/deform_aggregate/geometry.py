@@ -3,11 +3,11 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.window import is_integer
 
 BOUNDARIES = ("padded", "legacy")
 
@@ -65,7 +65,7 @@ def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
                 "points, the number of samples of each map."
             )
         return (samples // maps,) * maps
-    if not (_is_sequence(points) and all(_is_integer(n) and n >= 0 for n in points)):
+    if not (_is_sequence(points) and all(is_integer(n) and n >= 0 for n in points)):
         raise ValueError(f"points must be a sequence of integers >= 0, got {points!r}.")
     if len(points) != maps or sum(points) != samples:
         raise ValueError(
@@ -76,12 +76,8 @@ def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
 
 
 def _is_size(value: object) -> bool:
-    return _is_sequence(value) and len(value) == 2 and all(_is_integer(v) and v > 0 for v in value)  # type: ignore[arg-type, attr-defined]
+    return _is_sequence(value) and len(value) == 2 and all(is_integer(v) and v > 0 for v in value)  # type: ignore[arg-type, attr-defined]
 
 
 def _is_sequence(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

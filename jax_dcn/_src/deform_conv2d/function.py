@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import export
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_dcn._src.deform_conv2d.geometry import Padding, Size, conv_geometry
+from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
 from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
 from jax_dcn._src.operator.implementation import implementation_names
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.window import Padding, Size
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
-from jax_dcn._src.deform_conv2d.geometry import Padding, conv_geometry
+from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 from jax_dcn._src.deform_conv2d.samples import sampling_positions
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.window import Padding
 
 
 class DeformConvOptions(Protocol):

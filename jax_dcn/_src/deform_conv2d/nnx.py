@@ -10,8 +10,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from jax_dcn._src.deform_conv2d import layer as layers
-from jax_dcn._src.deform_conv2d.geometry import Padding
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.window import Padding
 
 
 @public("jax_dcn.nnx")

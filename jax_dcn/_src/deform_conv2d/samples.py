@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn._src.deform_conv2d.geometry import ConvGeometry, Size
+from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
 from jax_dcn._src.sampling.positions import displaced, regular_grid
+from jax_dcn._src.sampling.window import Size
 
 
 def sampling_positions(offset: jax.Array, kernel_size: Size, geometry: ConvGeometry) -> jax.Array:
