@@ -2,12 +2,16 @@
 """The benchmark command measures a tiny workload in processes of its own, and reports it."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from benchmarks.cpu import __main__ as command, measure, plot, report, results
 from benchmarks.cpu.engines import OURS
+from benchmarks.cpu.scaling import model
+from benchmarks.cpu.scaling.program import Program
 from tests.deform_conv2d.cases import Case
 
 TINY = Case("tiny", 1, (6, 7), 8, 8)
@@ -64,3 +68,20 @@ def test_an_engine_with_other_results_is_refused():
         measure.check(workers, [("openvino", TINY, "forward", "float32")])
     workers["openvino"] = Fake(1.0)
     measure.check(workers, [("openvino", TINY, "forward", "float32")])
+
+
+def test_items_go_in_order_to_the_core_that_is_free_first():
+    assert [model.makespan((5, 3, 1, 2, 4), cores) for cores in (1, 2, 3, 64)] == [15, 9, 7, 5]
+    loops = [model.Loop(10, 3, 3), model.Loop(1, 2, 2, 2), model.Loop(7)]
+    assert model.seconds(loops, 2) == (10 + 3 + 1 + 4 + 7) / 1e9
+    assert model.Loop.least([model.Loop(5, 1, 4), model.Loop(3, 2, 2)]) == model.Loop(3, 1, 2)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler")
+def test_the_scaling_model_times_the_items_of_every_loop(tmp_path):
+    program = Program("baseline", tmp_path, "-O0")
+    loops = program.loops(TINY, "training", workers=3, calls=2)
+    assert max(len(loop.items) for loop in loops) >= 3  # tiles of the forward pass
+    assert sum(not loop.items for loop in loops) == 2  # the ends of forward and backward
+    assert all(time > 0 for loop in loops for time in loop.items)
+    assert program.seconds(TINY, "forward", threads=2, calls=2) > 0
