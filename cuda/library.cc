@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The library jax_dcn_cuda: a list of the GPU's XLA targets.
+// The library jax_dcn_cuda: the XLA targets of every operator on CUDA. The build defines
+// JAX_DCN_OPERATORS, which lists the operators: JAX_DCN_OPERATOR(one) JAX_DCN_OPERATOR(another).
 
 #include "common/ffi/library.h"
 
@@ -7,29 +8,23 @@
 
 #include <string>
 
-#include "cuda/deform_conv2d/handlers.h"
-#include "cuda/deform_roi_pool/handlers.h"
-
 namespace jax_dcn {
+
+// Each operator's handlers.cc defines its targets.
+#define JAX_DCN_OPERATOR(name)       \
+  namespace name {                   \
+  std::vector<Target> CudaTargets(); \
+  }
+JAX_DCN_OPERATORS
+#undef JAX_DCN_OPERATOR
 
 JAX_DCN_EXPORT const Library& CudaLibrary() {
   static const std::string description = "CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
                                          std::to_string(CUDART_VERSION % 1000 / 10) +
                                          " for " JAX_DCN_CUDA_ARCHITECTURES;
-  static const Library library = {
-      description.c_str(),
-      {
-          {"jax_dcn_deform_conv2d_forward", DeformConv2dForward},
-          {"jax_dcn_deform_conv2d_grad_kernel", DeformConv2dGradKernel},
-          {"jax_dcn_deform_conv2d_samples_backward", DeformConv2dSamplesBackward},
-          {"jax_dcn_deform_conv2d_columns", DeformConv2dColumns},
-          {"jax_dcn_deform_conv2d_columns_jvp", DeformConv2dColumnsJvp},
-          {"jax_dcn_deform_conv2d_columns_backward", DeformConv2dColumnsBackward},
-          {"jax_dcn_deform_roi_pool_forward", DeformRoIPoolForward},
-          {"jax_dcn_deform_roi_pool_jvp", DeformRoIPoolJvp},
-          {"jax_dcn_deform_roi_pool_backward", DeformRoIPoolBackward},
-      },
-  };
+#define JAX_DCN_OPERATOR(name) name::CudaTargets(),
+  static const Library library = {description.c_str(), Joined({JAX_DCN_OPERATORS})};
+#undef JAX_DCN_OPERATOR
   return library;
 }
 

@@ -13,9 +13,9 @@
 
 namespace jax_dcn {
 
-// Arrays are numbered: the operands of the forward call, in order, then its result. The first
-// `primals()` operands are those that derivatives depend on; every call has them. Those that
-// follow, and the results, are:
+// Arrays are numbered: the operands of the forward call, in order, then its result. Derivatives
+// depend on the first `primals` operands, and every call has these operands. The other operands and
+// the results of each kind of call:
 //   forward    the operands that are left          -> the result
 //   jvp        tangents of the arrays in `wrt`     -> tangent of the result
 //   backward   cotangent of the result             -> cotangents of the arrays in `wrt`
@@ -25,7 +25,8 @@ class OperatorCall {
 
   ffi::DataType dtype() const { return dtype_; }
 
-  // Operands after the primals, by the array that they are, or are the tangent or cotangent of.
+  // The operand that is `array`, or the tangent or cotangent of `array`. Null where the call has no
+  // such operand.
   template <typename T>
   const T* Linear(int64_t array) const {
     return static_cast<const T*>(linear_[array]);

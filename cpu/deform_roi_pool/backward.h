@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Gradients of deformable RoI pooling.
 //
-// Those of offset and mask belong to one region each: regions run in parallel. To that of x every
-// region of an image adds: images and blocks of their channels run in parallel, each over its
-// regions in order, so that nothing is added to by two threads and sums do not depend on the number
-// of threads.
+// The gradients of offset and mask belong to one region each, so regions run in parallel. Every
+// region of an image adds to the gradient of x, so images and blocks of their channels run in
+// parallel, and each item visits its regions in order. No two threads add to the same number, and
+// sums do not depend on the number of threads.
 #ifndef JAX_DCN_CPU_DEFORM_ROI_POOL_BACKWARD_H_
 #define JAX_DCN_CPU_DEFORM_ROI_POOL_BACKWARD_H_
 
@@ -21,7 +21,7 @@ namespace jax_dcn::JAX_DCN_ISA {
 template <typename T>
 auto Dot(const T* a, const T* b, int64_t size) {
   using A = typename Accumulator<T>::type;
-  constexpr int kVectors = 4;  // as many sums as hide the latency of an addition
+  constexpr int kVectors = 4;  // this many sums hide the latency of an addition
   Vector<A> sums[kVectors] = {};
   int64_t c = 0;
   for (; c + kVectors * kLanes<A> <= size; c += kVectors * kLanes<A>) {
@@ -71,7 +71,7 @@ class RoIPoolBackward {
   }
 
  private:
-  // Of the features of one class.
+  // The gradient of a bin of y, at the first feature of a class.
   const T* GradOf(int64_t region, int64_t bin, int64_t group) const {
     return grad_y_ + (region * problem_.bins() + bin) * problem_.features() +
            group * problem_.class_features();
@@ -95,7 +95,7 @@ class RoIPoolBackward {
     }
   }
 
-  // One dot product of each pixel with the gradient makes both.
+  // The dot product of each pixel with the gradient of y serves the offset and the mask.
   void AddOffsetAndMask(int64_t region, int64_t image, int64_t bin, int64_t group,
                         const Bin<A>& located) const {
     const int64_t size = problem_.class_features();
@@ -149,8 +149,8 @@ class RoIPoolBackward {
         });
   }
 
-  // As many as leave two items for each thread and sums that fit into a cache. Whole vectors, so
-  // that where a block ends makes no difference to how its features are summed.
+  // The features of a block: few enough for two items a thread and for sums that fit into a cache.
+  // A block is whole vectors, so that its end does not change how its features are summed.
   int64_t BlockFeatures(int64_t workers) const {
     constexpr int64_t kSumsBytes = 1 << 20;
     const int64_t items = Max(1, problem_.batch * problem_.cells());

@@ -11,8 +11,8 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// A pixel that a bin reads: its weight in the bin's mean, and those in the derivatives of the mean
-// by the two components of the bin's offset.
+// A pixel that a bin reads: the pixel's weight in the bin's mean, and the pixel's weights in the
+// derivatives of the mean by the two components of the bin's offset.
 template <typename A>
 struct BinPixel {
   int64_t pixel;
@@ -32,7 +32,7 @@ class BinLocator {
  public:
   using A = typename Accumulator<T>::type;
 
-  // With an arena that has no memory, counts what is needed.
+  // An arena without memory counts the bytes that the locator needs.
   BinLocator(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
              Arena& arena)
       : problem_(problem), primals_(primals) {
@@ -76,7 +76,7 @@ class BinLocator {
   BinPixel<A>* pixels_;
 };
 
-// Modulation of a bin.
+// The modulation of a bin: 1 where the call has no mask.
 template <typename A>
 A MaskOf(const DeformRoIPoolProblem& problem, const A* mask, int64_t region, int64_t bin) {
   return mask == nullptr ? A(1) : mask[region * problem.bins() + bin];

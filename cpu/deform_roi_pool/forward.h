@@ -24,13 +24,13 @@ struct WeightedImage {
 template <typename T, typename A>
 struct WeightedSum {
   Bin<A> bin;
-  int64_t channels;  // distance of pixels
+  int64_t channels;  // the distance of pixels in the image, in elements
   int image_count;
   WeightedImage<T, A> images[2];
   A start;
 
   void Into(T* result, int64_t size) const {
-    constexpr int kVectors = 4;  // as many sums as hide the latency of an addition
+    constexpr int kVectors = 4;  // this many sums hide the latency of an addition
     int64_t c = 0;
     for (; c + kVectors * kLanes<A> <= size; c += kVectors * kLanes<A>) Sum<kVectors>(result, c);
     for (; c + kLanes<A> <= size; c += kLanes<A>) Sum<1>(result, c);
@@ -64,7 +64,7 @@ struct WeightedSum {
   }
 };
 
-// y, or its tangent if there are any tangents.
+// Computes y, or the tangent of y where there are tangents.
 template <typename T>
 class BinMeans {
  public:
@@ -112,38 +112,51 @@ class BinMeans {
     }
   }
 
+  // How the weights of a bin's pixels follow from the bin: their factors.
+  struct Factors {
+    A mean, dy, dx;
+  };
+
   void Mean(int64_t region, int64_t image, int64_t bin, int64_t group, const Scratch& scratch,
             T* y) const {
-    const int64_t size = problem_.class_features();
     const int64_t first = image * problem_.image_pixels() * problem_.channels +
-                          problem_.CellOf(bin) * problem_.features() + group * size;
+                          problem_.CellOf(bin) * problem_.features() +
+                          group * problem_.class_features();
     const A mask = MaskOf(problem_, primals_.mask, region, bin);
     WeightedSum<T, A> sum = {scratch.locate(region, bin, group), problem_.channels, 0, {}, A(0)};
-    const auto add = [&](const T* x, A mean, A dy, A dx) {
+    const auto add = [&](const T* x, const Factors& factors) {
+      if (x == nullptr) return;
       A* weights = scratch.weights[sum.image_count];
-      for (int64_t k = 0; k < sum.bin.count; ++k) {
-        const BinPixel<A>& pixel = sum.bin.pixels[k];
-        weights[k] = mean * pixel.mean + dy * pixel.dy + dx * pixel.dx;
-      }
+      SetWeights(sum.bin, factors, weights);
       sum.images[sum.image_count++] = {x + first, weights};
       sum.start += mask * sum.bin.undefined;
     };
     if (tangents_ == nullptr) {
-      add(primals_.x, mask, 0, 0);
+      add(primals_.x, {mask, 0, 0});
     } else {
-      if (tangents_->x != nullptr) add(tangents_->x, mask, 0, 0);
-      if (tangents_->mask != nullptr || tangents_->offset != nullptr) {
-        const A mask_dot =
-            tangents_->mask == nullptr ? A(0) : MaskOf(problem_, tangents_->mask, region, bin);
-        A dot[2] = {0, 0};
-        if (tangents_->offset != nullptr) {
-          const A* data = tangents_->offset + 2 * problem_.OffsetIndex(region, bin, group);
-          dot[0] = mask * data[0], dot[1] = mask * data[1];
-        }
-        add(primals_.x, mask_dot, dot[0], dot[1]);
-      }
+      add(tangents_->x, {mask, 0, 0});
+      if (MovesBins()) add(primals_.x, TangentFactors(region, bin, group, mask));
     }
-    sum.Into(y, size);
+    sum.Into(y, problem_.class_features());
+  }
+
+  static void SetWeights(const Bin<A>& bin, const Factors& factors, A* weights) {
+    for (int64_t k = 0; k < bin.count; ++k) {
+      const BinPixel<A>& pixel = bin.pixels[k];
+      weights[k] = factors.mean * pixel.mean + factors.dy * pixel.dy + factors.dx * pixel.dx;
+    }
+  }
+
+  bool MovesBins() const { return tangents_->mask != nullptr || tangents_->offset != nullptr; }
+
+  Factors TangentFactors(int64_t region, int64_t bin, int64_t group, A mask) const {
+    Factors factors = {};
+    if (tangents_->mask != nullptr) factors.mean = MaskOf(problem_, tangents_->mask, region, bin);
+    if (tangents_->offset != nullptr) {
+      const A* offset = tangents_->offset + 2 * problem_.OffsetIndex(region, bin, group);
+      factors.dy = mask * offset[0], factors.dx = mask * offset[1];
+    }
+    return factors;
   }
 
   const DeformRoIPoolProblem& problem_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What is done with whole arrays, by all threads.
+// Loops over whole arrays, which all threads share.
 #ifndef JAX_DCN_CPU_RUNTIME_ARRAYS_H_
 #define JAX_DCN_CPU_RUNTIME_ARRAYS_H_
 

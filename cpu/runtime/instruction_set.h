@@ -7,8 +7,8 @@ namespace jax_dcn {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
-// The best that this processor has, or a lesser one that the environment variable
-// JAX_DCN_INSTRUCTION_SET names: "baseline", "avx2" or "avx512".
+// The best instruction set that this processor has. The environment variable
+// JAX_DCN_INSTRUCTION_SET can name a lesser one: "baseline", "avx2" or "avx512".
 InstructionSet CurrentInstructionSet();
 const char* Name(InstructionSet set);
 

@@ -18,7 +18,7 @@ class LocatedSamples {
  public:
   static constexpr int64_t kMost = 128;
 
-  // Coordinate of position `i`, in pixels; to be written before `Locate`.
+  // The coordinate of position `i`, in pixels. The caller writes it before `Locate`.
   JAX_DCN_INLINE A& position(int axis, int64_t i) { return positions_[axis][i]; }
 
   void Locate(const SampledMap<kAxes>& map, int64_t count) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What is done with the four pixels of a sample, vectorised over channels.
+// Sums over the four pixels of a sample, vectorised over channels.
 #ifndef JAX_DCN_CPU_SAMPLING_SAMPLES_H_
 #define JAX_DCN_CPU_SAMPLING_SAMPLES_H_
 
@@ -31,9 +31,9 @@ struct Corners {
   P* row[kCorners];
 };
 
-// Those outside are another row: zeros that are read, or sums that nobody reads. Never the image
-// multiplied by zero, which would turn an infinity into a NaN. Chosen without a branch, which could
-// not be predicted.
+// The corners of a sample. A corner outside the map is the row `outside`: zeros that are read, or
+// sums that nobody reads. An image multiplied by zero would turn an infinity into a NaN. The row is
+// chosen without a branch, because no processor could predict the branch.
 template <typename A, typename P>
 JAX_DCN_INLINE Corners<P> CornersOf(const BilinearSample<A>& sample, P* images, P* outside) {
   P* const rows[] = {images, outside};
@@ -85,7 +85,8 @@ struct SampleGradients {
         if (kDots) dots[i].template Of<V>() += pixel * g;
         if (kColumn) value += weights.corner[i] * pixel;
       }
-      // One after the other: by the legacy rule two corners may be the same pixel.
+      // Each sum is written before the next is read: by the legacy rule two corners may be one
+      // pixel.
       if (kSums) Write(sums.row[i] + c, Read<V>(sums.row[i] + c) + weights.corner[i] * g);
     }
     if (kColumn) Write(column + c, value);

@@ -57,7 +57,7 @@ __device__ __forceinline__ int32_t WarpInclusiveSum(int32_t value) {
   return value;
 }
 
-// A thread for each bin; the bins of a warp lie together.
+// One thread serves one bin. The bins of a warp lie side by side.
 __global__ void __launch_bounds__(kBinThreads) ReserveBinsKernel(Bins bins) {
   const int64_t bin = int64_t{blockIdx.x} * kBinThreads + threadIdx.x;
   const bool exists = bin < bins.count;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kBinThreads)
   }
 }
 
-// A warp for each bin that is not long: an entry's place is the number of smaller ids.
+// One warp sorts one bin that is not long: an entry's place is the number of smaller ids.
 __global__ void __launch_bounds__(kBinThreads) SortBinsKernel(Bins bins) {
   const int64_t bin = int64_t{blockIdx.x} * kBinWarps + threadIdx.x / kWarp;
   if (bin >= bins.count) return;
@@ -100,15 +100,16 @@ __global__ void __launch_bounds__(kBinThreads) SortBinsKernel(Bins bins) {
   }
 }
 
-// Each thread owns some words of the bitmap, one apart from the next thread's, so that all read
-// from different banks.
+// Each thread owns some words of the bitmap. The words of neighbouring threads lie in different
+// banks of shared memory.
 constexpr int kOwnedWords = 8;
 constexpr int kBitmapStride = kOwnedWords + 1;
 constexpr int kBitmapWords = kBinThreads * kBitmapStride;
 constexpr int kBitmapBits = kBinThreads * kOwnedWords * 32;
 
-// A block for each long bin. Its ids are a set: they are marked in a bitmap, part by part of all
-// ids, and read off in order, in a time that grows with their number and not with its square.
+// One block sorts one long bin. The ids of a bin differ, so the block marks them in a bitmap, one
+// part of all ids after the other, and reads the bitmap in order. The time grows with the number of
+// ids, not with the square of the number.
 __global__ void __launch_bounds__(kBinThreads) SortLongBinsKernel(Bins bins) {
   unsigned* const bitmap = SharedMemory<unsigned>();
   int32_t* const warp_sums = reinterpret_cast<int32_t*>(bitmap + kBitmapWords);

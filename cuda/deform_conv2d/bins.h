@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // The inverse of sampling: for each pixel of x, the samples that read it, in a fixed order.
 //
-// A bin is a pixel of an image of the chunk, for one group of offsets. Images and groups make
-// segments, [images, groups], and bins are [segments, H * W]. An entry is a corner of a sample; its
-// id counts the corners of the segment, [pixels, K, corners]. Entries are counted, bins reserve
-// room for theirs, entries are put there as they come, and each bin is sorted by id: where a bin
-// lies, and what came first, is left to chance, but not what is in it.
+// A bin is a pixel of an image of the chunk, for one group of offsets. A segment is an image and a
+// group: segments are [images, groups], and bins are [segments, H * W]. An entry is a corner of a
+// sample. The id of an entry counts the corners of the segment, [pixels, K, corners].
+//
+// The kernels count the entries of each bin, reserve room for each bin, write entries to the bins
+// in any order, and sort each bin by id. Chance decides where a bin lies and which entry was
+// written first. Chance does not decide what a bin holds.
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
 
@@ -17,10 +19,10 @@
 
 namespace jax_dcn {
 
-// An ordinary bin of a 3x3 kernel has some 36 entries. One with more than this is long: a block
-// takes care of it, instead of some lanes.
+// An ordinary bin of a 3x3 kernel has some 36 entries. A bin with more entries than kLongBin is
+// long: a block sorts and sums a long bin, where some lanes of a warp serve an ordinary bin.
 constexpr int kLongBin = 256;
-// Blocks that share the long bins, at most. Mostly there are none.
+// The most blocks that share the long bins. Most calls have no long bin.
 constexpr int32_t kLongBinBlocks = 256;
 
 struct Bins {
@@ -46,7 +48,7 @@ struct Bins {
   }
 };
 
-// 4-byte words of memory for bins, and where what lies in it.
+// The memory for bins in words of 4 bytes, and where each array lies in the memory.
 template <typename A>
 class BinsLayout {
  public:
@@ -59,7 +61,7 @@ class BinsLayout {
   int64_t words() const {
     return (kWeightWords + 2) * entries_ + 2 * bins_ + long_capacity() + kCounters;
   }
-  // The counters and the counts of the bins: all that must be zero at first.
+  // The counters and the counts of the bins must be zero before the first kernel.
   int64_t cleared_words() const { return kCounters + bins_; }
 
   Bins In(int32_t* memory) const {

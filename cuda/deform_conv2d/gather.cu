@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The gradient of x: every pixel of x adds up the gradients of the columns that were sampled from
-// it, each time in the same order. Nothing is scattered, so that no sum depends on chance.
+// The gradient of x: every pixel of x adds up the gradients of the columns that read the pixel,
+// always in the same order. No thread scatters, so no sum depends on chance.
 
 #include <algorithm>
 
@@ -16,7 +16,7 @@ namespace {
 // Blocks for each multiprocessor, which leaves 64 registers for a thread.
 constexpr unsigned kBlocks = 4;
 
-// Where the gradient goes: written to `grad_x`, or added to `sums`. The other is null.
+// The destination of the gradient: `grad_x` is written, or `sums` is added to. The other is null.
 template <typename T>
 struct GradX {
   T* grad_x;
@@ -73,8 +73,8 @@ __device__ __forceinline__ void AddEntries(const T* grad_columns, const Bins& bi
   }
 }
 
-// Some lanes for each bin, and for as many channels as they hold; the blocks along y share the
-// others.
+// Some lanes serve one bin, and as many channels as the lanes hold. The blocks along y share the
+// other channels.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     DeformConv2dSumBinsKernel(const T* grad_columns, const Bins bins, ChunkStart start,
@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// A block for each long bin: its rows of lanes share the entries, and the first adds up the sums.
+// One block serves one long bin: its rows of lanes share the entries, and the first row adds up the
+// sums.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     DeformConv2dSumLongBinsKernel(const T* grad_columns, const Bins bins, ChunkStart start,

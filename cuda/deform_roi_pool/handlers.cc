@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // XLA handlers of deformable RoI pooling on CUDA: they check, and launch the kernels.
 
-#include "cuda/deform_roi_pool/handlers.h"
-
 #include "common/deform_roi_pool/call.h"
+#include "common/ffi/library.h"
 #include "cuda/deform_roi_pool/kernels.h"
 #include "cuda/runtime/handler.h"
 
@@ -58,4 +57,15 @@ JAX_DCN_DEFINE_CUDA_HANDLER(DeformRoIPoolForward, Forward);
 JAX_DCN_DEFINE_CUDA_HANDLER(DeformRoIPoolJvp, Jvp);
 JAX_DCN_DEFINE_CUDA_HANDLER(DeformRoIPoolBackward, Backward);
 
+namespace deform_roi_pool {
+
+std::vector<Target> CudaTargets() {
+  return {
+      {"jax_dcn_deform_roi_pool_forward", DeformRoIPoolForward},
+      {"jax_dcn_deform_roi_pool_jvp", DeformRoIPoolJvp},
+      {"jax_dcn_deform_roi_pool_backward", DeformRoIPoolBackward},
+  };
+}
+
+}  // namespace deform_roi_pool
 }  // namespace jax_dcn

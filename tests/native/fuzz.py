@@ -6,12 +6,10 @@ The folder of each operator beside this file draws the operator's problems.
 """
 
 import argparse
-import ctypes
 import dataclasses
 import importlib
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,16 +17,13 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from targets import OPERATORS, ROOT, SOURCE, capsules, definitions
 
-ROOT = pathlib.Path(__file__).parents[2]
-OPERATORS = re.search(r"set\(JAX_DCN_OPERATORS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[
-    1
-].split()
 SHARED_SOURCES = (
-    "cpu/library.cc",
-    "cpu/runtime/executor.cc",
-    "cpu/runtime/instruction_set.cc",
-    "tests/native/fuzz_library.cc",
+    ROOT / "cpu/library.cc",
+    ROOT / "cpu/runtime/executor.cc",
+    ROOT / "cpu/runtime/instruction_set.cc",
+    SOURCE,
 )
 KINDS = ("forward", "jvp", "backward")
 SANITIZERS = ("libasan.so", "libubsan.so")
@@ -40,15 +35,14 @@ def build(library: pathlib.Path) -> None:
     flags = "-std=gnu++17 -O1 -g -shared -fPIC -Wno-psabi -fsanitize=address,undefined"
     checks = "-fsanitize=float-cast-overflow -fno-sanitize-recover=all -DJAX_DCN_ISA=baseline"
     include = [f"-I{ROOT}", "-isystem", jax.ffi.include_dir()]
-    operators = " ".join(f"JAX_DCN_OPERATOR({operator})" for operator in OPERATORS)
-    sources = [str(ROOT / source) for source in SHARED_SOURCES]
-    sources += [
-        str(ROOT / "cpu" / operator / file)
+    sources = [
+        ROOT / "cpu" / operator / file
         for operator in OPERATORS
         for file in ("handlers.cc", "kernels.cc")
     ]
-    command = [_compiler(), *flags.split(), *checks.split(), f"-DJAX_DCN_OPERATORS={operators}"]
-    subprocess.run([*command, *include, *sources, "-o", library], check=True)
+    command = [_compiler(), *flags.split(), *checks.split()]
+    command += [*definitions("CpuLibrary", OPERATORS), *include]
+    subprocess.run([*command, *SHARED_SOURCES, *sources, "-o", library], check=True)
 
 
 def _compiler() -> str:
@@ -159,12 +153,7 @@ def fuzz(library: str, calls: int, seed: int) -> None:
     """Runs in the sanitized process."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
-    find = ctypes.CDLL(library).FindHandler
-    find.restype = ctypes.c_void_p
-    for target in [f"jax_dcn_{operator}_{kind}" for operator in OPERATORS for kind in KINDS]:
-        handler = find(target.encode())
-        assert handler, f"there is no target {target}"
-        capsule = jax.ffi.pycapsule(ctypes.c_void_p(handler))
+    for target, capsule in capsules(library).items():
         jax.ffi.register_ffi_target(f"fuzz_{target}", capsule, platform="cpu")
     for operator in OPERATORS:
         fuzz_operator(operator, calls, seed)
