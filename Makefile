@@ -14,8 +14,9 @@ export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
 
+# The tests of a file share compiled programs and results, so a file stays in one process.
 test: $(ENVIRONMENT)/development
-	$(RUN) -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(ENVIRONMENT)/development
 	PATH="$(CURDIR)/$(ENVIRONMENT)/bin:$$PATH" pre-commit run --all-files

@@ -39,25 +39,23 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-# Minutes each, in processes of their own: begun first, so that no worker ends alone with one.
+# Files that take a minute or more: begun first, so that no worker ends alone with one.
 LONGEST = (
-    "test_cuda_on_host.py",
-    "test_cuda_compiles.py",
     "test_sanitizers.py",
+    "test_cuda_on_host.py",
+    "test_wheel.py",
+    "test_gpu_benchmark.py",
+    "test_cuda_compiles.py",
+    "test_examples_imagenet.py",
+    "test_transforms.py",
     "test_sharding.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Starts the longest tests first, and keeps the tests of a file in one worker.
-
-    Tests of a file share compiled programs and results, which each worker would compile again.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts the longest files first."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        if item.path.name not in LONGEST:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(scope="module", autouse=True)
