@@ -14,10 +14,11 @@ import jax_dcn
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# XLA then compiles twice as fast. The kernels, which are compiled ahead, are as users have them.
+# XLA then compiles twice as fast, here and in the processes that tests start. The kernels, which are
+# compiled ahead, are as users have them.
 jax.config.update("jax_disable_most_optimizations", True)
-# And twice as fast again without the emitters that newer versions cannot do without. Subprocesses
-# inherit this.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# And twice as fast again without the emitters that newer versions cannot do without.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"

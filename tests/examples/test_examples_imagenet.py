@@ -62,7 +62,6 @@ def compilations(tmp_path_factory) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DEFAULT_PRNG_IMPL": "rbg",  # Compiles several times faster than the default.
         # As the suite is set up.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_ENABLE_X64": "1",
     }
 

@@ -11,9 +11,8 @@ import pathlib
 import subprocess
 import tempfile
 
-from fuzz import OPERATORS
+from targets import OPERATORS, ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 SANITIZERS = ("address,undefined", "thread")
 # The tiles of AVX-512 run on any processor: compiled for narrower vectors, they compute the same.
 FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-DJAX_DCN_EMULATE_AVX512"]}

@@ -3,17 +3,14 @@
 
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-OPERATORS = re.search(r"set\(JAX_DCN_OPERATORS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[
-    1
-].split()
+from tests.native.targets import OPERATORS
+
 NATIVE = pathlib.Path(__file__).parent
 pytestmark = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "c++")), reason="there is no C++ compiler"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The examples in the documentation run, as a user would run them, and print what they say."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -52,8 +51,6 @@ def test_examples_run(pages):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, *pages],
         cwd=ROOT,
-        # XLA then compiles faster, as it does for the other tests.
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
     )

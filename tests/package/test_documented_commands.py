@@ -112,7 +112,7 @@ def test_commands_that_name_something_else_are_found(command):
 DECLARATIONS = """
 #include "common/ffi/library.h"
 using namespace jax_dcn;
-XLA_FFI_Error* DeformConv2dForward(XLA_FFI_CallFrame*);
+namespace deform_conv2d { std::vector<Target> CpuTargets(); }
 """
 
 
