@@ -70,6 +70,10 @@ def spot(axis: int) -> Spot:
     return Spot(case, (*SAMPLE, axis), reached, inside)
 
 
+def crowd(arrays: tuple) -> tuple:
+    return arrays[0], np.full_like(arrays[1], 1.3), arrays[2]
+
+
 OPERATOR = Operator(
     name="deform_aggregate",
     call=deform_aggregate,
@@ -96,6 +100,8 @@ OPERATOR = Operator(
     attributes=refusals.ATTRIBUTES,
     refused=refusals.REFUSED,
     busy=AggregateCase("busy", 2, ((31, 29), (13, 11)), (4, 3), 501, 4, 33),
+    crowded=AggregateCase("crowded", 2, ((4, 5), (3, 2)), (3, 2), 301, 2, 3),
+    crowd=crowd,
     batched=("x", "positions", "weights"),
     resized=lambda batch: dataclasses.replace(CASE["levels"], batch=batch),
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn import deform_conv2d, reference
+from jax_dcn._src.deform_conv2d.samples import sampling_positions
 from tests.deform_conv2d import refusals
 from tests.deform_conv2d.cases import ARGUMENTS, CASES, WORKLOADS, Case
 from tests.laws import loops
@@ -49,6 +50,14 @@ def smooth(arrays: tuple) -> tuple:
     """Offsets without a whole coordinate, where the function has corners."""
     fraction = np.random.default_rng(5).uniform(0.1, 0.9, arrays[2].shape)
     return (*arrays[:2], np.floor(arrays[2]) + fraction, *arrays[3:])
+
+
+CROWDED = Case("crowded", 2, (13, 11), 3, 4, kernel=(3, 2), padding="SAME")
+
+
+def crowd(arrays: tuple) -> tuple:
+    regular = sampling_positions(jnp.zeros(arrays[2].shape), CROWDED.kernel, CROWDED.geometry)
+    return (*arrays[:2], np.asarray([5.3, 4.6] - np.asarray(regular), arrays[2].dtype), *arrays[3:])
 
 
 SMALL = Case(
@@ -126,6 +135,8 @@ OPERATOR = Operator(
     attributes=refusals.ATTRIBUTES,
     refused=refusals.REFUSED,
     busy=WORKLOADS[7],
+    crowded=CROWDED,
+    crowd=crowd,
     batched=("x", "offset", "mask"),
     resized=lambda images: dataclasses.replace(EXPORTED, batch=images),
 )

@@ -62,6 +62,11 @@ def spot(case: RoICase, axis: int) -> Spot:
     return Spot(case, element, dict(y=BIN, offset=(*BIN, 0), mask=BIN), inside)
 
 
+def crowd(arrays: tuple) -> tuple:
+    x, rois, offset, mask = arrays
+    return x, np.full_like(rois, [0, 5, 5, 25, 25]), np.zeros_like(offset), mask
+
+
 OPERATOR = Operator(
     name="deform_roi_pool",
     call=deform_roi_pool,
@@ -88,6 +93,8 @@ OPERATOR = Operator(
     attributes=refusals.ATTRIBUTES,
     refused=refusals.REFUSED,
     busy=RoICase("busy", 2, (13, 9), 70, 90, 5),
+    crowded=RoICase("crowded", 2, (9, 11), 3, 301, samples=2),
+    crowd=crowd,
     batched=("rois", "offset", "mask"),
     resized=lambda regions: dataclasses.replace(CASE["pool"], regions=regions),
 )

@@ -62,6 +62,8 @@ class Operator:
     small: Case  # For transformations; every argument is present.
     tiny: Case  # For second derivatives of every element; every argument is present.
     busy: Case  # Large enough for several threads.
+    crowded: Case  # Sums of a thousand terms and more, once `crowd` has moved its samples.
+    crowd: Callable[[tuple], tuple]  # Moves all samples of an image of `crowded` to one place.
 
     half: Callable[[tuple, str], tuple]  # Narrows arrays to a 16-bit type, as users do.
     wide: tuple[str, ...]  # Arguments that are read in float32 even if they have 16 bits.

@@ -9,6 +9,7 @@ import jax.test_util
 import numpy as np
 import pytest
 
+from jax_dcn._src.operator import blockwise
 from tests.laws.operator import Case, Operator, assert_close
 from tests.laws.table import every, every_operator
 
@@ -115,6 +116,30 @@ def test_error_in_16_bits_is_that_of_rounding(operator, case, half):
         error = jnp.max(jnp.abs(actual_leaf.astype("float64") - exact_leaf))
         own_error = jnp.max(jnp.abs(expected_leaf.astype("float64") - exact_leaf))
         assert error <= HALF_MULTIPLE * own_error
+
+
+@pytest.mark.parametrize("blocks", ["one", "many"])
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@every_operator
+def test_sums_in_16_bits_round_once(operator, half, blocks, implementation, monkeypatch):
+    """Gradients sum the samples of an image, which all read the same pixels."""
+    if blocks == "many":
+        if implementation == "native":
+            pytest.skip("only plain JAX computes in blocks")
+        monkeypatch.setattr(blockwise, "_BLOCK_BYTES", 2**10)
+    case = operator.crowded
+    arrays, dots = (
+        operator.half(operator.crowd(case.arrays("float32", seed)), half) for seed in (0, 7)
+    )
+    operands = (arrays, dots, np.abs(case.cotangent("float32")).astype(half))
+    wide = jax.tree.map(lambda array: array.astype("float64"), operands)
+    exact = program(operator, case, "native")(*wide)
+    actual = jax.jit(operator.derivatives(case.function(implementation)))(*operands)
+    for exact_leaf, actual_leaf in zip(*map(jax.tree.leaves, (exact, actual)), strict=True):
+        rounded = exact_leaf.astype(actual_leaf.dtype).astype("float64")
+        error = jnp.max(jnp.abs(actual_leaf.astype("float64") - exact_leaf))
+        bound = HALF_MULTIPLE * jnp.max(jnp.abs(rounded - exact_leaf))
+        assert error <= max(bound, 1e-5 * jnp.max(jnp.abs(exact_leaf)))
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])

@@ -47,15 +47,19 @@ def deform_conv2d(
     """
     _, height, width, groups, taps, _ = offset.shape
     row_bytes = width * taps * x.shape[-1] * offset.dtype.itemsize
-    rows, columns = (np.arange(size, dtype=np.int32) for size in (height, width))
+    rows, columns = (jnp.arange(size, dtype=np.int32) for size in (height, width))
+    # Widened before images and rows read them, so that gradients are summed in the wide dtype.
+    wide_kernel = kernel.astype(offset.dtype)
 
     def image(x: jax.Array, offset: jax.Array, mask: jax.Array) -> jax.Array:
+        wide = x.astype(offset.dtype).reshape(*x.shape[:2], groups, -1)
+
         def row(y: jax.Array, offset: jax.Array, mask: jax.Array) -> jax.Array:
             positions = positions_at(y[None], columns, offset[None], kernel.shape[:2], geometry)
-            samples = sample(x.reshape(*x.shape[:2], groups, -1), positions, geometry.boundary)[0]
+            samples = sample(wide, positions, geometry.boundary)[0]
             if mask.shape[-1]:
                 samples = samples * mask[..., None]
-            return _multiply(samples, kernel, geometry.feature_group_count, precision)
+            return _multiply(samples, wide_kernel, geometry.feature_group_count, precision)
 
         return blockwise(row, (rows, offset, mask), row_bytes)
 
@@ -108,6 +112,6 @@ def _multiply(
     """Samples `[W_out, G, K, C // G]` times the kernel: `[W_out, O]`."""
     width, _, taps, _ = samples.shape
     columns = samples.swapaxes(1, 2).reshape(width, taps, feature_groups, -1)
-    kernel = kernel.reshape(taps, kernel.shape[2], feature_groups, -1).astype(samples.dtype)
+    kernel = kernel.reshape(taps, kernel.shape[2], feature_groups, -1)
     y = jnp.einsum("wkgc,kcgo->wgo", columns, kernel, precision=precision)
     return y.reshape(width, -1)
