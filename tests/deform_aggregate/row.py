@@ -3,15 +3,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn import deform_aggregate, reference
+from jax_dcn import deform_aggregate, grid_sample, ms_deform_attn, reference
 from tests.deform_aggregate import refusals
 from tests.deform_aggregate.cases import ARGUMENTS, CASES, AggregateCase
 from tests.laws import loops
-from tests.laws.operator import Operator, Spot
+from tests.laws.operator import Free, Operator, Spot
 
 CASE = {case.name: case for case in CASES}
 
@@ -74,6 +75,18 @@ def crowd(arrays: tuple) -> tuple:
     return arrays[0], np.full_like(arrays[1], 1.3), arrays[2]
 
 
+def free_attention(implementation: str) -> Callable:
+    return functools.partial(
+        ms_deform_attn, spatial_shapes=((4, 5), (2, 3)), implementation=implementation
+    )
+
+
+def free_grid(implementation: str) -> Callable:
+    # The native kernels need maps of known size, so that `None` takes XLA.
+    name = None if implementation == "native" else implementation
+    return functools.partial(grid_sample, padding_mode="reflection", implementation=name)
+
+
 OPERATOR = Operator(
     name="deform_aggregate",
     call=deform_aggregate,
@@ -104,4 +117,16 @@ OPERATOR = Operator(
     crowd=crowd,
     batched=("x", "positions", "weights"),
     resized=lambda batch: dataclasses.replace(CASE["levels"], batch=batch),
+    free=(
+        Free(
+            free_attention,
+            lambda n, q: ((n, 26, 2, 3), (n, q, 2, 2, 3, 2), (n, q, 2, 2, 3)),
+            (dict(n=2, q=3), dict(n=1, q=7)),
+        ),
+        Free(
+            free_grid,
+            lambda n, h, w, ho, wo: ((n, h, w, 3), (n, ho, wo, 2)),
+            (dict(n=2, h=4, w=5, ho=3, wo=6), dict(n=1, h=7, w=2, ho=1, wo=2)),
+        ),
+    ),
 )

@@ -118,7 +118,8 @@ WRONG = {
     "weights": (dict(weights=WEIGHTS[..., 1:]), "weights does not fit locations: expected"),
     "dtype": (dict(weights=WEIGHTS > 0), "weights must be one of"),
     "spatial_shapes": (dict(spatial_shapes=None), "spatial_shapes must be a non-empty sequence"),
-    "points": (dict(points=(2, 2)), "points must have one number for each of the 3 maps"),
+    "points": (dict(points=(2, 2)), "points must be None with locations"),
+    "points by level": (dict(points=(1, 3, 2)), "points must be None with locations"),
     "method": (dict(method="nearest"), "method must be one of ('bilinear', 'discrete')"),
 }
 

@@ -38,12 +38,33 @@ WRONG = {
     "strides": (0, "strides must be a positive integer or a pair of them, got 0"),
     "strides type": (1.5, "strides must be a positive integer"),
     "kernel_dilation": ((1, 2, 3), "kernel_dilation must be a positive integer or a pair"),
-    "padding": ("FULL", 'padding must be "SAME" or "VALID" when it is a string, got'),
-    "padding sign": (-1, 'padding must be "SAME", "VALID", an integer >= 0'),
-    "padding pairs": (((1, 2), (3,)), 'padding must be "SAME", "VALID"'),
+    "padding": (
+        "FULL",
+        "padding must be one of ('SAME', 'SAME_LOWER', 'VALID') when it is a string, got",
+    ),
+    "padding sign": (-1, 'padding must be "SAME", "SAME_LOWER", "VALID", an integer >= 0'),
+    "padding pairs": (((1, 2), (3,)), 'padding must be "SAME", "SAME_LOWER", "VALID"'),
     "feature_group_count": (4, "feature_group_count must divide"),
     "feature_group_count sign": (0, "feature_group_count must be a positive integer, got 0"),
     "boundary": ("reflect", "boundary must be one of"),
+    "kernel OIHW": (
+        KERNEL.transpose(3, 2, 0, 1),
+        "The kernel looks like [O, C // groups, kh, kw]: write kernel.transpose(2, 3, 1, 0).",
+    ),
+    "x NCHW": (np.moveaxis(X, -1, 1), "x looks like [..., C, H, W]: write jnp.moveaxis(x, -3, -1)"),
+    "offset channels": (
+        OFFSET.reshape(*OFFSET.shape[:3], -1),
+        "write offset.reshape(*offset.shape[:-1], -1, 6, 2).",
+    ),
+    "offset channels first": (
+        np.moveaxis(OFFSET.reshape(*OFFSET.shape[:3], -1), -1, 1),
+        "write jnp.moveaxis(offset, -3, -1).reshape(",
+    ),
+    "mask channels": (
+        MASK.reshape(*MASK.shape[:3], -1),
+        "write mask.reshape(*mask.shape[:-1], -1, 6).",
+    ),
+    "precision": ("bogus", "precision must be None or as in jax.lax, got 'bogus'"),
     "implementation": ("torch", "implementation must be None, one of"),
     "implementation empty": ((), "implementation must be None, one of"),
 }

@@ -2,6 +2,7 @@
 """The row of `deform_conv2d` in the table of the laws."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from jax_dcn._src.deform_conv2d.samples import sampling_positions
 from tests.deform_conv2d import refusals
 from tests.deform_conv2d.cases import ARGUMENTS, CASES, WORKLOADS, Case
 from tests.laws import loops
-from tests.laws.operator import Operator, Spot
+from tests.laws.operator import Free, Operator, Spot
 
 CASE = {case.name: case for case in CASES}
 
@@ -100,6 +101,22 @@ SPOTS = [
 
 EXPORTED = Case("exported", 3, (6, 5), 4, 6, kernel=(3, 2), offset_groups=2)
 
+
+def free(padding, strides: tuple[int, int], output) -> Free:
+    def shapes(n, h, w):
+        samples = (n, *(output(*axis) for axis in zip((h, w), strides, strict=True)), 2, 6)
+        return (n, h, w, 4), (3, 2, 4, 6), (*samples, 2), samples, (6,)
+
+    options = dict(padding=padding, strides=strides)
+    return Free(
+        lambda implementation: functools.partial(
+            deform_conv2d, **options, implementation=implementation
+        ),
+        shapes,
+        (dict(n=2, h=7, w=6), dict(n=1, h=4, w=11)),
+    )
+
+
 OPERATOR = Operator(
     name="deform_conv2d",
     call=deform_conv2d,
@@ -139,4 +156,9 @@ OPERATOR = Operator(
     crowd=crowd,
     batched=("x", "offset", "mask"),
     resized=lambda images: dataclasses.replace(EXPORTED, batch=images),
+    free=(
+        free("SAME", (2, 3), lambda size, stride: -(-size // stride)),
+        free("same_lower", (2, 3), lambda size, stride: -(-size // stride)),
+        free(((1, 1), (0, 1)), (1, 1), lambda size, stride: size),
+    ),
 )

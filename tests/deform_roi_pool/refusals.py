@@ -27,6 +27,7 @@ WRONG = {
     "part_size": (True, "part_size must be an integer"),
     "samples_per_part": (0, "samples_per_part must be an integer from 1"),
     "trans_std": ("0.1", "trans_std must be a finite number"),
+    "trans_std zero": (0.0, "trans_std=0 gives offset no effect"),
     "implementation": ("torch", "implementation must be None, one of"),
 }
 

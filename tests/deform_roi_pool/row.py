@@ -2,16 +2,18 @@
 """The row of `deform_roi_pool`, and of `deform_roi_align`, in the table of the laws."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn import deform_roi_pool, reference
+from jax_dcn import deform_roi_align, deform_roi_pool, reference
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from tests.deform_roi_pool import refusals
 from tests.deform_roi_pool.cases import ARGUMENTS, CASES, RoICase
 from tests.laws import loops
-from tests.laws.operator import Operator, Spot
+from tests.laws.operator import Free, Operator, Spot
 
 CASE = {case.name: case for case in CASES}
 
@@ -67,6 +69,16 @@ def crowd(arrays: tuple) -> tuple:
     return x, np.full_like(rois, [0, 5, 5, 25, 25]), np.zeros_like(offset), mask
 
 
+def free(function: Callable, **options) -> Free:
+    return Free(
+        lambda implementation: functools.partial(
+            function, spatial_scale=0.5, pooled_size=3, **options, implementation=implementation
+        ),
+        lambda n, h, w, r: ((n, h, w, 4), (r, 5), (r, 3, 3, 1, 2), (r, 3, 3)),
+        (dict(n=2, h=5, w=7, r=3), dict(n=1, h=3, w=9, r=6)),
+    )
+
+
 OPERATOR = Operator(
     name="deform_roi_pool",
     call=deform_roi_pool,
@@ -97,4 +109,5 @@ OPERATOR = Operator(
     crowd=crowd,
     batched=("rois", "offset", "mask"),
     resized=lambda regions: dataclasses.replace(CASE["pool"], regions=regions),
+    free=(free(deform_roi_pool, output_dim=4, trans_std=0.1), free(deform_roi_align)),
 )

@@ -80,8 +80,8 @@ def test_pixels_beside_those_read_do_not_matter():
 
 def test_alignment_checks_its_own_options():
     for options, message in [
-        (dict(pooled_size=(2, 3, 4)), "pooled_size must be a number or a pair"),
-        (dict(pooled_size=(2, 0)), "pooled_size must be an integer from 1"),
+        (dict(pooled_size=(2, 3, 4)), "pooled_size must be a positive integer or a pair"),
+        (dict(pooled_size=(2, 0)), "pooled_size must be a positive integer"),
         (dict(pooled_size=2, sampling_ratio=-1), "sampling_ratio must be an integer from 0"),
         (dict(pooled_size=2, gamma=np.inf), "gamma must be a finite number"),
     ]:

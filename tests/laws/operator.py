@@ -37,6 +37,15 @@ class Spot:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Free:
+    """A call in which all sizes that can be free are free."""
+
+    function: Callable[[str], Callable]  # `function(implementation)`, a function of the arrays.
+    shapes: Callable[..., tuple]  # The shapes of the arrays, for sizes by name.
+    sizes: tuple[dict[str, int], ...]  # Sizes to run with.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
     """A row of the table.
 
@@ -78,6 +87,7 @@ class Operator:
 
     batched: tuple[str, ...]  # Arguments whose first axis has the size given to `resized`.
     resized: Callable[[int], Case]
+    free: tuple[Free, ...]
 
     def __str__(self) -> str:
         return self.name
@@ -90,14 +100,14 @@ class Operator:
     def differentiable(self, arrays: Iterable) -> tuple:
         """The arrays that have derivatives."""
         arrays = tuple(arrays)
-        return tuple(arrays[i] for i in self.moving)
+        return tuple(arrays[i] for i in self.moving if i < len(arrays))
 
     def of_differentiable(self, f: Callable, arrays: Iterable) -> Callable:
         """`f` as a function of the arrays that have derivatives, the others fixed."""
         arrays = tuple(arrays)
 
         def g(*values):
-            named = dict(zip(self.moving, values, strict=True))
+            named = dict(zip(self.moving, values, strict=False))
             return f(*(named.get(i, array) for i, array in enumerate(arrays)))
 
         return g

@@ -10,7 +10,7 @@ from jax_dcn import export_disabled_checks
 from jax_dcn._src.operator import libraries
 from jax_dcn._src.registry import OPERATORS
 from tests.laws.operator import Operator
-from tests.laws.table import every_operator
+from tests.laws.table import every, every_operator
 
 no_cuda = pytest.mark.skipif(
     "cuda" in libraries._unavailable, reason=libraries._unavailable.get("cuda", "")
@@ -53,6 +53,33 @@ def test_exported_program_takes_any_batch(operator, f, implementation):
     loaded = saved_and_loaded(exported)
     for size in (1, 5):
         assert_same_results(loaded.call, program, operator.resized(size).arrays("float32"))
+
+
+def all_sizes_free(operator: Operator):
+    return [(index,) for index in range(len(operator.free))]
+
+
+@every(all_sizes_free, "index")
+def test_exported_program_takes_any_size(operator, index, implementation):
+    free = operator.free[index]
+    f = free.function(implementation)
+
+    def value_and_gradients(*arrays):
+        g = operator.of_differentiable(f, arrays)
+        y, vjp = jax.vjp(g, *operator.differentiable(arrays))
+        return y, vjp(y)
+
+    names = free.sizes[0]
+    symbols = dict(zip(names, export.symbolic_shape(",".join(names)), strict=True))
+    types = [jax.ShapeDtypeStruct(shape, np.float32) for shape in free.shapes(**symbols)]
+    program = jax.jit(value_and_gradients)
+    exported = export.export(program, disabled_checks=export_disabled_checks)(*types)
+    for sizes in free.sizes:
+        arrays = [
+            np.random.default_rng(0).uniform(size=shape).astype(np.float32)
+            for shape in free.shapes(**sizes)
+        ]
+        assert_same_results(exported.call, program, arrays)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])

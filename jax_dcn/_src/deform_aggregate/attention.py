@@ -4,21 +4,25 @@
 from __future__ import annotations  # those of shapes are for readers and type checkers
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_dcn._src.arguments import array, choice
 from jax_dcn._src.deform_aggregate.function import deform_aggregate
 from jax_dcn._src.deform_aggregate.geometry import aggregate_geometry, map_shapes
-from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
+from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 METHODS = ("bilinear", "discrete")
+_LOCATIONS = "[..., Q, M, L, P, 2]"
 
 
 @public("jax_dcn")
@@ -29,8 +33,8 @@ def ms_deform_attn(
     *,
     spatial_shapes: Sequence[tuple[int, int]],
     points: Sequence[int] | None = None,
-    method: str = "bilinear",
-    implementation: str | Sequence[str] | None = None,
+    method: Literal["bilinear", "discrete"] = "bilinear",
+    implementation: Implementation = None,
 ) -> Float[Array, "*batch Q M*D"]:
     r"""Multi-scale deformable attention, the core of Deformable DETR and its successors.
 
@@ -80,13 +84,15 @@ def ms_deform_attn(
       Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR
       2021. Lv et al., "RT-DETRv2", 2024.
     """
-    value, locations = jnp.asarray(value), jnp.asarray(locations)
-    weights = jnp.asarray(weights)
-    check_dtypes(value=value, locations=locations, weights=weights)
+    value, locations = (
+        array("value", value, "[..., S, M, D]"),
+        array("locations", locations, _LOCATIONS),
+    )
+    weights = array("weights", weights, "[..., Q, M, L, P]")
     shapes = map_shapes("spatial_shapes", spatial_shapes)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
+    choice("method", method, METHODS)
     _check_value(value, shapes)
+    _check_points(points, locations, len(shapes), value.ndim)
     locations, weights = _flat_samples(value, locations, weights, len(shapes))
     geometry = aggregate_geometry(shapes, locations.shape[-2], points)
 
@@ -106,7 +112,7 @@ def ms_deform_attn(
 
 def _check_value(value: jax.Array, shapes: tuple[tuple[int, int], ...]) -> None:
     pixels = sum(height * width for height, width in shapes)
-    if value.ndim < 3 or value.shape[-3] != pixels:
+    if value.ndim < 3 or not fits(value.shape[-3:-2], (pixels,)):
         raise ValueError(
             f"value must be [..., S, M, D] with the S={pixels} pixels of spatial_shapes={shapes}, "
             f"got shape {value.shape}."
@@ -126,11 +132,11 @@ def _flat_samples(
     if locations.ndim not in (flat, flat + 1) or locations.shape[-1] != 2:
         raise ValueError(f"locations does not fit value and spatial_shapes: {expected}")
     by_level = locations.ndim == flat + 1
-    if locations.shape[: len(batch)] != batch or locations.shape[len(batch) + 1] != heads:
+    if not fits(locations.shape[: len(batch)], batch) or locations.shape[len(batch) + 1] != heads:
         raise ValueError(f"locations does not fit value: {expected}")
     if by_level and locations.shape[-3] != levels:
         raise ValueError(f"locations does not fit spatial_shapes: {expected}")
-    if weights.shape != locations.shape[:-1]:
+    if not fits(weights.shape, locations.shape[:-1]):
         raise ValueError(
             f"weights does not fit locations: expected {locations.shape[:-1]}, got {weights.shape}."
         )
@@ -138,6 +144,16 @@ def _flat_samples(
         return locations, weights
     leading, samples = weights.shape[:-2], weights.shape[-2] * weights.shape[-1]
     return locations.reshape(*leading, samples, 2), weights.reshape(*leading, samples)
+
+
+def _check_points(points: Any, locations: jax.Array, levels: int, value_rank: int) -> None:
+    """Refuses points by level that differ, where the axes of `locations` say that they are equal."""
+    by_level = locations.ndim == value_rank + 2
+    if points is not None and by_level and list(points) != [locations.shape[-2]] * levels:
+        raise ValueError(
+            f"points must be None with locations {_LOCATIONS}, which have "
+            f"{locations.shape[-2]} points for each level, got {points!r}."
+        )
 
 
 def _pixel_of(scaled: jax.Array, sizes: np.ndarray) -> jax.Array:

@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry, aggregate_geometry
+from jax_dcn._src.arguments import array, optional_array
+from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry, Boundary, aggregate_geometry
 from jax_dcn._src.deform_aggregate.rules import deform_aggregate_p
-from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
-from jax_dcn._src.operator.implementation import implementation_names
+from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+
+_POSITIONS = "[..., Q, G, T, 2]"
 
 
 @public("jax_dcn")
@@ -28,8 +33,8 @@ def deform_aggregate(
     *,
     shapes: Sequence[tuple[int, int]],
     points: Sequence[int] | None = None,
-    boundary: str = "padded",
-    implementation: str | Sequence[str] | None = None,
+    boundary: Boundary = "padded",
+    implementation: Implementation = None,
 ) -> Float[Array, "*batch Q C"]:
     r"""Sums weighted samples of one or several maps.
 
@@ -59,7 +64,7 @@ def deform_aggregate(
 
     Returns:
       `[..., Q, C]`, in the dtype of `x`. Positions and sums are computed in float32, or in float64
-      where `x` is.
+      where `x` is: float64 positions of float32 maps are rounded to float32.
 
     Raises:
       ValueError: if shapes, dtypes or options disagree; the message names the argument.
@@ -81,12 +86,11 @@ def deform_aggregate(
       Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR
       2021. Wang et al., "InternImage", CVPR 2023.
     """
-    x, positions = jnp.asarray(x), jnp.asarray(positions)
-    weights = None if weights is None else jnp.asarray(weights)
+    x, positions = array("x", x, "[..., S, C]"), array("positions", positions, _POSITIONS)
+    weights = optional_array("weights", weights, "[..., Q, G, T]")
     _check_ranks(x, positions)
     geometry = aggregate_geometry(shapes, positions.shape[-2], points, boundary)
     _check_shapes(x, positions, weights, geometry)
-    check_dtypes(x=x, positions=positions, weights=weights)
 
     wide = sum_dtype(x)
     batch = x.shape[:-2] or (1,)
@@ -108,7 +112,7 @@ def _check_ranks(x: jax.Array, positions: jax.Array) -> None:
         raise ValueError(f"x must have at least 2 axes, [..., S, C], got shape {x.shape}.")
     if positions.ndim != x.ndim + 2 or positions.shape[-1] != 2:
         raise ValueError(
-            f"positions must be [..., Q, G, T, 2] with the batch axes of x, which has shape "
+            f"positions must be {_POSITIONS} with the batch axes of x, which has shape "
             f"{x.shape}, got shape {positions.shape}."
         )
 
@@ -119,12 +123,12 @@ def _check_shapes(
     weights: jax.Array | None,
     geometry: AggregateGeometry,
 ) -> None:
-    if x.shape[-2] != geometry.pixels:
+    if not fits(x.shape[-2:-1], (geometry.pixels,)):
         raise ValueError(
             f"x must have the pixels of all maps: expected {geometry.pixels} for "
             f"shapes={geometry.shapes}, got {x.shape[-2]} in shape {x.shape}."
         )
-    if positions.shape[:-4] != x.shape[:-2]:
+    if not fits(positions.shape[:-4], x.shape[:-2]):
         raise ValueError(
             f"positions must have the batch axes of x: expected {x.shape[:-2]}, got "
             f"{positions.shape[:-4]} in shape {positions.shape}."
@@ -133,9 +137,9 @@ def _check_shapes(
     if not channels or not groups or channels % groups:
         raise ValueError(
             f"positions has {groups} groups, which must divide the {channels} channels of x: "
-            f"expected [..., Q, G, T, 2], got shape {positions.shape}."
+            f"expected {_POSITIONS}, got shape {positions.shape}."
         )
-    if weights is not None and weights.shape != positions.shape[:-1]:
+    if weights is not None and not fits(weights.shape, positions.shape[:-1]):
         raise ValueError(
             f"weights does not fit positions: expected {positions.shape[:-1]}, got {weights.shape}."
         )

@@ -3,12 +3,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from jax_dcn._src.arguments import choice, is_integer, is_pair, is_sequence
+from jax_dcn._src.operator.sizes import is_free
 from jax_dcn._src.public import public
-from jax_dcn._src.sampling.window import is_integer
 
+Boundary = Literal["padded", "legacy"]
 BOUNDARIES = ("padded", "legacy")
 
 
@@ -41,16 +42,15 @@ def aggregate_geometry(
     Raises:
       ValueError: if an option has a wrong value; the message names it.
     """
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}.")
+    choice("boundary", boundary, BOUNDARIES)
     sizes = map_shapes("shapes", shapes)
     return AggregateGeometry(sizes, _points(points, samples, len(sizes)), boundary)
 
 
 def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
     """The sizes of maps as pairs of integers; `name` is the argument's name in the error."""
-    if _is_sequence(shapes) and len(shapes) and all(map(_is_size, shapes)):
-        return tuple((int(height), int(width)) for height, width in shapes)
+    if is_sequence(shapes) and len(shapes) and all(map(_is_size, shapes)):
+        return tuple((_known(height), _known(width)) for height, width in shapes)
     raise ValueError(
         f"{name} must be a non-empty sequence of (height, width), positive integers known when the "
         f"function is traced, got {shapes!r}."
@@ -65,7 +65,7 @@ def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
                 "points, the number of samples of each map."
             )
         return (samples // maps,) * maps
-    if not (_is_sequence(points) and all(is_integer(n) and n >= 0 for n in points)):
+    if not (is_sequence(points) and all(is_integer(n) and n >= 0 for n in points)):
         raise ValueError(f"points must be a sequence of integers >= 0, got {points!r}.")
     if len(points) != maps or sum(points) != samples:
         raise ValueError(
@@ -75,9 +75,9 @@ def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
     return tuple(map(int, points))
 
 
-def _is_size(value: object) -> bool:
-    return _is_sequence(value) and len(value) == 2 and all(is_integer(v) and v > 0 for v in value)  # type: ignore[arg-type, attr-defined]
+def _is_size(value: Any) -> bool:
+    return is_pair(value) and all(is_free(v) or (is_integer(v) and v > 0) for v in value)
 
 
-def _is_sequence(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _known(size: Any) -> Any:
+    return size if is_free(size) else int(size)

@@ -3,14 +3,17 @@
 
 from __future__ import annotations  # those of shapes are for readers and type checkers
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jax_dcn._src.arguments import array, choice, flag
 from jax_dcn._src.deform_aggregate.function import deform_aggregate
-from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
+from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
@@ -25,10 +28,10 @@ def grid_sample(
     x: Float[Array, "*batch H W C"],
     grid: Float[Array, "*batch Ho Wo 2"],
     *,
-    mode: str = "bilinear",
-    padding_mode: str = "zeros",
+    mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear",
+    padding_mode: Literal["zeros", "border", "reflection"] = "zeros",
     align_corners: bool = False,
-    implementation: str | Sequence[str] | None = None,
+    implementation: Implementation = None,
 ) -> Float[Array, "*batch Ho Wo C"]:
     """Samples images at normalised positions, as `torch.nn.functional.grid_sample` does.
 
@@ -63,7 +66,8 @@ def grid_sample(
       >>> jax_dcn.grid_sample(x, grid).shape
       (2, 4, 5, 3)
     """
-    x, grid = jnp.asarray(x), jnp.asarray(grid)
+    x, grid = array("x", x, "[..., H, W, C]"), array("grid", grid, "[..., Ho, Wo, 2]")
+    flag("align_corners", align_corners)
     _check(x, grid, mode, padding_mode)
     size = (x.shape[-3], x.shape[-2])
     wide = grid.astype(sum_dtype(x))
@@ -85,14 +89,11 @@ def grid_sample(
 
 
 def _check(x: jax.Array, grid: jax.Array, mode: str, padding_mode: str) -> None:
-    check_dtypes(x=x, grid=grid)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}.")
+    choice("mode", mode, MODES)
+    choice("padding_mode", padding_mode, PADDING_MODES)
     if x.ndim < 3 or 0 in x.shape[-3:]:
         raise ValueError(f"x must be [..., H, W, C] with pixels and channels, got shape {x.shape}.")
-    if grid.ndim != x.ndim or grid.shape[-1] != 2 or grid.shape[:-3] != x.shape[:-3]:
+    if grid.ndim != x.ndim or grid.shape[-1] != 2 or not fits(grid.shape[:-3], x.shape[:-3]):
         raise ValueError(
             f"grid must be [..., Ho, Wo, 2] with the batch axes {x.shape[:-3]} of x, got shape "
             f"{grid.shape}."

@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.deform_aggregate.signature import SIGNATURE, types
+from jax_dcn._src.operator.sizes import is_free
 
 
 def deform_aggregate(*operands: jax.Array, geometry: AggregateGeometry) -> jax.Array:
@@ -37,6 +38,13 @@ def deform_aggregate_backward(
     by_name = types(*map(jax.typeof, operands[:3]), geometry=geometry)
     call = jax.ffi.ffi_call("jax_dcn_deform_aggregate_backward", [by_name[name] for name in wrt])
     return call(*operands, **attributes(geometry, wrt))
+
+
+def why_not(*_: jax.Array, geometry: AggregateGeometry, **__: Any) -> str | None:
+    """Why the kernels cannot run; `None` where they can."""
+    if any(is_free(*shape) for shape in geometry.shapes):
+        return "the native kernels need maps of known height and width"
+    return None
 
 
 def attributes(geometry: AggregateGeometry, wrt: tuple[str, ...] | None = None) -> dict[str, Any]:

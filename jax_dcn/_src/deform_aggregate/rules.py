@@ -113,7 +113,9 @@ deform_aggregate_p = define_primitive(
     arrays=SIGNATURE.forward,
     types=types,
     reference=reference.deform_aggregate,
-    native=(Native("cpu", "jax_dcn_deform_aggregate_forward", native.deform_aggregate),),
+    native=(
+        Native("cpu", "jax_dcn_deform_aggregate_forward", native.deform_aggregate, native.why_not),
+    ),
     jvp=_deform_aggregate_jvp,
     transpose=None,
     batching_rule=_deform_aggregate_batching,
@@ -126,7 +128,9 @@ deform_aggregate_jvp_p = define_primitive(
     arrays=SIGNATURE.jvp,
     types=types,
     reference=reference.deform_aggregate_jvp,
-    native=(Native("cpu", "jax_dcn_deform_aggregate_jvp", native.deform_aggregate_jvp),),
+    native=(
+        Native("cpu", "jax_dcn_deform_aggregate_jvp", native.deform_aggregate_jvp, native.why_not),
+    ),
     jvp=_deform_aggregate_jvp_jvp,
     transpose=_deform_aggregate_jvp_transpose,
     batching_rule=_deform_aggregate_batching,
@@ -139,7 +143,14 @@ deform_aggregate_backward_p = define_primitive(
     arrays=SIGNATURE.backward,
     types=types,
     reference=reference.deform_aggregate_backward,
-    native=(Native("cpu", "jax_dcn_deform_aggregate_backward", native.deform_aggregate_backward),),
+    native=(
+        Native(
+            "cpu",
+            "jax_dcn_deform_aggregate_backward",
+            native.deform_aggregate_backward,
+            native.why_not,
+        ),
+    ),
     jvp=_deform_aggregate_backward_jvp,
     transpose=_deform_aggregate_backward_transpose,
     batching_rule=_deform_aggregate_batching,

@@ -7,13 +7,14 @@ import numpy as np
 from jax_dcn._src.deform_aggregate.attention import ms_deform_attn
 from jax_dcn._src.deform_aggregate.function import deform_aggregate
 from jax_dcn._src.deform_aggregate.grid_sample import grid_sample
+from jax_dcn._src.operator.implementation import Name
 from jax_dcn._src.operator.problem import Problem, draw, draw_mask
 
 _SHAPES = ((7, 9), (3, 4))
 
 
 def _aggregate(
-    x: jax.Array, positions: jax.Array, weights: jax.Array, *, implementation: str
+    x: jax.Array, positions: jax.Array, weights: jax.Array, *, implementation: Name
 ) -> jax.Array:
     return deform_aggregate(
         x, positions, weights, shapes=_SHAPES, points=(2, 3), implementation=implementation
@@ -21,14 +22,14 @@ def _aggregate(
 
 
 def _attend(
-    value: jax.Array, locations: jax.Array, weights: jax.Array, *, implementation: str
+    value: jax.Array, locations: jax.Array, weights: jax.Array, *, implementation: Name
 ) -> jax.Array:
     return ms_deform_attn(
         value, locations, weights, spatial_shapes=_SHAPES, implementation=implementation
     )
 
 
-def _sample(x: jax.Array, grid: jax.Array, *, implementation: str) -> jax.Array:
+def _sample(x: jax.Array, grid: jax.Array, *, implementation: Name) -> jax.Array:
     return grid_sample(x, grid, padding_mode="reflection", implementation=implementation)
 
 

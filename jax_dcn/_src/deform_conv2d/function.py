@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax import export
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_dcn._src.deform_conv2d.geometry import conv_geometry
+from jax_dcn._src import arguments
+from jax_dcn._src.arguments import array, optional_array, renamed
+from jax_dcn._src.deform_conv2d.geometry import Boundary, conv_geometry
+from jax_dcn._src.deform_conv2d.hints import ARGUMENTS, kernel_hint, offset_hint
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
-from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
-from jax_dcn._src.operator.implementation import implementation_names
+from jax_dcn._src.deform_conv2d.samples import shifted
+from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.sizes import fits, is_free
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.window import Padding, Size
 
@@ -22,7 +26,11 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+_KERNEL = "[kh, kw, C // feature_group_count, O]"
+
+
 @public("jax_dcn")
+@renamed(ARGUMENTS)
 def deform_conv2d(
     x: Float[Array, "*batch H W C"],
     kernel: Float[Array, "kh kw C_per_group O"],
@@ -30,13 +38,13 @@ def deform_conv2d(
     mask: Float[Array, "*batch Ho Wo G K"] | None = None,
     bias: Float[Array, "O"] | None = None,
     *,
-    strides: int | Sequence[int] = 1,
+    strides: int | Sequence[int] | None = 1,
     padding: Padding = "SAME",
     kernel_dilation: int | Sequence[int] = 1,
     feature_group_count: int = 1,
-    boundary: str = "padded",
+    boundary: Boundary = "padded",
     precision: jax.lax.PrecisionLike = None,
-    implementation: str | Sequence[str] | None = None,
+    implementation: Implementation = None,
 ) -> Float[Array, "*batch Ho Wo O"]:
     r"""Convolves `x` at positions displaced by `offset`.
 
@@ -55,9 +63,9 @@ def deform_conv2d(
         batch axes of `x`. `G` divides `C`, and channel `c` uses group `c // (C // G)`.
       mask: Modulation `[..., Ho, Wo, G, K]`. `None` gives version 1 of the paper.
       bias: `[O]`, in the dtype of `x`.
-      strides: Step between output positions in pixels, one number or `(height, width)`.
-      padding: Zeros around the image: `"SAME"`, `"VALID"`, one number, `(height, width)`, or
-        `((top, bottom), (left, right))`. With strides, `"SAME"` pads as flax and XLA do, which is
+      strides: Step between output positions in pixels, one number or `(height, width)`; `None` is 1.
+      padding: Zeros around the image: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, one number,
+        `(height, width)`, or `((top, bottom), (left, right))`. With strides, `"SAME"` pads as flax and XLA do, which is
         not what `padding=1` does elsewhere.
       kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
       feature_group_count: Number of groups of channels convolved separately. Independent of `G`.
@@ -73,7 +81,7 @@ def deform_conv2d(
 
     Returns:
       `[..., Ho, Wo, O]`, in the dtype of `x`. Positions and sums are computed in float32, or in
-      float64 where `x` is.
+      float64 where `x` is: float64 offsets and masks of a float32 image are rounded to float32.
 
     Raises:
       ValueError: if shapes, dtypes or options disagree; the message names the argument.
@@ -96,9 +104,10 @@ def deform_conv2d(
       Dai et al., "Deformable Convolutional Networks", ICCV 2017. Zhu et al., "Deformable ConvNets
       v2: More Deformable, Better Results", CVPR 2019.
     """
-    x, kernel, offset = jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(offset)
-    mask = None if mask is None else jnp.asarray(mask)
-    bias = None if bias is None else jnp.asarray(bias)
+    x, kernel = array("x", x, "[..., H, W, C]"), array("kernel", kernel, _KERNEL)
+    offset = array("offset", offset, "[..., Ho, Wo, G, K, 2]")
+    mask = optional_array("mask", mask, "[..., Ho, Wo, G, K]")
+    bias = optional_array("bias", bias, "[O]")
     _check_ranks(x, kernel)
     geometry = conv_geometry(
         x.shape[-3:-1],
@@ -113,10 +122,12 @@ def deform_conv2d(
     _check_kernel(x, kernel, bias, geometry.feature_group_count)
     _check_output_size(x, kernel, output_size)
     _check_offset(x, kernel, offset, mask, output_size)
-    _check_dtypes(x, kernel, offset, mask, bias)
+    _check_dtypes(x, kernel, bias)
 
     wide = sum_dtype(x)
     batch = x.shape[:-3] or (1,)
+    shift = geometry.free_shift(padding, x.shape[-3:-1], kernel.shape[:2])
+    offset = shifted(offset.astype(wide), shift)
     if mask is None:
         mask = jnp.zeros((*offset.shape[:-2], 0), wide)
     if bias is None:
@@ -125,11 +136,11 @@ def deform_conv2d(
         (y,) = deform_conv2d_p.bind(
             x.reshape(batch + x.shape[-3:]),
             kernel,
-            offset.reshape(batch + offset.shape[-5:]).astype(wide),
+            offset.reshape(batch + offset.shape[-5:]),
             mask.reshape(batch + mask.shape[-4:]).astype(wide),
             bias,
             geometry=geometry,
-            precision=precision,
+            precision=arguments.precision(precision),
             implementation=implementation_names(implementation),
         )
     return checkpoint_name(y.reshape(x.shape[:-3] + y.shape[-3:]), "deform_conv2d")
@@ -139,9 +150,7 @@ def _check_ranks(x: jax.Array, kernel: jax.Array) -> None:
     if x.ndim < 3:
         raise ValueError(f"x must have at least 3 axes, [..., H, W, C], got shape {x.shape}.")
     if kernel.ndim != 4 or 0 in kernel.shape[:2]:
-        raise ValueError(
-            f"kernel must be [kh, kw, C // feature_group_count, O], got shape {kernel.shape}."
-        )
+        raise ValueError(f"kernel must be {_KERNEL}, got shape {kernel.shape}.")
 
 
 def _check_kernel(
@@ -156,12 +165,14 @@ def _check_kernel(
         raise ValueError(
             f"feature_group_count must divide the channels of x and the output channels of kernel, "
             f"got feature_group_count={feature_groups} for {channels} and {features} channels."
+            + kernel_hint(x, kernel, feature_groups)
         )
     if kernel.shape[2] != channels // feature_groups:
         expected = (*kernel.shape[:2], channels // feature_groups, features)
         raise ValueError(
             f"kernel does not fit x, which has {channels} channels, with "
             f"feature_group_count={feature_groups}: expected {expected}, got {kernel.shape}."
+            + kernel_hint(x, kernel, feature_groups)
         )
     if bias is not None and bias.shape != (features,):
         raise ValueError(
@@ -171,7 +182,7 @@ def _check_kernel(
 
 
 def _check_output_size(x: jax.Array, kernel: jax.Array, output_size: Size) -> None:
-    if any(not export.is_symbolic_dim(size) and size < 1 for size in output_size):
+    if any(not is_free(size) and size < 1 for size in output_size):
         raise ValueError(
             f"x is smaller than the kernel: with these strides, padding and kernel_dilation, images "
             f"of {x.shape[-3]}x{x.shape[-2]} and a kernel of {kernel.shape[0]}x{kernel.shape[1]} "
@@ -189,8 +200,9 @@ def _check_offset(
     leading = (*x.shape[:-3], *output_size)
     rank, taps, channels = len(leading) + 3, kernel.shape[0] * kernel.shape[1], x.shape[-1]
     expected = f"expected {_shape(*leading, 'G', taps, 2)}, got {offset.shape}."
-    if offset.ndim != rank or offset.shape[-1] != 2 or offset.shape[: len(leading)] != leading:
-        raise ValueError(f"offset does not fit x and kernel: {expected}")
+    if offset.ndim != rank or offset.shape[-1] != 2 or not fits(offset.shape[:-3], leading):
+        hint = offset_hint("offset", offset, output_size, (taps, 2))
+        raise ValueError(f"offset does not fit x and kernel: {expected}{hint}")
     groups = offset.shape[-3]
     if offset.shape[-2] != taps:
         raise ValueError(
@@ -201,9 +213,10 @@ def _check_offset(
         raise ValueError(
             f"offset has {groups} groups, which must divide the {channels} channels of x: {expected}"
         )
-    if mask is not None and mask.shape != offset.shape[:-1]:
+    if mask is not None and not fits(mask.shape, offset.shape[:-1]):
         raise ValueError(
             f"mask does not fit offset: expected {offset.shape[:-1]}, got {mask.shape}."
+            + offset_hint("mask", mask, output_size, (taps,))
         )
 
 
@@ -211,16 +224,9 @@ def _shape(*sizes: int | str) -> str:
     return f"({', '.join(map(str, sizes))})"
 
 
-def _check_dtypes(
-    x: jax.Array,
-    kernel: jax.Array,
-    offset: jax.Array,
-    mask: jax.Array | None,
-    bias: jax.Array | None,
-) -> None:
-    check_dtypes(x=x, offset=offset, mask=mask)
-    for name, array in {"kernel": kernel, "bias": bias}.items():
-        if array is not None and array.dtype != x.dtype:
+def _check_dtypes(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:
+    for name, value in {"kernel": kernel, "bias": bias}.items():
+        if value is not None and value.dtype != x.dtype:
             raise ValueError(
-                f"{name} must have the dtype of x: expected {x.dtype.name}, got {array.dtype.name}."
+                f"{name} must have the dtype of x: expected {x.dtype.name}, got {value.dtype.name}."
             )

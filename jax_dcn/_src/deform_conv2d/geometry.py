@@ -3,11 +3,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Literal
 
+from jax_dcn._src.arguments import choice, positive, positive_pair
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling import window
 from jax_dcn._src.sampling.window import Padding, Size
 
+Boundary = Literal["padded", "legacy"]
 BOUNDARIES = ("padded", "legacy")
 
 
@@ -40,30 +43,32 @@ class ConvGeometry:
             kernel_dilation=self.kernel_dilation,
         )
 
+    def free_shift(self, padding: Padding, image_size: Size, kernel_size: Size) -> tuple[Any, Any]:
+        """What to add to offsets `(dy, dx)` where the padding that `padding` names is unknown."""
+        return window.free_shift(
+            padding, self.padding, image_size, kernel_size, self.strides, self.kernel_dilation
+        )
+
 
 @public("jax_dcn.reference")
 def conv_geometry(
     image_size: Size,
     kernel_size: Size,
     *,
-    strides: int | Sequence[int] = 1,
+    strides: int | Sequence[int] | None = 1,
     padding: Padding = "SAME",
     kernel_dilation: int | Sequence[int] = 1,
     feature_group_count: int = 1,
-    boundary: str = "padded",
+    boundary: Boundary = "padded",
 ) -> ConvGeometry:
     """Validates the options of a convolution as users write them.
 
     Raises:
       ValueError: if an option has a wrong value; the message names it.
     """
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}.")
-    if not window.is_integer(feature_group_count) or feature_group_count < 1:
-        raise ValueError(
-            f"feature_group_count must be a positive integer, got {feature_group_count!r}."
-        )
-    steps = window.positive_pair("strides", strides)
-    dilation = window.positive_pair("kernel_dilation", kernel_dilation)
+    choice("boundary", boundary, BOUNDARIES)
+    groups = positive("feature_group_count", feature_group_count)
+    steps = positive_pair("strides", 1 if strides is None else strides)
+    dilation = positive_pair("kernel_dilation", kernel_dilation)
     pads = window.explicit_padding(padding, image_size, kernel_size, steps, dilation)
-    return ConvGeometry(steps, pads, dilation, int(feature_group_count), boundary)
+    return ConvGeometry(steps, pads, dilation, groups, boundary)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
-from jax_dcn._src.deform_conv2d.geometry import conv_geometry
+from jax_dcn._src.deform_conv2d.geometry import Boundary, conv_geometry
 from jax_dcn._src.deform_conv2d.samples import sampling_positions
+from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.window import Padding
 
@@ -27,9 +28,9 @@ class DeformConvOptions(Protocol):
     offset_groups: int
     modulated: bool
     mask_scale: float
-    boundary: str
+    boundary: Boundary
     precision: Any
-    implementation: str | Sequence[str] | None
+    implementation: Implementation
 
 
 def kernel_size(layer: DeformConvOptions) -> tuple[int, int]:

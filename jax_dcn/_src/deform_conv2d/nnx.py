@@ -10,6 +10,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from jax_dcn._src.deform_conv2d import layer as layers
+from jax_dcn._src.deform_conv2d.geometry import Boundary
+from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.window import Padding
 
@@ -91,13 +93,13 @@ class DeformConv(nnx.Module):
         modulated: bool = True,
         mask_scale: float = 1.0,
         use_bias: bool = True,
-        boundary: str = "padded",
+        boundary: Boundary = "padded",
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: Any = None,
         kernel_init: Callable[..., jax.Array] = nnx.initializers.lecun_normal(),
         bias_init: Callable[..., jax.Array] = nnx.initializers.zeros_init(),
-        implementation: str | Sequence[str] | None = None,
+        implementation: Implementation = None,
         rngs: nnx.Rngs,
     ):
         self.kernel_size = kernel_size

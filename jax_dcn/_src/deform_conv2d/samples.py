@@ -17,8 +17,16 @@ def sampling_positions(offset: jax.Array, kernel_size: Size, geometry: ConvGeome
 
     The last axis is `(y, x)` in pixels of `x`. The result has the shape of `offset`.
     """
-    rows, columns = (np.arange(size, dtype=np.int32) for size in offset.shape[-5:-3])
+    rows, columns = (jnp.arange(size, dtype=np.int32) for size in offset.shape[-5:-3])
     return jnp.stack(positions_at(rows, columns, offset, kernel_size, geometry), axis=-1)
+
+
+def shifted(offset: jax.Array, shift: tuple[Any, Any]) -> jax.Array:
+    """`offset [..., 2]`, with the sizes `shift` added to `(dy, dx)`."""
+    if isinstance(shift[0], int) and isinstance(shift[1], int) and shift == (0, 0):
+        return offset
+    added = jnp.stack([jnp.asarray(size).astype(offset.dtype) for size in shift])
+    return offset + jnp.expand_dims(added, tuple(range(offset.ndim - 1)))
 
 
 def positions_at(

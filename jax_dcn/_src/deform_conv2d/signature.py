@@ -18,6 +18,7 @@ ITEM_RANKS = {"x": 3, "offset": 5, "mask": 4, "y": 3}
 def types(x: Any, kernel: Any, offset: Any, mask: Any, *, geometry: ConvGeometry) -> dict[str, Any]:
     """The types of the operands and of `y`, by name, from the types of the primals."""
     features = kernel.shape[-1]
-    size = geometry.output_size(x.shape[-3:-1], kernel.shape[:2])
+    # Not computed from x: a free size can be written in several ways.
+    size = offset.shape[-5:-3]
     bias, y = kernel.update(shape=(features,)), x.update(shape=(*x.shape[:-3], *size, features))
     return dict(x=x, kernel=kernel, offset=offset, mask=mask, bias=bias, y=y)

@@ -3,24 +3,35 @@
 
 from __future__ import annotations  # those of shapes are for readers and type checkers
 
-import math
-import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from jax_dcn._src.arguments import (
+    any_array,
+    array,
+    finite,
+    integer,
+    optional_array,
+    positive_pair,
+)
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.rules import deform_roi_pool_p
-from jax_dcn._src.operator.dtypes import check_dtypes, sum_dtype
-from jax_dcn._src.operator.implementation import implementation_names
+from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Real
+
+
+_X, _ROIS = "[N, H, W, C]", "[R, 5], (batch index, x1, y1, x2, y2)"
+_MOST = 4096  # What the kernels index bins, cells and samples with.
 
 
 @public("jax_dcn")
@@ -37,7 +48,7 @@ def deform_roi_pool(
     part_size: int | None = None,
     samples_per_part: int = 4,
     trans_std: float = 0.0,
-    implementation: str | Sequence[str] | None = None,
+    implementation: Implementation = None,
 ) -> Float[Array, "R P P D"]:
     r"""Averages `x` over the bins of regions, each bin displaced by `offset`: Deformable RoI pooling.
 
@@ -73,7 +84,7 @@ def deform_roi_pool(
       part_size: Number of displacements along each axis; by default `pooled_size`.
       samples_per_part: Samples of a bin along each axis.
       trans_std: How far an offset of one moves a bin, in sizes of the region; the papers use 0.1.
-        With the default an offset has no effect.
+        Required with an offset.
       implementation: `"native"`, `"xla"`, or a sequence of these to try in order. `None` takes the
         best that can run.
 
@@ -106,19 +117,21 @@ def deform_roi_pool(
       Dai et al., "Deformable Convolutional Networks", ICCV 2017. Zhu et al., "Deformable ConvNets
       v2: More Deformable, Better Results", CVPR 2019.
     """
-    pooled = _positive("pooled_size", pooled_size)
-    parts = pooled if part_size is None else _positive("part_size", part_size)
+    x = array("x", x, _X)
+    pooled = integer("pooled_size", pooled_size, 1, _MOST)
+    parts = pooled if part_size is None else integer("part_size", part_size, 1, _MOST)
     geometry = RoIGeometry(
-        spatial_scale=_finite("spatial_scale", spatial_scale),
+        spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=(pooled, pooled),
-        samples=_positive("samples_per_part", samples_per_part),
-        offset_scale=_finite("trans_std", trans_std),
-        group_size=_positive("group_size", group_size),
+        samples=integer("samples_per_part", samples_per_part, 1, _MOST),
+        offset_scale=finite("trans_std", trans_std),
+        group_size=integer("group_size", group_size, 1, _MOST),
     )
-    channels = _positive("output_dim", output_dim) * group_size**2
-    if jnp.ndim(x) == 4 and jnp.shape(x)[-1] != channels:
+    _check_effect("trans_std", geometry, offset)
+    channels = integer("output_dim", output_dim, 1) * geometry.group_size**2
+    if x.ndim == 4 and x.shape[-1] != channels:
         raise ValueError(
-            f"x must have output_dim * group_size**2 = {channels} channels, got {jnp.shape(x)[-1]}."
+            f"x must have output_dim * group_size**2 = {channels} channels, got {x.shape[-1]}."
         )
     return _pool(x, rois, offset, mask, geometry, (parts, parts), implementation)
 
@@ -134,7 +147,7 @@ def deform_roi_align(
     pooled_size: int | Sequence[int],
     sampling_ratio: int = 0,
     gamma: float = 0.1,
-    implementation: str | Sequence[str] | None = None,
+    implementation: Implementation = None,
 ) -> Float[Array, "R Ph Pw C"]:
     """Like `deform_roi_pool`, with the samples of RoIAlign: what mmcv calls `deform_roi_pool`.
 
@@ -172,18 +185,17 @@ def deform_roi_align(
       >>> jax_dcn.deform_roi_align(x, rois, spatial_scale=1 / 16, pooled_size=(7, 5)).shape
       (1, 7, 5, 64)
     """
-    pair = (pooled_size, pooled_size) if isinstance(pooled_size, numbers.Integral) else pooled_size
-    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-        raise ValueError(f"pooled_size must be a number or a pair of them, got {pooled_size!r}.")
-    pooled = _positive("pooled_size", pair[0]), _positive("pooled_size", pair[1])
+    height, width = positive_pair("pooled_size", pooled_size)
+    pooled = integer("pooled_size", height, 1, _MOST), integer("pooled_size", width, 1, _MOST)
     geometry = RoIGeometry(
-        spatial_scale=_finite("spatial_scale", spatial_scale),
+        spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=pooled,
-        samples=_positive("sampling_ratio", sampling_ratio, least=0),
-        offset_scale=_finite("gamma", gamma),
+        samples=integer("sampling_ratio", sampling_ratio, 0, _MOST),
+        offset_scale=finite("gamma", gamma),
         aligned=True,
     )
-    return _pool(x, rois, offset, mask, geometry, pooled, implementation)
+    _check_effect("gamma", geometry, offset)
+    return _pool(array("x", x, _X), rois, offset, mask, geometry, pooled, implementation)
 
 
 def _pool(
@@ -193,17 +205,16 @@ def _pool(
     mask: jax.Array | None,
     geometry: RoIGeometry,
     parts: tuple[int, int],
-    implementation: str | Sequence[str] | None,
+    implementation: Implementation,
 ) -> jax.Array:
     _check_x(x)
-    _check_rois(rois, jnp.shape(x)[0])
-    x, rois = jnp.asarray(x), jax.lax.stop_gradient(jnp.asarray(rois))
-    offset = None if offset is None else jnp.asarray(offset)
-    mask = None if mask is None else jnp.asarray(mask)
+    _check_rois(rois, x.shape[0])
+    rois = jax.lax.stop_gradient(jnp.asarray(rois))
+    offset = optional_array("offset", offset, "[R, parts, parts, classes, 2]")
+    mask = optional_array("mask", mask, "[R, P, P]")
     features = x.shape[-1] // geometry.group_size**2
     _check_offset(rois, offset, parts, features)
     _check_mask(rois, mask, geometry.pooled_size)
-    check_dtypes(x=x, offset=offset, mask=mask)
 
     wide = sum_dtype(x)
     if offset is None:
@@ -230,29 +241,22 @@ def _cells_first(x: jax.Array, cells: int) -> jax.Array:
     return by_feature.swapaxes(-1, -2).reshape(x.shape)
 
 
-def _positive(name: str, value: Any, least: int = 1) -> int:
-    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not integer or not least <= value <= 4096:
-        raise ValueError(f"{name} must be an integer from {least} to 4096, got {value!r}.")
-    return int(value)
-
-
-def _finite(name: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
-    return float(value)
+def _check_effect(name: str, geometry: RoIGeometry, offset: jax.Array | None) -> None:
+    if offset is not None and geometry.offset_scale == 0:
+        raise ValueError(f"{name}=0 gives offset no effect: pass {name}, in the papers 0.1.")
 
 
 def _check_x(x: jax.Array) -> None:
-    shape = jnp.shape(x)
-    if len(shape) != 4 or 0 in shape[1:]:
-        raise ValueError(f"x must be [N, H, W, C] with pixels and channels, got shape {shape}.")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be {_X} with pixels and channels, got shape {x.shape}.")
 
 
 def _check_rois(rois: jax.Array, images: int) -> None:
-    shape = jnp.shape(rois)
+    shape = any_array("rois", rois, _ROIS).shape
     if len(shape) != 2 or shape[1] != 5:
-        raise ValueError(f"rois must be [R, 5], (batch index, x1, y1, x2, y2), got shape {shape}.")
+        raise ValueError(f"rois must be {_ROIS}, got shape {shape}.")
+    if not jnp.issubdtype(jnp.result_type(rois), jnp.number):
+        raise ValueError(f"rois must be numbers, got {jnp.result_type(rois)}.")
     traced = isinstance(rois, jax.core.Tracer)
     if traced or not getattr(rois, "is_fully_addressable", True):
         return  # then a region without an image pools to zero
@@ -269,7 +273,7 @@ def _check_offset(
     if offset is None:
         return
     expected = f"({rois.shape[0]}, {parts[0]}, {parts[1]}, classes, 2)"
-    if offset.ndim != 5 or (*offset.shape[:3], offset.shape[4]) != (rois.shape[0], *parts, 2):
+    if not fits((*offset.shape[:3], *offset.shape[4:]), (rois.shape[0], *parts, 2)):
         raise ValueError(f"offset does not fit rois: expected {expected}, got {offset.shape}.")
     classes = offset.shape[3]
     if classes == 0 or features % classes:
@@ -281,5 +285,5 @@ def _check_offset(
 
 def _check_mask(rois: jax.Array, mask: jax.Array | None, pooled_size: tuple[int, int]) -> None:
     expected = (rois.shape[0], *pooled_size)
-    if mask is not None and mask.shape != expected:
+    if mask is not None and not fits(mask.shape, expected):
         raise ValueError(f"mask does not fit rois: expected {expected}, got {mask.shape}.")

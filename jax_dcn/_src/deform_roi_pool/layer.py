@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The parts of a RoI pooling layer that are the same in every neural network library."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax_dcn._src.deform_roi_pool.function import deform_roi_align, deform_roi_pool
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
+from jax_dcn._src.operator.implementation import Implementation
 
 
 class DeformRoIPoolOptions(Protocol):
@@ -26,7 +26,7 @@ class DeformRoIPoolOptions(Protocol):
     joint: bool
     aligned: bool
     hidden_features: int
-    implementation: str | Sequence[str] | None
+    implementation: Implementation
 
 
 def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Deformable RoI pooling as a Flax Linen module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
+from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
 
@@ -67,7 +68,7 @@ class DeformRoIPool(nn.Module):
     dtype: jax.typing.DTypeLike | None = None
     param_dtype: jax.typing.DTypeLike = jnp.float32
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
-    implementation: str | Sequence[str] | None = None
+    implementation: Implementation = None
 
     def setup(self) -> None:
         for name, features in roi_layers.branch_features(self).items():

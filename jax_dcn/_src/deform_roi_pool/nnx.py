@@ -3,7 +3,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
+from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
 
@@ -85,7 +86,7 @@ class DeformRoIPool(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         kernel_init: Callable[..., jax.Array] = nnx.initializers.lecun_normal(),
-        implementation: str | Sequence[str] | None = None,
+        implementation: Implementation = None,
         rngs: nnx.Rngs,
     ):
         self.output_dim = output_dim

@@ -155,5 +155,5 @@ def _dense_sums(
 def _weights_of_image(samples: Samples, pixels: int) -> jax.Array:
     """Weight of every pixel along an axis, `[P_h, P_w, classes, pixels]`."""
     index, weight, _ = _pixels(samples)
-    is_pixel = index[..., None] == np.arange(pixels, dtype=np.int32)[None, None, None, None, :]
+    is_pixel = index[..., None] == jnp.arange(pixels, dtype=np.int32)[None, None, None, None, :]
     return jnp.where(is_pixel, weight[..., None], 0).sum(-2)

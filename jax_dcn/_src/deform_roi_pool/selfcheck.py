@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn._src.deform_roi_pool.function import deform_roi_align, deform_roi_pool
+from jax_dcn._src.operator.implementation import Name
 from jax_dcn._src.operator.problem import Problem, draw, draw_mask
 
 _ROIS = np.array([[1, 0, 2, 13, 11], [0, 4, 3, 20, 17], [1, -3, -5, 8, 9]], np.float32)
 
 
-def _pool(x: jax.Array, offset: jax.Array, mask: jax.Array, *, implementation: str) -> jax.Array:
+def _pool(x: jax.Array, offset: jax.Array, mask: jax.Array, *, implementation: Name) -> jax.Array:
     return deform_roi_pool(
         x,
         jnp.asarray(_ROIS),
@@ -26,7 +27,7 @@ def _pool(x: jax.Array, offset: jax.Array, mask: jax.Array, *, implementation: s
     )
 
 
-def _align(x: jax.Array, offset: jax.Array, mask: jax.Array, *, implementation: str) -> jax.Array:
+def _align(x: jax.Array, offset: jax.Array, mask: jax.Array, *, implementation: Name) -> jax.Array:
     return deform_roi_align(
         x,
         jnp.asarray(_ROIS),

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import export
+
+from jax_dcn._src.operator.sizes import is_free
 
 # Size of a block, at most: the backward pass holds about a dozen arrays of this size.
 _BLOCK_BYTES = 8 * 2**20
 
 
-def blockwise(f: Callable[..., jax.Array], arrays: tuple[Any, ...], item_bytes: int) -> jax.Array:
+def blockwise(f: Callable[..., jax.Array], arrays: tuple[Any, ...], item_bytes: Any) -> jax.Array:
     """Maps `f` over the leading axis of `arrays`, in blocks of items.
 
     Args:
@@ -20,10 +21,10 @@ def blockwise(f: Callable[..., jax.Array], arrays: tuple[Any, ...], item_bytes: 
       item_bytes: Memory that one item takes.
     """
     items = arrays[0].shape[0]
-    block = max(1, _BLOCK_BYTES // max(1, item_bytes))
-    if export.is_symbolic_dim(items):
-        # The number of items is unknown, and with it whether blocks divide them: one by one.
+    if is_free(items, item_bytes):
+        # It is unknown how many items are in a block, and whether blocks divide them: one by one.
         return jax.lax.map(jax.checkpoint(lambda item: f(*item)), arrays)
+    block = max(1, _BLOCK_BYTES // max(1, item_bytes))
     if items <= block:
         return jax.vmap(f)(*arrays)
     # The backward pass recomputes each block, which bounds its memory, too.

@@ -1,18 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The dtypes that every operator takes, and the dtype that it computes in."""
+"""The dtype that every operator computes in."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-def check_dtypes(**arrays: jax.Array | None) -> None:
-    """Raises `ValueError` for an array, given by its name, of a dtype that operators do not take."""
-    for name, array in arrays.items():
-        if array is not None and array.dtype.name not in DTYPES:
-            raise ValueError(f"{name} must be one of {DTYPES}, got {array.dtype.name}.")
 
 
 def sum_dtype(x: jax.Array) -> np.dtype:

@@ -2,14 +2,20 @@
 """The names of the implementations, and which of them can run here."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 from jax import export
 
+from jax_dcn._src.arguments import is_sequence
 from jax_dcn._src.operator import libraries
 from jax_dcn._src.public import public
 
 NAMES = ("native", "xla")
+
+Name = Literal["native", "xla"]
+Implementation = Name | Sequence[Name] | None
+"""`"native"`, `"xla"`, a sequence of these to try in order, or `None` for the best that can run."""
 
 export_disabled_checks = tuple(
     export.DisabledSafetyCheck.custom_call(name) for name in libraries.targets()
@@ -22,17 +28,17 @@ imported. A program with `implementation="xla"` needs no exception.
 """
 
 
-def implementation_names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+def implementation_names(implementation: Implementation) -> tuple[str, ...]:
     """The names to try in order for a user's `implementation`."""
     if implementation is None:
         return NAMES
-    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
-    if not names or not set(names) <= set(NAMES):
+    names: Any = (implementation,) if isinstance(implementation, str) else implementation
+    if not is_sequence(names) or not names or any(name not in NAMES for name in names):
         raise ValueError(
             f"implementation must be None, one of {NAMES} or a sequence of them, "
             f"got {implementation!r}."
         )
-    return names
+    return tuple(names)
 
 
 @public("jax_dcn")

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jax import export
 
+from jax_dcn._src.arguments import DTYPES
 from jax_dcn._src.operator import libraries
-from jax_dcn._src.operator.dtypes import DTYPES
+from jax_dcn._src.operator.sizes import is_free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,6 @@ class Native:
         dtype = np.dtype(operands[0].dtype).name
         if dtype not in DTYPES:
             return f"the native kernels compute in {', '.join(DTYPES)}, not in {dtype}"
-        if self.platform == "cuda" and any(map(export.is_symbolic_dim, operands[0].shape)):
-            return "on cuda it needs a batch of known size"
+        if self.platform == "cuda" and is_free(*operands[0].shape):
+            return "on cuda it needs a batch and images of known size"
         return self.refuses(*operands, **params) if self.refuses is not None else None

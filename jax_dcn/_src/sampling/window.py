@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: MIT
 """The window that a convolution moves over an image: its strides, padding and dilation."""
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from jax import lax
+from jax import export, lax
+
+from jax_dcn._src.arguments import is_integer, is_pair
 
 Size = Sequence[int]
 """`(height, width)`."""
 
 Padding = str | int | Sequence[int | tuple[int, int]]
-"""`"SAME"`, `"VALID"`, `p`, `(ph, pw)` or `((top, bottom), (left, right))`."""
+"""`"SAME"`, `"SAME_LOWER"`, `"VALID"`, `p`, `(ph, pw)` or `((top, bottom), (left, right))`."""
+
+_NAMED = ("SAME", "SAME_LOWER", "VALID")
 
 
 def output_size(
@@ -32,50 +35,62 @@ def output_size(
     return height, width
 
 
-def positive_pair(name: str, value: Any) -> tuple[int, int]:
-    """`value` for the height and for the width; `name` is the argument's name in the error."""
-    pair = (value, value) if is_integer(value) else value
-    if not _is_pair(pair) or not all(is_integer(v) and v > 0 for v in pair):
-        raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}.")
-    return int(pair[0]), int(pair[1])
-
-
 def explicit_padding(
     padding: Any, image_size: Size, kernel_size: Size, strides: Size, kernel_dilation: Size
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """`padding`, as users write it, as `((top, bottom), (left, right))`."""
     if isinstance(padding, str):
-        return _named_padding(padding, image_size, kernel_size, strides, kernel_dilation)
+        pads = _named_padding(padding, image_size, kernel_size, strides, kernel_dilation)
+        reaches = map(_reach, kernel_size, kernel_dilation)
+        (top, bottom), (left, right) = map(_known, pads, reaches, (padding, padding))
+        return (top, bottom), (left, right)
     pairs = (padding, padding) if is_integer(padding) else padding
-    if _is_pair(pairs):
+    if is_pair(pairs):
         pairs = tuple((p, p) if is_integer(p) else p for p in pairs)
-        if all(_is_pair(p) and all(is_integer(v) and v >= 0 for v in p) for p in pairs):
+        if all(is_pair(p) and all(is_integer(v) and v >= 0 for v in p) for p in pairs):
             (top, bottom), (left, right) = pairs
             return (int(top), int(bottom)), (int(left), int(right))
     raise ValueError(
-        'padding must be "SAME", "VALID", an integer >= 0, (height, width) or '
+        'padding must be "SAME", "SAME_LOWER", "VALID", an integer >= 0, (height, width) or '
         f"((top, bottom), (left, right)), got {padding!r}."
     )
 
 
-def is_integer(value: object) -> bool:
-    """Whether `value` is an integer of Python or NumPy; a boolean is not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def free_shift(
+    padding: Padding,
+    known: Sequence[Size],
+    image_size: Size,
+    kernel_size: Size,
+    strides: Size,
+    kernel_dilation: Size,
+) -> tuple[Any, Any]:
+    """What to add to offsets `(dy, dx)`, where `known` stands for the padding `padding`.
+
+    With strides, `"SAME"` pads by a number that depends on the image. For an image of unknown size,
+    `explicit_padding` gives as much padding as has the same output size, and samples are shifted.
+    """
+    if not isinstance(padding, str):
+        return 0, 0
+    exact = _named_padding(padding, image_size, kernel_size, strides, kernel_dilation)
+    return known[0][0] - exact[0][0], known[1][0] - exact[1][0]
 
 
 def _reach(taps: int, dilation: int) -> int:
     return dilation * (taps - 1) + 1
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-
-
 def _named_padding(
     padding: str, image_size: Size, kernel_size: Size, strides: Size, kernel_dilation: Size
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    if padding not in ("SAME", "VALID"):
-        raise ValueError(f'padding must be "SAME" or "VALID" when it is a string, got {padding!r}.')
-    window = tuple(_reach(t, d) for t, d in zip(kernel_size, kernel_dilation, strict=True))
-    (top, bottom), (left, right) = lax.padtype_to_pads(image_size, window, strides, padding)
-    return (int(top), int(bottom)), (int(left), int(right))
+) -> Sequence[tuple[Any, Any]]:
+    if padding.upper() not in _NAMED:
+        raise ValueError(f"padding must be one of {_NAMED} when it is a string, got {padding!r}.")
+    window = tuple(map(_reach, kernel_size, kernel_dilation))
+    return lax.padtype_to_pads(image_size, window, strides, padding)
+
+
+def _known(pads: tuple[Any, Any], reach: int, padding: str) -> tuple[int, int]:
+    """`pads`, or, where these are symbols, known ones that give the same output size."""
+    if not any(map(export.is_symbolic_dim, pads)):
+        return int(pads[0]), int(pads[1])
+    less = (reach - 1) // 2
+    return (reach - 1 - less, less) if padding.upper() == "SAME_LOWER" else (less, reach - 1 - less)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""Checks of single arguments: an error names the argument, what is expected and what came."""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+"""The dtypes that every operator takes."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def renamed(names: Mapping[str, str]) -> Callable[[F], F]:
+    """Decorates a function whose arguments have other names in other libraries.
+
+    Args:
+      names: Names that the function does not have, and the names to write instead.
+    """
+
+    def decorate(f: F) -> F:
+        @functools.wraps(f)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            refuse_renamed(options, names)
+            return f(*arguments, **options)
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def refuse_renamed(options: Iterable[str], names: Mapping[str, str]) -> None:
+    """Raises `TypeError` for an option that is a key of `names`."""
+    for name in options:
+        if name in names:
+            raise TypeError(f"there is no argument {name}=: write {names[name]}= instead.")
+
+
+def array(name: str, value: Any, axes: str) -> jax.Array:
+    """The argument `name` as an array of floating point; `axes` says which axes are expected."""
+    converted = any_array(name, value, axes)
+    if converted.dtype.name not in DTYPES:
+        raise ValueError(f"{name} must be one of {DTYPES}, got {converted.dtype.name}.")
+    return converted
+
+
+def any_array(name: str, value: Any, axes: str) -> jax.Array:
+    """The argument `name` as an array of any dtype."""
+    try:
+        if value is not None:
+            return jnp.asarray(value)
+    except (TypeError, ValueError):
+        pass  # `value` is no array, which the error below says
+    raise ValueError(f"{name} must be an array {axes}, got {value!r}.")
+
+
+def optional_array(name: str, value: Any, axes: str) -> jax.Array | None:
+    """The argument `name` as an array of floating point, or `None` where it is absent."""
+    return None if value is None else array(name, value, axes)
+
+
+def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """The argument `name` as an integer from `least` to `most`."""
+    if is_integer(value) and least <= value and (most is None or value <= most):
+        return int(value)
+    bounds = f">= {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{name} must be an integer {bounds}, got {value!r}.")
+
+
+def positive(name: str, value: Any) -> int:
+    """The argument `name` as a positive integer."""
+    if is_integer(value) and value > 0:
+        return int(value)
+    raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def positive_pair(name: str, value: Any) -> tuple[int, int]:
+    """The argument `name` as `(height, width)`, from a positive integer or a pair of them."""
+    pair = (value, value) if is_integer(value) else value
+    if not is_pair(pair) or not all(is_integer(v) and v > 0 for v in pair):
+        raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}.")
+    return int(pair[0]), int(pair[1])
+
+
+def finite(name: str, value: Any) -> float:
+    """The argument `name` as a finite number."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    if not is_number or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """The argument `name` as `True` or `False`."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """The argument `name`, one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")
+    return value
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """The argument `name`, a function."""
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, got {value!r}.")
+    return value
+
+
+def dtype(name: str, value: Any) -> np.dtype:
+    """The argument `name` as a dtype that operators compute in."""
+    try:
+        found = None if value is None else jnp.dtype(value)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise ValueError(f"{name} must be one of {DTYPES}, got {value!r}.")
+    return found
+
+
+def optional_dtype(name: str, value: Any) -> np.dtype | None:
+    """The argument `name` as a dtype that operators compute in, or `None`."""
+    return None if value is None else dtype(name, value)
+
+
+def precision(value: Any) -> Any:
+    """The argument `precision`, which `jax.lax` must take."""
+    found = tuple(value) if isinstance(value, list) else value
+    if found is not None and not _is_precision(found):
+        raise ValueError(f"precision must be None or as in jax.lax, got {value!r}.")
+    return found
+
+
+def _is_precision(value: Any) -> bool:
+    try:
+        return _multiplies(value)
+    except (TypeError, ValueError):
+        return False
+
+
+@functools.cache
+def _multiplies(value: Any) -> bool:
+    matrix = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    jax.eval_shape(functools.partial(jax.lax.dot, precision=value), matrix, matrix)
+    return True
+
+
+def is_integer(value: object) -> bool:
+    """Whether `value` is an integer, of Python or of NumPy."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_sequence(value: object) -> bool:
+    """Whether `value` is a sequence of options, of Python or of NumPy."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def is_pair(value: Any) -> bool:
+    """Whether `value` is a sequence of two elements."""
+    return is_sequence(value) and len(value) == 2

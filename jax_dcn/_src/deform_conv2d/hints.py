@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""What to write instead, for arrays and names that come from other libraries."""
+
+from collections.abc import Sequence
+
+import jax
+
+from jax_dcn._src.sampling.window import Size
+
+# The names of other libraries, and the names here: of arguments of the function and of layers.
+ARGUMENTS = {
+    "stride": "strides",
+    "dilation": "kernel_dilation",
+    "groups": "feature_group_count",
+    "weight": "kernel",
+}
+OPTIONS = ARGUMENTS | {
+    "in_channels": "in_features",
+    "out_channels": "out_features",
+    "deform_groups": "offset_groups",
+    "deformable_groups": "offset_groups",
+    "bias": "use_bias",
+}
+
+
+def kernel_hint(x: jax.Array, kernel: jax.Array, feature_groups: int) -> str:
+    """A sentence for a kernel that does not fit `x`; empty where the reason is unknown."""
+    channels, shape = x.shape[-1], kernel.shape
+    if shape[1] * feature_groups == channels:
+        return (
+            " The kernel looks like [O, C // groups, kh, kw]: write kernel.transpose(2, 3, 1, 0)."
+        )
+    if shape[2] * feature_groups == x.shape[-3]:
+        return " x looks like [..., C, H, W]: write jnp.moveaxis(x, -3, -1)."
+    return ""
+
+
+def offset_hint(name: str, array: jax.Array, size: Size, axes: Sequence[int]) -> str:
+    """A sentence for an offset or a mask whose last `axes` are one axis of channels.
+
+    Args:
+      name: The argument, `"offset"` or `"mask"`.
+      array: Its value.
+      size: Output positions, `(height, width)`.
+      axes: Sizes of the last axes, `(taps, 2)` or `(taps,)`.
+    """
+    step = axes[0] * (axes[1] if len(axes) > 1 else 1)
+    if array.ndim < 3:
+        return ""
+    *_, first, second, third = array.shape
+    split = f".reshape(*{{}}, -1, {', '.join(map(str, axes))})"
+    if (first, second) == tuple(size) and third % step == 0:
+        written = f"{name}{split.format(f'{name}.shape[:-1]')}"
+    elif (second, third) == tuple(size) and first % step == 0:
+        moved = f"jnp.moveaxis({name}, -3, -1)"
+        written = f"{moved}{split.format(f'{moved}.shape[:-1]')}"
+    else:
+        return ""
+    return f" The channels of {name} look like all groups and taps in one axis: write {written}."

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Sizes of axes, of which some are symbols while a program is exported."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import export
+
+# In `jax.core` before JAX 0.10.
+_Inconclusive = (
+    getattr(jax.errors, "InconclusiveDimensionOperation", None)
+    or jax.core.InconclusiveDimensionOperation
+)
+
+
+def fits(shape: Sequence[Any], expected: Sequence[Any]) -> bool:
+    """Whether two shapes are equal, as far as is known before the program runs."""
+    return len(shape) == len(expected) and all(map(_may_equal, shape, expected))
+
+
+def is_free(*sizes: Any) -> bool:
+    """Whether a size is a symbol."""
+    return any(map(export.is_symbolic_dim, sizes))
+
+
+def _may_equal(a: Any, b: Any) -> bool:
+    if not is_free(a, b):
+        return bool(a == b)
+    try:
+        difference = a - b
+        return not (difference >= 1 or difference <= -1)
+    except _Inconclusive:
+        return True
