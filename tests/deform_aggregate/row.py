@@ -113,6 +113,7 @@ OPERATOR = Operator(
     attributes=refusals.ATTRIBUTES,
     refused=refusals.REFUSED,
     busy=AggregateCase("busy", 2, ((31, 29), (13, 11)), (4, 3), 501, 4, 33),
+    shared=AggregateCase("shared", 1, ((64, 64),), (3,), 11, 4, 128),
     crowded=AggregateCase("crowded", 2, ((4, 5), (3, 2)), (3, 2), 301, 2, 3),
     crowd=crowd,
     batched=("x", "positions", "weights"),

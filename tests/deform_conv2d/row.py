@@ -152,6 +152,7 @@ OPERATOR = Operator(
     attributes=refusals.ATTRIBUTES,
     refused=refusals.REFUSED,
     busy=WORKLOADS[7],
+    shared=Case("shared", 1, (64, 64), 512, 3, kernel=(1, 2), padding="SAME"),
     crowded=CROWDED,
     crowd=crowd,
     batched=("x", "offset", "mask"),

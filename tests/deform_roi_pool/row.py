@@ -105,6 +105,7 @@ OPERATOR = Operator(
     attributes=refusals.ATTRIBUTES,
     refused=refusals.REFUSED,
     busy=RoICase("busy", 2, (13, 9), 70, 90, 5),
+    shared=RoICase("shared", 1, (64, 64), 512, 5, 2, samples=2),
     crowded=RoICase("crowded", 2, (9, 11), 3, 301, samples=2),
     crowd=crowd,
     batched=("rois", "offset", "mask"),

@@ -71,6 +71,7 @@ class Operator:
     small: Case  # For transformations; every argument is present.
     tiny: Case  # For second derivatives of every element; every argument is present.
     busy: Case  # Large enough for several threads.
+    shared: Case  # Its `x` has 8 MiB in float32, and its other arrays are small.
     crowded: Case  # Sums of a thousand terms and more, once `crowd` has moved its samples.
     crowd: Callable[[tuple], tuple]  # Moves all samples of an image of `crowded` to one place.
 

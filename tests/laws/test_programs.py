@@ -3,6 +3,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from tests.laws.operator import Operator
 from tests.laws.table import every, every_operator
@@ -57,6 +58,35 @@ def test_vmap_makes_no_loop(operator):
     arrays = [np.stack([a, a, a]) for a in operator.small.arrays("float64")]
     assert ours(operator, jax.vmap(operator.small.function()), *arrays) == [operator.name]
     assert ours(operator, jax.vmap(gradient(operator)), *arrays) == forward_and_backward(operator)
+
+
+COPIES, MEBIBYTE = 64, 2**20
+
+
+def mapped_over_one_image(operator: Operator, kind: str):
+    """A program that reads one image in all elements of the mapped axis, and its arrays."""
+    case = operator.shared
+    f, index = case.function("native"), operator.arguments.index(operator.displaced)
+    arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in case.arrays("float32")]
+    y = jax.ShapeDtypeStruct(case.cotangent("float32").shape, np.float32)
+
+    def call(changing, *arrays):
+        if kind == "values":
+            return f(*arrays[:index], changing, *arrays[index + 1 :])
+        return jax.vjp(lambda x: f(x, *arrays[1:]), arrays[0])[1](changing)
+
+    changing = {"values": arrays[index], "cotangents": y}[kind]
+    stacked = jax.ShapeDtypeStruct((COPIES, *changing.shape), changing.dtype)
+    return jax.vmap(call, (0, *(None for _ in arrays))), [stacked, *arrays]
+
+
+@pytest.mark.parametrize("kind", ["values", "cotangents"])
+@every_operator
+def test_vmap_does_not_copy_an_image_that_is_not_mapped(operator, kind):
+    f, arrays = mapped_over_one_image(operator, kind)
+    memory = jax.jit(f).lower(*arrays).compile().memory_analysis()
+    assert memory.argument_size_in_bytes > 8 * MEBIBYTE
+    assert memory.temp_size_in_bytes <= 16 * MEBIBYTE
 
 
 @every_operator

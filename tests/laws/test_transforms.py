@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_dcn._src.operator import folding
 from tests.laws.operator import Operator, assert_close
 from tests.laws.table import every, every_operator
 
@@ -117,6 +118,33 @@ def test_vmap_equals_loop(operator, names, implementation):
     looped = [one(*pick(i)) for i in range(COPIES)]
     mapped = jax.jit(jax.vmap(everything, in_axes))(*arrays)
     close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *looped))
+
+
+@every(lambda operator: operator.mapped[:-1], "names")
+def test_vmap_as_a_loop_equals_one_call(operator, names, monkeypatch):
+    """Where copies of arrays that are not mapped would be large, `vmap` is a loop."""
+    in_axes = tuple(0 if name in names.split() else None for name in operator.arguments)
+    pairs = zip(stacked(operator), operator.small.arrays("float64"), in_axes, strict=True)
+    arrays = [batch if axis == 0 else single for batch, single, axis in pairs]
+    dots, grad_y = operator.small.arrays("float64", seed=9), operator.small.cotangent("float64")
+    derivatives = operator.derivatives(operator.small.function("native"))
+
+    def mapped(*arrays):
+        return jax.vmap(lambda *arrays: derivatives(arrays, dots, grad_y), in_axes)(*arrays)
+
+    def summed(*values):
+        g = operator.of_differentiable(
+            lambda *arrays: jax.vmap(operator.small.function("native"), in_axes)(*arrays), arrays
+        )
+        return (g(*values) ** 2).sum()
+
+    def everything(*arrays):
+        values = operator.differentiable(arrays)
+        return mapped(*arrays), jax.grad(summed, range(len(values)))(*values)
+
+    one_call = jax.jit(everything)(*arrays)
+    monkeypatch.setattr(folding, "_COPY_BYTES", 0)
+    close(jax.jit(lambda *arrays: everything(*arrays))(*arrays), one_call)
 
 
 @pytest.mark.parametrize("negative", [False, True])

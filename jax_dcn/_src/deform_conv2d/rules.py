@@ -10,13 +10,15 @@ axis, batch axes could no longer be split over devices each by itself.
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_dcn._src.deform_conv2d import cuda, fused, native, reference
 from jax_dcn._src.deform_conv2d.signature import ITEM_RANKS, SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
-from jax_dcn._src.operator.folding import fold, mapped_size, unfold
+from jax_dcn._src.operator.folding import bounded, fold, mapped_size, unfold
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
 
@@ -48,16 +50,53 @@ def _deform_conv2d_backward_transpose(cotangents, *operands, **params):
 
 # --------------------------------------------------------------------------------------- batching
 
-# Where the mapped images share a kernel, the mapped axis is one more batch axis. Where each image has
-# a kernel of its own, the images become groups of channels, offsets and features, along these axes.
+# Where the mapped images share a kernel, the mapped axis is one more batch axis. Where several kernels
+# share the samples, the features of all kernels are features of one. Where each image has a kernel of
+# its own, the images become groups of channels, offsets and features, along these axes.
+_OF_FEATURES = {"kernel", "bias", "y"}
 _GROUP_AXIS = {"x": -1, "kernel": -1, "offset": -3, "mask": -2, "bias": -1, "y": -1}
 
 
-def _deform_conv2d_batching(primitive, operands, axes, **params):
+def _differing(primitive, axes, **params):
+    """The arrays that differ along the mapped axis."""
     arrays = primitive.arrays(**params)
     mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
-    kernels_differ = {"kernel", "bias"} & mapped.union(arrays.results)
-    batched = _grouped if kernels_differ else _as_batch_axis
+    return mapped.union(arrays.results)
+
+
+def _copied(primitive, operands, axes, **params):
+    """The arrays that batching copies: operands that are not mapped, or transposed results."""
+    differing = _differing(primitive, axes, **params)
+    if differing <= _OF_FEATURES:
+        return _results(primitive, operands, axes, **params)
+    shared = set() if differing & {"kernel", "bias"} else {"kernel", "bias"}
+    names = primitive.arrays(**params).operands
+    return [
+        operand
+        for name, operand, axis in zip(names, operands, axes, strict=True)
+        if axis is None and name not in shared
+    ]
+
+
+def _results(primitive, operands, axes, **params):
+    """The types of the results for one element of the mapped axis."""
+    arrays = primitive.arrays(**params)
+    one = [
+        jax.ShapeDtypeStruct(
+            operand.shape if axis is None else np.delete(operand.shape, axis), operand.dtype
+        )
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    by_name = types(*one[: arrays.primals], geometry=params["geometry"])
+    return [by_name[name] for name in arrays.results]
+
+
+@bounded(_copied)
+def _deform_conv2d_batching(primitive, operands, axes, **params):
+    differing = _differing(primitive, axes, **params)
+    if differing <= _OF_FEATURES:
+        return _as_features(primitive, operands, axes, **params)
+    batched = _grouped if differing & {"kernel", "bias"} else _as_batch_axis
     return batched(primitive, operands, axes, **params)
 
 
@@ -66,14 +105,39 @@ def _as_batch_axis(primitive, operands, axes, **params):
     arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
 
     def batch_first(name, operand, axis):
-        if name not in ITEM_RANKS:
-            return operand
-        if axis is None:
-            return jnp.broadcast_to(operand[None], (size, *operand.shape))
-        return jnp.moveaxis(operand, axis, 0)
+        return _mapped_first(operand, axis, size) if name in ITEM_RANKS else operand
 
     results = primitive.bind(*map(batch_first, arrays.operands, operands, axes), **params)
     return results, (0,) * len(results)
+
+
+def _as_features(primitive, operands, axes, *, geometry, **params):
+    """Folds the mapped axis into the features: images are sampled once for all kernels."""
+    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
+    groups = geometry.feature_group_count
+
+    def folded(name, operand, axis):
+        if name not in _OF_FEATURES:
+            return operand
+        moved = _mapped_first(operand, axis, size)
+        by_group = moved.reshape(*moved.shape[:-1], groups, moved.shape[-1] // groups)
+        by_group = jnp.moveaxis(by_group, 0, -2)
+        return by_group.reshape(*by_group.shape[:-3], -1)
+
+    def unfolded(result):
+        by_group = result.reshape(*result.shape[:-1], groups, size, -1)
+        return jnp.moveaxis(by_group, -2, 0).reshape(size, *result.shape[:-1], -1)
+
+    folds = map(folded, arrays.operands, operands, axes)
+    results = primitive.bind(*folds, geometry=geometry, **params)
+    return list(map(unfolded, results)), (0,) * len(results)
+
+
+def _mapped_first(operand, axis, size):
+    """The mapped axis first; an operand that is not mapped is repeated."""
+    if axis is None:
+        return jnp.broadcast_to(operand[None], (size, *operand.shape))
+    return jnp.moveaxis(operand, axis, 0)
 
 
 def _grouped(primitive, operands, axes, *, geometry, **params):

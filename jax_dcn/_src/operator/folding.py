@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Merges the axis that `vmap` maps over into an axis of the operator, and splits it off again."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
+
+from jax_dcn._src.operator.sizes import is_free
+
+# Most bytes that copies of operands take which are not mapped. Small calls are faster as one call.
+_COPY_BYTES = 8 * 2**20
 
 
 def mapped_size(operands, axes):
@@ -35,3 +42,53 @@ def unfold(result, size, axis):
     """Splits the mapped axis, of this size, off the axis `axis`."""
     shape = result.shape
     return result.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
+
+
+def bounded(copied):
+    """Decorates a batching rule that copies operands which are not mapped, to bound the copies.
+
+    Where all copies would be large, the mapped axis becomes a loop.
+
+    Args:
+      copied: `(primitive, operands, axes, **params)` to the operands that the rule copies, once for
+        each element of the mapped axis.
+    """
+
+    def decorate(rule):
+        @functools.wraps(rule)
+        def batching(primitive, operands, axes, **params):
+            size = mapped_size(operands, axes)
+            once = sum(map(_bytes, copied(primitive, operands, axes, **params)))
+            if is_free(size, once) or size * once <= _COPY_BYTES:
+                return rule(primitive, operands, axes, **params)
+            return _looped(functools.partial(primitive.bind, **params), operands, axes)
+
+        return batching
+
+    return decorate
+
+
+def _looped(bind, operands, axes):
+    """Calls `bind` for one element of the mapped axis after the other."""
+    mapped = {
+        i: jnp.moveaxis(operand, axis, 0)
+        for i, (operand, axis) in enumerate(zip(operands, axes, strict=True))
+        if axis is not None
+    }
+    # Widened outside of the loop, so that the loop's derivative sums their gradients in 32 bits.
+    wide = {i: _widened(o) for i, o in enumerate(operands) if i not in mapped}
+
+    def one(mapped):
+        values = mapped | {i: value.astype(operands[i].dtype) for i, value in wide.items()}
+        return bind(*(values[i] for i in range(len(operands))))
+
+    results = jax.lax.map(one, mapped)
+    return results, (0,) * len(results)
+
+
+def _widened(operand):
+    return operand.astype(jnp.float32) if operand.dtype.itemsize < 4 else operand
+
+
+def _bytes(operand):
+    return math.prod(operand.shape) * operand.dtype.itemsize
