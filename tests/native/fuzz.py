@@ -32,7 +32,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 def build(library: pathlib.Path) -> None:
     """Compiles the handlers into a library of their own, without Python."""
-    flags = "-std=gnu++17 -O1 -g -shared -fPIC -Wno-psabi -fsanitize=address,undefined"
+    flags = "-std=gnu++17 -O0 -g -shared -fPIC -Wno-psabi -fsanitize=address,undefined"
     checks = "-fsanitize=float-cast-overflow -fno-sanitize-recover=all -DJAX_DCN_ISA=baseline"
     include = [f"-I{ROOT}", "-isystem", jax.ffi.include_dir()]
     sources = [

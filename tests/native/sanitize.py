@@ -28,7 +28,7 @@ def build(operator: str, sanitizer: str, instruction_set: str, program: pathlib.
         [
             os.environ.get("CXX", "c++"),
             "-std=gnu++17",
-            "-O1",
+            "-O0",
             "-g",
             "-pthread",
             "-Wno-psabi",
