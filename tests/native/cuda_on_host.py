@@ -47,6 +47,7 @@ def stand_in(library: str) -> None:
 def check(library: str, seeds: int, only: str) -> None:
     """Runs in the sanitized process."""
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
     sys.path.append(str(ROOT))
     stand_in(library)
     import cuda_checks
