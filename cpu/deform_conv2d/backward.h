@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: MIT
 // Gradients of deformable convolution.
 //
-// Blocks of channels run in parallel, each over all pixels in order. A block owns its channels of
-// the gradients of x and of the kernel, so that nothing is added to by two threads and sums do not
-// depend on the number of threads. What the gradients of offset and mask need of a block are four
-// dot products a sample, which a second loop sums over the blocks.
+// The pixels are visited in phases, each in three loops. The first locates the samples of the
+// phase. The second takes the gradient of the columns for parts of the pixels and blocks of
+// channels, and the gradient of the kernel for taps and blocks of channels. The third adds up what
+// several items of the second made. No sum is added to by two threads, and none depends on their
+// number.
 #ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_H_
 #define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_H_
 
 #include <cstdint>
 
 #include "common/deform_conv2d/problem.h"
-#include "cpu/deform_conv2d/backward_block.h"
+#include "cpu/deform_conv2d/backward_columns.h"
+#include "cpu/deform_conv2d/backward_kernel.h"
 #include "cpu/deform_conv2d/backward_pass.h"
-#include "cpu/deform_conv2d/positions.h"
+#include "cpu/deform_conv2d/backward_strip.h"
 #include "cpu/runtime/arrays.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
-#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -28,147 +29,183 @@ class Backward {
 
   Backward(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
            const T* grad_y, const DeformConv2dCotangents<T>& grads)
-      : pass_(problem, primals, grad_y, grads) {}
+      : pass_(problem, primals, grad_y, grads), parts_(pass_.parts) {}
 
   void Run(Executor& executor) {
-    const DeformConv2dCotangents<T>& grads = pass_.grads;
-    if (grads.bias != nullptr) SumBias(executor);
-    if (!pass_.want_columns_grad && grads.kernel == nullptr) return;
-
     Shared memory(pass_.Allocate(Arena()));
     pass_.Allocate(memory.arena());
-    if (kSumsInPlace<T> && grads.x != nullptr) {
-      ParallelClear(executor, pass_.x_sums, pass_.problem.batch * pass_.ImageSize());
-    }
-    if (grads.kernel != nullptr) ParallelClear(executor, pass_.kernel_sums, pass_.KernelSize());
-    if (pass_.want_columns_grad && !IsDepthwise(pass_.problem)) pass_.kernel.Pack(executor);
-    for (Range pixels = {0, 0}; pixels.end < pass_.problem.pixels();) {
-      pixels = After(pixels);
-      Visit(executor, pixels);
+    Begin(executor);
+    for (Range phase = {0, 0}; phase.end < parts_.count();) {
+      phase = parts_.PhaseAfter(phase);
+      pass_.Begin(phase);
+      Visit(executor);
     }
     if constexpr (!kSumsInPlace<T>) {
-      if (grads.kernel == nullptr) return;
-      ParallelRound(executor, grads.kernel, pass_.kernel_sums, pass_.KernelSize());
+      ParallelForAll(executor, 0, Rounded(pass_.grads.kernel, pass_.kernel_sums, KernelSize()),
+                     Rounded(pass_.grads.bias, pass_.bias_sums, BiasSize()));
     }
   }
 
  private:
-  // The pixels that are visited next. Where the images are kept aside, these are whole images, or a
-  // part of one.
-  Range After(Range last) const {
-    const int64_t begin = last.end, image = pass_.OutputPixels();
-    int64_t end = Min(begin + pass_.shared_pixels, pass_.problem.pixels());
-    if (!kSumsInPlace<T>) {
-      const int64_t whole = end / image * image;
-      end = whole > begin ? whole : Min(end, RoundUp(begin + 1, image));
-    }
-    return {begin, end};
+  int64_t KernelSize() const { return pass_.grads.kernel == nullptr ? 0 : pass_.KernelSize(); }
+  int64_t BiasSize() const { return pass_.grads.bias == nullptr ? 0 : pass_.problem.features; }
+  int64_t ImagesSize(int64_t images) const {
+    return pass_.grads.x == nullptr ? 0 : images * pass_.ImageSize();
   }
 
-  void Visit(Executor& executor, Range pixels) {
-    if constexpr (!kSumsInPlace<T>) {
-      if (pixels.begin % pass_.OutputPixels() == 0) BeginImages(executor, pixels);
+  // Before the first phase.
+  void Begin(Executor& executor) {
+    ParallelForAll(executor, 0,
+                   Cleared(pass_.x_sums, kSumsInPlace<T> ? ImagesSize(pass_.problem.batch) : 0),
+                   Cleared(pass_.kernel_sums, KernelSize()), Cleared(pass_.bias_sums, BiasSize()),
+                   pass_.kernel.Packing(pass_.want_columns_grad && !pass_.depthwise));
+  }
+
+  void Visit(Executor& executor) {
+    if constexpr (!kSumsInPlace<T>) BeginImages(executor);
+    const int64_t groups = pass_.problem.offset_groups, strips = pass_.PhaseStrips();
+    ParallelForAll(
+        executor, BackwardStrip<T>::ScratchBytes(pass_),
+        Items{pass_.want_samples ? strips * groups : 0,
+              [&](int64_t item, char* scratch) {
+                BackwardStrip<T>(pass_, item / groups).Locate(item % groups, scratch);
+              }},
+        Items{strips, [&](int64_t strip, char*) { BackwardStrip<T>(pass_, strip).Prepare(); }});
+    for (Range wave = {0, 0}; wave.end < pass_.phase.size();) {
+      wave = WaveAfter(wave);
+      Shared sums(Allocate(wave, nullptr) * sizeof(A));
+      Allocate(wave, sums.arena().template Take<A>(0));
+      MakeGradients(executor, wave);
+      AddUp(executor, wave);
     }
-    Locate(executor, pixels);
-    ParallelFor(executor, pass_.blocks.count(), BackwardBlock<T>::ScratchBytes(pass_),
-                [this, pixels](int64_t block, char* scratch) {
-                  BackwardBlock<T>(pass_, block, scratch).Run(pixels);
-                });
-    if (pass_.want_dots) SumDots(executor, pixels);
-    if constexpr (!kSumsInPlace<T>) {
-      if (pixels.end % pass_.OutputPixels() == 0) EndImages(executor, pixels);
+    if constexpr (!kSumsInPlace<T>) EndImages(executor);
+  }
+
+  // Parts whose sums of the gradient of x are in memory together.
+  Range WaveAfter(Range last) const {
+    Range wave = {last.end, last.end + 1};
+    while (wave.end < pass_.phase.size() &&
+           Allocate({wave.begin, wave.end + 1}, nullptr) * sizeof(A) <= kPartSumsBytes) {
+      ++wave.end;
+    }
+    return wave;
+  }
+
+  // Numbers that parts add to in memory of their own, since an earlier part of the wave adds to the
+  // same images. Given the memory, says where each part adds to.
+  int64_t Allocate(Range wave, A* memory) const {
+    int64_t size = 0;
+    for (int64_t part = wave.begin; part < wave.end; ++part) {
+      const bool own = IsOwn(part, wave);
+      const Range reach = ReachOf(part);
+      if (memory != nullptr) {
+        pass_.part_sums[part] = own ? memory + size - reach.begin : pass_.x_sums;
+      }
+      size += own ? reach.size() : 0;
+    }
+    return size;
+  }
+
+  bool IsOwn(int64_t part, Range wave) const {
+    return pass_.grads.x != nullptr && part > wave.begin &&
+           !parts_.BeginsImage(pass_.phase.begin + part);
+  }
+
+  Range StripsOf(int64_t part) const {
+    return {part * parts_.strips_of_part(), (part + 1) * parts_.strips_of_part()};
+  }
+
+  Range ReachOf(int64_t part) const {
+    const Range strips = StripsOf(part);
+    Range reach = {INT64_MAX, 0};
+    const Range* const end = pass_.ReachOf(strips.end, 0);
+    for (const Range* part = pass_.ReachOf(strips.begin, 0); part < end; ++part) {
+      reach.begin = Min(reach.begin, part->begin);
+      reach.end = Max(reach.end, part->end);
+    }
+    return {Min(reach.begin, reach.end), reach.end};
+  }
+
+  void MakeGradients(Executor& executor, Range wave) {
+    const int64_t parts = wave.size();
+    const Items columns = {pass_.want_columns_grad ? pass_.blocks.count() * parts : 0,
+                           [&](int64_t item, char* scratch) {
+                             const int64_t part = wave.begin + item % parts;
+                             const Range cleared = IsOwn(part, wave) ? ReachOf(part) : Range{0, 0};
+                             BackwardColumns<T>(pass_, item / parts, scratch)
+                                 .Run(StripsOf(part), pass_.part_sums[part], cleared);
+                           }};
+    const bool first = wave.begin == 0 && pass_.grads.kernel != nullptr;
+    const Items kernel = {
+        first ? pass_.blocks.count() * pass_.problem.taps() : 0,
+        [&](int64_t item, char* scratch) { BackwardKernel<T>(pass_, item, scratch).Run(); }};
+    const int64_t scratch_bytes =
+        Max(BackwardColumns<T>::ScratchBytes(pass_), BackwardKernel<T>::ScratchBytes(pass_));
+    ParallelForAll(executor, scratch_bytes, columns, kernel);
+  }
+
+  void AddUp(Executor& executor, Range wave) {
+    Range reach = {INT64_MAX, 0};
+    for (int64_t part = wave.begin; part < wave.end; ++part) {
+      if (!IsOwn(part, wave)) continue;
+      reach.begin = Min(reach.begin, ReachOf(part).begin);
+      reach.end = Max(reach.end, ReachOf(part).end);
+    }
+    const bool last = wave.end == pass_.phase.size();
+    const int64_t groups = pass_.problem.offset_groups;
+    ParallelForAll(
+        executor, 0,
+        Chunks(Max(0, reach.end - reach.begin),
+               [&](int64_t begin, int64_t size) {
+                 AddParts(wave, {reach.begin + begin, reach.begin + begin + size});
+               }),
+        Items{last && pass_.want_dots ? pass_.PhaseStrips() * groups : 0,
+              [&](int64_t item, char*) {
+                BackwardStrip<T>(pass_, item / groups).SumDots(item % groups);
+              }},
+        Chunks(last ? BiasSize() : 0, [&](int64_t begin, int64_t size) { SumBias(begin, size); }));
+  }
+
+  // Adds what the parts have summed in memory of their own, in order.
+  void AddParts(Range wave, Range range) const {
+    for (int64_t part = wave.begin; part < wave.end; ++part) {
+      if (!IsOwn(part, wave)) continue;
+      const Range reach = ReachOf(part);
+      const int64_t begin = Max(range.begin, reach.begin), end = Min(range.end, reach.end);
+      if (begin < end) {
+        AddTo(pass_.x_sums + begin, pass_.part_sums[part] + begin, end - begin);
+      }
     }
   }
 
-  void BeginImages(Executor& executor, Range pixels) {
-    pass_.first_image = pass_.problem.ImageOf(pixels.begin);
+  void SumBias(int64_t begin, int64_t size) const {
+    for (int64_t strip = 0; strip < pass_.PhaseStrips(); ++strip) {
+      AddTo(pass_.bias_sums + begin, pass_.bias_parts + strip * pass_.problem.features + begin,
+            size);
+    }
+  }
+
+  // Images of a narrower type are kept aside while they are visited: an image may take phases.
+  void BeginImages(Executor& executor) {
+    if (!parts_.BeginsImage(pass_.phase.begin)) return;
     const int64_t left = pass_.problem.batch - pass_.first_image;
-    const int64_t size = Min(pass_.SharedImages(), left) * pass_.ImageSize();
-    if (pass_.grads.x != nullptr) ParallelClear(executor, pass_.x_sums, size);
-    if (!pass_.want_x) return;
+    const int64_t images = Min(parts_.phase_images(), left);
     const T* x = pass_.primals.x + pass_.first_image * pass_.ImageSize();
-    ParallelWiden(executor, pass_.wide_x, x, size);
+    ParallelForAll(executor, 0, Cleared(pass_.x_sums, ImagesSize(images)),
+                   Widened(pass_.wide_x, x, pass_.want_x ? images * pass_.ImageSize() : 0));
   }
 
-  void EndImages(Executor& executor, Range pixels) const {
-    if (pass_.grads.x == nullptr) return;
-    const int64_t images = pass_.problem.ImageOf(pixels.end) - pass_.first_image;
-    T* grad_x = pass_.grads.x + pass_.first_image * pass_.ImageSize();
-    ParallelRound(executor, grad_x, pass_.x_sums, images * pass_.ImageSize());
-  }
-
-  void SumBias(Executor& executor) const {
-    constexpr int64_t kFeatures = 64, kPixels = 256;
-    const int64_t features = pass_.problem.features;
-    ParallelFor(executor, CeilDiv(features, kFeatures), 0, [&](int64_t item, char*) {
-      const Range range = {item * kFeatures, Min((item + 1) * kFeatures, features)};
-      A total[kFeatures] = {};
-      for (int64_t begin = 0; begin < pass_.problem.pixels(); begin += kPixels) {
-        // Sums of sums: rounding errors grow with the length of each, not of both.
-        A sums[kFeatures] = {};
-        for (int64_t p = begin; p < Min(begin + kPixels, pass_.problem.pixels()); ++p) {
-          const T* row = pass_.grad_y + p * features + range.begin;
-          for (int64_t o = 0; o < range.size(); ++o) sums[o] += ToFloat(row[o]);
-        }
-        for (int64_t o = 0; o < range.size(); ++o) total[o] += sums[o];
-      }
-      for (int64_t o = 0; o < range.size(); ++o)
-        pass_.grads.bias[range.begin + o] = FromFloat<T>::Round(total[o]);
-    });
-  }
-
-  // Calls `f(first, number)` for parts of some pixels.
-  template <typename F>
-  void ForEachStrip(Executor& executor, Range pixels, const F& f) const {
-    const int64_t strip = pass_.strip_pixels;
-    ParallelFor(executor, CeilDiv(pixels.size(), strip), 0, [&](int64_t item, char*) {
-      const int64_t begin = pixels.begin + item * strip;
-      f(begin, Min(strip, pixels.end - begin));
-    });
-  }
-
-  void Locate(Executor& executor, Range pixels) const {
-    const DeformConv2dProblem& problem = pass_.problem;
-    ForEachStrip(executor, pixels, [&](int64_t begin, int64_t size) {
-      for (int64_t group = 0; group < problem.offset_groups; ++group) {
-        LocateSamples(problem, pass_.primals, pass_.first_image, begin, size, group,
-                      pass_.SampleAt(begin - pixels.begin, group, 0),
-                      problem.offset_groups * problem.taps());
-      }
-    });
-  }
-
-  void SumDots(Executor& executor, Range pixels) const {
-    ForEachStrip(executor, pixels, [&](int64_t begin, int64_t size) {
-      for (int64_t pixel = begin; pixel < begin + size; ++pixel) {
-        for (int64_t group = 0; group < pass_.problem.offset_groups; ++group) {
-          for (int64_t tap = 0; tap < pass_.problem.taps(); ++tap) {
-            SumDotsOf(pixel, pixel - pixels.begin, group, tap);
-          }
-        }
-      }
-    });
-  }
-
-  void SumDotsOf(int64_t pixel, int64_t local, int64_t group, int64_t tap) const {
-    const MaskedSample<A>& sample = *pass_.SampleAt(local, group, tap);
-    const int64_t first = group * pass_.blocks.per_group();
-    const int64_t blocks = IsZero(sample) ? 0 : pass_.blocks.per_group();  // that visited it
-    A dots[kCorners] = {};
-    for (int64_t block = first; block < first + blocks; ++block) {
-      const A* part = pass_.DotsAt(block, local, tap);
-      for (int i = 0; i < kCorners; ++i) dots[i] += part[i];
-    }
-    const DeformConv2dCotangents<T>& grads = pass_.grads;
-    const int64_t index = pass_.problem.SampleIndex(pixel, group, tap);
-    if (grads.mask != nullptr) grads.mask[index] = Combine(ValueWeights(sample, A(1)), dots);
-    if (grads.offset != nullptr) {
-      grads.offset[2 * index] = Combine(DerivativeWeights(sample, sample.mask, A(0)), dots);
-      grads.offset[2 * index + 1] = Combine(DerivativeWeights(sample, A(0), sample.mask), dots);
-    }
+  void EndImages(Executor& executor) const {
+    const int64_t end = pass_.phase.end;
+    if (end < parts_.count() && !parts_.BeginsImage(end)) return;
+    const int64_t last = end == parts_.count() ? pass_.problem.batch : parts_.ImageOf(end);
+    ParallelForAll(executor, 0,
+                   Rounded(pass_.grads.x + pass_.first_image * pass_.ImageSize(), pass_.x_sums,
+                           ImagesSize(last - pass_.first_image)));
   }
 
   BackwardPass<T> pass_;
+  const PixelParts& parts_;
 };
 
 template <typename T>

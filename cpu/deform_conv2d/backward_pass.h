@@ -9,6 +9,7 @@
 #include "common/deform_conv2d/problem.h"
 #include "cpu/deform_conv2d/channel_blocks.h"
 #include "cpu/deform_conv2d/depthwise.h"
+#include "cpu/deform_conv2d/pixel_parts.h"
 #include "cpu/deform_conv2d/strips.h"
 #include "cpu/deform_conv2d/transposed_kernel.h"
 #include "cpu/runtime/parallel.h"
@@ -16,10 +17,17 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Channels of a backward block: two panels, and two lines of cache in each pixel that is sampled.
+// Channels of a block: two panels, and two lines of cache in each pixel that is sampled. Loops over
+// the channels of a full block have a known number of steps.
 constexpr int64_t kBackwardChannels = 32;
-// The blocks share samples and dot products of so many pixels, if they fit in so much.
-constexpr int64_t kSharedPixels = 2048, kSharedBytes = 3 << 19;
+
+// The samples of one tap of a strip, without those whose column is zero.
+template <typename A>
+struct TapSamples {
+  int64_t count;
+  const int32_t* rows;  // [count]: the pixel of the strip that each is of
+  const MaskedSample<A>* samples;
+};
 
 template <typename T>
 struct BackwardPass {
@@ -29,71 +37,144 @@ struct BackwardPass {
                const T* grad_y, const DeformConv2dCotangents<T>& grads)
       : problem(problem),
         primals(primals),
-        grad_y(grad_y),
         grads(grads),
+        depthwise(IsDepthwise(problem)),
         blocks(problem, kBackwardChannels, kLanes<A>),
         want_dots(grads.offset != nullptr || grads.mask != nullptr),
         want_columns_grad(want_dots || grads.x != nullptr),
         want_x(want_dots || grads.kernel != nullptr),
-        strip_pixels(StripPixels(problem, problem.features * sizeof(A))),
-        shared_pixels(SharedPixels()),
-        kernel(problem, blocks, primals.kernel) {}
+        want_samples(want_columns_grad || grads.kernel != nullptr),
+        want_panels(grads.kernel != nullptr && !depthwise),
+        parts(problem, blocks.count(), PixelBytes(),
+              StripPixels(problem, problem.features * sizeof(A))),
+        want_reaches(grads.x != nullptr && parts.divide_images()),
+        kernel(problem, blocks, primals.kernel),
+        given_grad_y(grad_y) {}
 
   int64_t ImageSize() const { return problem.image_pixels() * problem.channels; }
-  int64_t OutputPixels() const { return problem.out_height * problem.out_width; }
-  int64_t SharedImages() const { return Max(1, shared_pixels / OutputPixels()); }
-
   int64_t KernelSize() const {
     return problem.taps() * problem.group_channels() * problem.features;
   }
+  int64_t FeaturePanels() const { return CeilDiv(problem.group_features(), kPanel<A>); }
 
-  // `local_pixel` counts from the first of those that are visited together.
-  MaskedSample<A>* SampleAt(int64_t local_pixel, int64_t group, int64_t tap) const {
-    return samples + (local_pixel * problem.offset_groups + group) * problem.taps() + tap;
+  // Strips of the phase are numbered from its first one.
+  int64_t PhaseStrips() const { return phase.size() * parts.strips_of_part(); }
+  Range StripAt(int64_t strip) const {
+    return parts.StripAt(phase.begin * parts.strips_of_part() + strip);
   }
 
-  A* DotsAt(int64_t block, int64_t local_pixel, int64_t tap) const {
-    return dots + ((block * shared_pixels + local_pixel) * problem.taps() + tap) * kCorners;
+  // Where the lists of a tap's samples are.
+  int64_t ListIndex(int64_t strip, int64_t group, int64_t tap) const {
+    return (strip * problem.offset_groups + group) * problem.taps() + tap;
+  }
+  TapSamples<A> SamplesOf(int64_t strip, int64_t group, int64_t tap) const {
+    const int64_t list = ListIndex(strip, group, tap);
+    return {counts[list], rows + list * parts.strip_pixels(),
+            samples + list * parts.strip_pixels()};
+  }
+
+  Range* ReachOf(int64_t strip, int64_t group) const {
+    return reaches + strip * problem.offset_groups + group;
+  }
+
+  A* DotsOf(int64_t block, int64_t strip, int64_t tap) const {
+    const int64_t strips = parts.phase_parts() * parts.strips_of_part();
+    return dots +
+           ((block * strips + strip) * problem.taps() + tap) * parts.strip_pixels() * kCorners;
+  }
+
+  const A* GradYOf(int64_t strip) const {
+    return grad_y + (StripAt(strip).begin - first_pixel) * problem.features;
+  }
+
+  // grad_y in panels.
+  A* PanelsOf(int64_t strip, int64_t feature_group) const {
+    return panels + (strip * problem.geometry.feature_groups + feature_group) * FeaturePanels() *
+                        kPanel<A> * parts.strip_pixels();
   }
 
   // Where the sums are kept: the results themselves, or for narrower types memory of the call.
   int64_t Allocate(Arena arena) {
-    const int64_t taps = problem.taps();
-    samples = arena.Take<MaskedSample<A>>(shared_pixels * problem.offset_groups * taps);
-    dots = arena.Take<A>(want_dots ? blocks.count() * shared_pixels * taps * kCorners : 0);
-    if (want_columns_grad && !IsDepthwise(problem)) kernel.Allocate(arena);
+    const int64_t strips = parts.phase_parts() * parts.strips_of_part();
+    const int64_t pixels = strips * parts.strip_pixels(), taps = problem.taps();
+    const int64_t images = parts.phase_images() * ImageSize();
+    const int64_t lists = want_samples ? strips * problem.offset_groups * taps : 0;
+    counts = arena.Take<int32_t>(lists);
+    rows = arena.Take<int32_t>(lists * parts.strip_pixels());
+    samples = arena.Take<MaskedSample<A>>(lists * parts.strip_pixels());
+    reaches = arena.Take<Range>(want_samples ? strips * problem.offset_groups : 0);
+    part_sums = arena.Take<A*>(parts.phase_parts());
+    dots = arena.Take<A>(want_dots ? blocks.count() * pixels * taps * kCorners : 0);
+    panels = arena.Take<A>(want_panels ? PanelsSize() * pixels : 0);
+    bias_parts = arena.Take<A>(grads.bias != nullptr ? strips * problem.features : 0);
+    if (want_columns_grad && !depthwise) kernel.Allocate(arena);
     if constexpr (kSumsInPlace<T>) {
       x = primals.x;
       x_sums = grads.x;
       kernel_sums = grads.kernel;
+      bias_sums = grads.bias;
     } else {
-      x = wide_x = arena.Take<A>(want_x ? SharedImages() * ImageSize() : 0);
-      x_sums = arena.Take<A>(grads.x == nullptr ? 0 : SharedImages() * ImageSize());
-      kernel_sums = arena.Take<A>(KernelSize());
+      x = wide_x = arena.Take<A>(want_x ? images : 0);
+      x_sums = arena.Take<A>(grads.x == nullptr ? 0 : images);
+      kernel_sums = arena.Take<A>(grads.kernel == nullptr ? 0 : KernelSize());
+      bias_sums = arena.Take<A>(grads.bias == nullptr ? 0 : problem.features);
+      grad_y = wide_grad_y = arena.Take<A>(pixels * problem.features);
     }
     return arena.bytes();
   }
 
+  void Begin(Range next) {
+    phase = next;
+    first_pixel = parts.PixelsOf(phase.begin).begin;
+    if constexpr (kSumsInPlace<T>) {
+      grad_y = given_grad_y + first_pixel * problem.features;
+    } else {
+      first_image = parts.ImageOf(phase.begin);
+    }
+  }
+
   const DeformConv2dProblem& problem;
   const DeformConv2dPrimals<T>& primals;
-  const T* const grad_y;
   const DeformConv2dCotangents<T>& grads;
+  const bool depthwise;
   const ChannelBlocks blocks;
-  const bool want_dots, want_columns_grad, want_x;
-  const int64_t strip_pixels, shared_pixels;
+  const bool want_dots, want_columns_grad, want_x, want_samples, want_panels;
+  const PixelParts parts;
+  const bool want_reaches;
   TransposedKernel<T> kernel;
-  MaskedSample<A>* samples = nullptr;  // [shared pixels, G, K]
-  A* dots = nullptr;                   // [blocks, shared pixels, K, 4]
-  const A* x = nullptr;                // the images from first_image on, and their gradient
-  A *wide_x = nullptr, *x_sums = nullptr;
+  const T* const given_grad_y;
+
+  // Of the phase:
+  Range phase = {0, 0};
+  int64_t first_pixel = 0, first_image = 0;  // of x and x_sums
+  int32_t *counts = nullptr, *rows = nullptr;
+  MaskedSample<A>* samples = nullptr;  // [strips, G, K, strip pixels], in front those of SamplesOf
+  Range* reaches = nullptr;  // [strips, G]: what is sampled of x, from INT64_MAX on if nothing
+  A** part_sums = nullptr;   // [parts]: where the gradient of x is summed
+  A* dots = nullptr;         // [blocks, strips, K, strip pixels, 4]
+  A* panels = nullptr;       // [strips, feature groups, panels, strip pixels, kPanel]
+  A* bias_parts = nullptr;   // [strips, O]
+  const A *x = nullptr, *grad_y = nullptr;
+  A *wide_x = nullptr, *wide_grad_y = nullptr;
+  A* x_sums = nullptr;
+  // Of the call:
   A* kernel_sums = nullptr;  // [K, C / groups, O]
-  int64_t first_image = 0;
+  A* bias_sums = nullptr;    // [O]
 
  private:
-  int64_t SharedPixels() const {
-    const int64_t bytes = problem.taps() * (problem.offset_groups * sizeof(MaskedSample<A>) +
-                                            blocks.count() * kCorners * sizeof(A));
-    return Max(1, Min(kSharedPixels, kSharedBytes / bytes) / strip_pixels) * strip_pixels;
+  int64_t PanelsSize() const {  // of a pixel
+    return problem.geometry.feature_groups * FeaturePanels() * kPanel<A>;
+  }
+
+  int64_t PixelBytes() const {
+    const int64_t sample_bytes = sizeof(MaskedSample<A>) + sizeof(int32_t);
+    int64_t numbers = problem.taps() * (want_dots ? blocks.count() * kCorners : 0);
+    if (want_panels) numbers += PanelsSize();
+    if (!kSumsInPlace<T>) {
+      const int64_t image = Max(1, problem.out_height * problem.out_width);
+      numbers += problem.features + 2 * CeilDiv(ImageSize(), image);
+    }
+    return problem.taps() * problem.offset_groups * sample_bytes + numbers * sizeof(A);
   }
 };
 

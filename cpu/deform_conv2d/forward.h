@@ -62,7 +62,7 @@ class Forward {
       return first;
     } else {
       A* wide = arena.Take<A>(images.size() * pass_.ImageSize());
-      ParallelWiden(executor, wide, first, images.size() * pass_.ImageSize());
+      ParallelForAll(executor, 0, Widened(wide, first, images.size() * pass_.ImageSize()));
       return wide;
     }
   }

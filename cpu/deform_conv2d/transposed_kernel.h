@@ -38,23 +38,15 @@ class TransposedKernel {
     packed_ = arena.Take<A>(size);
   }
 
-  void Pack(Executor& executor) {
+  // Items that pack it, if that is wanted.
+  auto Packing(bool wanted) {
     const int64_t taps = problem_.taps();
-    offsets_[0] = 0;
-    for (int64_t i = 0; i < blocks_.count(); ++i) {
+    if (wanted) offsets_[0] = 0;
+    for (int64_t i = 0; wanted && i < blocks_.count(); ++i) {
       offsets_[i + 1] = offsets_[i] + taps * TapSize(blocks_[i]);
     }
-    ParallelFor(executor, blocks_.count() * taps, 0, [&](int64_t item, char*) {
-      const int64_t tap = item % taps;
-      A* panel = Tap(item / taps, tap);
-      blocks_[item / taps].ForEachPiece(problem_, [&](const Piece& piece) {
-        for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
-          const int64_t width = Min(kPanel<A>, piece.channels.size() - c);
-          panel = PackTransposed(kernel_ + KernelIndex(problem_, piece, tap, c),
-                                 problem_.group_features(), problem_.features, width, panel);
-        }
-      });
-    });
+    return Items{wanted ? blocks_.count() * taps : 0,
+                 [this, taps](int64_t item, char*) { Pack(item / taps, item % taps); }};
   }
 
   A* Tap(int64_t block, int64_t tap) const {
@@ -62,6 +54,17 @@ class TransposedKernel {
   }
 
  private:
+  void Pack(int64_t block, int64_t tap) const {
+    A* panel = Tap(block, tap);
+    blocks_[block].ForEachPiece(problem_, [&](const Piece& piece) {
+      for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
+        const int64_t width = Min(kPanel<A>, piece.channels.size() - c);
+        panel = PackTransposed(kernel_ + KernelIndex(problem_, piece, tap, c),
+                               problem_.group_features(), problem_.features, width, panel);
+      }
+    });
+  }
+
   int64_t TapSize(const ChannelBlock& block) const {
     int64_t panels = 0;
     block.ForEachPiece(

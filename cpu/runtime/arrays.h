@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Loops over whole arrays, which all threads share.
+// Loops over whole arrays, which all threads share: their items.
 #ifndef JAX_DCN_CPU_RUNTIME_ARRAYS_H_
 #define JAX_DCN_CPU_RUNTIME_ARRAYS_H_
 
@@ -10,32 +10,53 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Calls `f(begin, size)` for the chunks of an array.
+// Items that call `f(begin, size)` for the chunks of an array.
 template <typename F>
-void ForEachChunk(Executor& executor, int64_t size, const F& f) {
-  constexpr int64_t kChunk = 1 << 16;  // numbers that one thread visits at a time
-  ParallelFor(executor, CeilDiv(size, kChunk), 0,
-              [&](int64_t chunk, char*) { f(chunk * kChunk, Min(kChunk, size - chunk * kChunk)); });
+auto Chunks(int64_t size, const F& f) {
+  constexpr int64_t kChunk = 1 << 13;  // numbers that one thread visits at a time
+  return Items{CeilDiv(size, kChunk), [=](int64_t chunk, char*) {
+                 f(chunk * kChunk, Min(kChunk, size - chunk * kChunk));
+               }};
 }
 
+// Items that clear an array.
 template <typename A>
-void ParallelClear(Executor& executor, A* sums, int64_t size) {
-  ForEachChunk(executor, size, [=](int64_t begin, int64_t count) {
+auto Cleared(A* sums, int64_t size) {
+  return Chunks(size, [=](int64_t begin, int64_t count) {
     __builtin_memset(sums + begin, 0, count * sizeof(A));
   });
 }
 
-template <typename T, typename A>
-void ParallelRound(Executor& executor, T* result, const A* sums, int64_t size) {
-  ForEachChunk(executor, size, [=](int64_t begin, int64_t count) {
-    RoundInto(result + begin, sums + begin, count);
-  });
+// sums += terms
+template <typename A>
+struct Addition {
+  A* const sums;
+  const A* const terms;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t i) {
+    Write(sums + i, Read<V>(sums + i) + Read<V>(terms + i));
+  }
+};
+
+template <typename A>
+JAX_DCN_INLINE void AddTo(A* sums, const A* terms, int64_t size) {
+  Addition<A> addition = {sums, terms};
+  Vectorised<A>(size, addition);
 }
 
+// Items that round sums to the type of the result.
 template <typename T, typename A>
-void ParallelWiden(Executor& executor, A* wide, const T* data, int64_t size) {
-  ForEachChunk(executor, size,
-               [=](int64_t begin, int64_t count) { Widen(wide + begin, data + begin, count); });
+auto Rounded(T* result, const A* sums, int64_t size) {
+  return Chunks(
+      size, [=](int64_t begin, int64_t count) { RoundInto(result + begin, sums + begin, count); });
+}
+
+// Items that convert an array of a narrower type.
+template <typename T, typename A>
+auto Widened(A* wide, const T* data, int64_t size) {
+  return Chunks(size,
+                [=](int64_t begin, int64_t count) { Widen(wide + begin, data + begin, count); });
 }
 
 }  // namespace jax_dcn::JAX_DCN_ISA

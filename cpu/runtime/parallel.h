@@ -23,6 +23,23 @@ void ParallelFor(Executor& executor, int64_t items, size_t scratch_bytes, const 
   executor.For(items, scratch_bytes, body, &f);
 }
 
+// The items of one loop: calls of `f(item, scratch)`.
+template <typename F>
+struct Items {
+  int64_t count;
+  F f;
+};
+template <typename F>
+Items(int64_t, F) -> Items<F>;
+
+// Loops that do not depend on each other, as one: the items of the first, then those of the next.
+template <typename... F>
+void ParallelForAll(Executor& executor, size_t scratch_bytes, const Items<F>&... loops) {
+  ParallelFor(executor, (loops.count + ...), scratch_bytes, [&](int64_t item, char* scratch) {
+    ((item >= 0 && item < loops.count ? loops.f(item, scratch) : void(), item -= loops.count), ...);
+  });
+}
+
 // Makes a template argument of a condition: calls `f` with a value whose type has it as `value`.
 template <bool kValue>
 struct Flag {

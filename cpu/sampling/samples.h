@@ -62,34 +62,28 @@ struct Interpolation {
 };
 
 // What a sample contributes to gradients, given the gradient g of its column:
-//   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g     and in the place of g, Σ_i w_i row_i
-template <bool kDots, bool kSums, bool kColumn, typename A>
+//   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g
+template <bool kDots, bool kSums, typename A>
 struct SampleGradients {
   const Corners<const A> corners;
   const CornerWeights<A> weights;
   const Corners<A> sums;
-  A* const column;
+  const A* const column;
   LaneSums<A> dots[kCorners];
 
   JAX_DCN_INLINE SampleGradients(const Corners<const A>& corners, const CornerWeights<A>& weights,
-                                 const Corners<A>& sums, A* column)
+                                 const Corners<A>& sums, const A* column)
       : corners(corners), weights(weights), sums(sums), column(column) {}
 
   template <typename V>
   JAX_DCN_INLINE void At(int64_t c) {
     const V g = Read<V>(column + c);
-    V value = {};
     for (int i = 0; i < kCorners; ++i) {
-      if (kDots || kColumn) {
-        const V pixel = Read<V>(corners.row[i] + c);
-        if (kDots) dots[i].template Of<V>() += pixel * g;
-        if (kColumn) value += weights.corner[i] * pixel;
-      }
+      if (kDots) dots[i].template Of<V>() += Read<V>(corners.row[i] + c) * g;
       // Each sum is written before the next is read: by the legacy rule two corners may be one
       // pixel.
       if (kSums) Write(sums.row[i] + c, Read<V>(sums.row[i] + c) + weights.corner[i] * g);
     }
-    if (kColumn) Write(column + c, value);
   }
 
   JAX_DCN_INLINE void StoreDots(A* result) const {

@@ -9,7 +9,7 @@ import pytest
 
 from jax_dcn import deform_conv2d
 from jax_dcn._src.operator import blockwise as _blockwise
-from tests.deform_conv2d.cases import CASES, Case
+from tests.deform_conv2d.cases import ARGUMENTS, CASES, Case
 from tests.deform_conv2d.row import plain_jax
 from tests.laws.operator import assert_close
 
@@ -147,3 +147,17 @@ def test_reference_memory_does_not_grow_with_the_batch():
     memory = loss.lower(*shapes).compile().memory_analysis()
     columns = case.batch * 16 * 16 * 9 * case.channels * 4
     assert memory.temp_size_in_bytes < columns / 2  # of this, three quarters are copies of operands
+
+
+def test_gradients_of_images_larger_than_a_phase_match_the_reference():
+    """Such images take several phases on CPU, and far samples more memory than parts have at once."""
+    case = Case("phases", 2, (140, 110), 64, 24)
+    grads = {
+        implementation: jax.vjp(case.function(implementation), *case.arrays(spread=60))[1](
+            case.cotangent()
+        )
+        for implementation in ("native", "xla")
+    }
+    for name, actual, expected in zip(ARGUMENTS, grads["native"], grads["xla"], strict=True):
+        scale = np.max(np.abs(expected))
+        np.testing.assert_allclose(actual / scale, expected / scale, atol=2e-5, err_msg=name)

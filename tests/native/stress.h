@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <mutex>
 #include <queue>
 #include <random>
@@ -23,7 +24,7 @@ namespace jax_dcn {
 
 class StandardThreadPool final : public ThreadPool {
  public:
-  explicit StandardThreadPool(int threads) {
+  StandardThreadPool(int threads) {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
   }
   ~StandardThreadPool() override {
@@ -118,8 +119,9 @@ bool ThreadsAgree(ThreadPool& pool, const Stress& stress) {
 template <typename Agree>
 int StressMain(int argc, char** argv, const Agree& agree) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
-  StandardThreadPool pool(4);
+  StandardThreadPool pools[] = {2, 3, 4, 1, 2, 3, 16, 2, 3, 64};
   for (int seed = 0; seed < problems; ++seed) {
+    ThreadPool& pool = pools[seed % std::size(pools)];
     if (seed % 3 ? agree(float{}, pool, seed) : agree(double{}, pool, seed)) continue;
     std::printf("problem %d: the number of threads changed the result\n", seed);
     return 1;

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// The gradient of the columns, and what follows of it for x, offset and mask: what one thread does
+// for a part of the pixels and a block of channels.
+#ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_COLUMNS_H_
+#define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_COLUMNS_H_
+
+#include <cstdint>
+
+#include "cpu/deform_conv2d/backward_pass.h"
+#include "cpu/deform_conv2d/depthwise.h"
+#include "cpu/runtime/gemm.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+template <typename T>
+class BackwardColumns {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+    return BackwardColumns(pass, 0, nullptr).scratch_bytes_;
+  }
+
+  BackwardColumns(const BackwardPass<T>& pass, int64_t block, char* scratch)
+      : pass_(pass), problem_(pass.problem), index_(block), block_(pass.blocks[block]) {
+    Arena arena(scratch);
+    const int64_t channels = pass.blocks.most_channels();
+    columns_ = arena.Take<A>(pass.parts.strip_pixels() * channels);
+    zeros_ = arena.Take<A>(Max(channels, kPanel<A>));
+    nowhere_ = arena.Take<A>(channels);
+    scratch_bytes_ = arena.bytes();
+  }
+
+  // `x_sums` is where the gradient of x is added to. It is cleared within `cleared`.
+  void Run(Range strips, A* x_sums, Range cleared) {
+    const int64_t channels = block_.channels.size();
+    __builtin_memset(zeros_, 0, Max(channels, kPanel<A>) * sizeof(A));
+    __builtin_memset(nowhere_, 0, channels * sizeof(A));
+    x_sums_ = x_sums + block_.channels.begin;
+    for (int64_t i = cleared.begin; i < cleared.end; i += problem_.channels) {
+      __builtin_memset(x_sums_ + i, 0, channels * sizeof(A));
+    }
+    for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+      for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
+        const auto samples = pass_.SamplesOf(strip, block_.offset_groups.begin, tap);
+        MultiplyByKernel(pass_.GradYOf(strip), samples, tap);
+        VisitSamples(samples, pass_.want_dots ? pass_.DotsOf(index_, strip, tap) : nullptr);
+      }
+    }
+  }
+
+ private:
+  // The gradient of one tap's columns: grad_y times the transposed kernel.
+  void MultiplyByKernel(const A* grad_y, const TapSamples<A>& samples, int64_t tap) const {
+    if (pass_.depthwise) return MultiplyDepthwise(grad_y, samples, tap);
+    const int64_t channels = block_.channels.size(), group_features = problem_.group_features();
+    const A* panel = pass_.kernel.Tap(index_, tap);
+    block_.ForEachPiece(problem_, [&](const Piece& piece) {
+      const LeftMatrix<A> left = {grad_y + piece.feature_group * group_features, problem_.features,
+                                  group_features, samples.rows};
+      A* columns = columns_ + piece.channels.begin - block_.channels.begin;
+      for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
+        MultiplyPanel<A, false>(samples.count, left, panel, {zeros_, 0},
+                                {columns + c, channels, Min(kPanel<A>, piece.channels.size() - c)});
+        panel += group_features * kPanel<A>;
+      }
+    });
+  }
+
+  void MultiplyDepthwise(const A* grad_y, const TapSamples<A>& samples, int64_t tap) const {
+    const int64_t channels = block_.channels.size(), features = problem_.features;
+    const T* kernel = pass_.primals.kernel + tap * features + block_.channels.begin;
+    __builtin_memset(columns_, 0, samples.count * channels * sizeof(A));
+    for (int64_t i = 0; i < samples.count; ++i) {
+      const A* row = grad_y + samples.rows[i] * features + block_.channels.begin;
+      DepthwiseProduct<T, A> product = {row, 0, kernel, 0, 1, columns_ + i * channels};
+      Vectorised<A>(channels, product);
+    }
+  }
+
+  // For each sample of one tap: its dot products, and its part of the gradient of x.
+  void VisitSamples(const TapSamples<A>& samples, A* dots) const {
+    WithFlag(pass_.want_dots, [&](auto want_dots) {
+      WithFlag(pass_.grads.x != nullptr, [&](auto sums) {
+        WithFlag(block_.channels.size() == kBackwardChannels, [&](auto full) {
+          using Gradients = SampleGradients<want_dots.value, sums.value, A>;
+          VisitSamples<Gradients, full.value>(samples, dots);
+        });
+      });
+    });
+  }
+
+  template <typename Gradients, bool kFull>
+  __attribute__((noinline)) void VisitSamples(const TapSamples<A>& samples, A* dots) const {
+    const int64_t channels = kFull ? kBackwardChannels : block_.channels.size();
+    const A* x = pass_.want_x ? pass_.x + block_.channels.begin : nullptr;
+    const A* column = columns_;
+    for (int64_t i = 0; i < samples.count; ++i, column += channels) {
+      const MaskedSample<A>& sample = samples.samples[i];
+      Gradients gradients(CornersOf<A, const A>(sample, x, zeros_),
+                          ValueWeights(sample, sample.mask),
+                          CornersOf<A, A>(sample, x_sums_, nowhere_), column);
+      Vectorised<A>(channels, gradients);
+      if (dots != nullptr) gradients.StoreDots(dots + i * kCorners);
+    }
+  }
+
+  const BackwardPass<T>& pass_;
+  const DeformConv2dProblem& problem_;
+  const int64_t index_;
+  const ChannelBlock block_;
+  A* x_sums_ = nullptr;  // at the first channel of the block
+  A* columns_;           // the gradients of the columns, [samples, channels]
+  A* zeros_;             // [channels], at least kPanel
+  A* nowhere_;           // [channels]
+  int64_t scratch_bytes_;
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_COLUMNS_H_

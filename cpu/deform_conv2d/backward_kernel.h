@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+// The gradient of the kernel: what one thread does for one tap and a block of channels.
+#ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_KERNEL_H_
+#define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_KERNEL_H_
+
+#include <cstdint>
+
+#include "cpu/deform_conv2d/backward_pass.h"
+#include "cpu/deform_conv2d/depthwise.h"
+#include "cpu/runtime/gemm.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+template <typename T>
+class BackwardKernel {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+    return BackwardKernel(pass, 0, nullptr).scratch_bytes_;
+  }
+
+  BackwardKernel(const BackwardPass<T>& pass, int64_t item, char* scratch)
+      : pass_(pass),
+        problem_(pass.problem),
+        block_(pass.blocks[item / problem_.taps()]),
+        tap_(item % problem_.taps()) {
+    Arena arena(scratch);
+    columns_ = arena.Take<A>(pass.parts.strip_pixels() * pass.blocks.most_channels());
+    zeros_ = arena.Take<A>(pass.blocks.most_channels());
+    scratch_bytes_ = arena.bytes();
+  }
+
+  // Adds the strips of the phase, in order. Nobody else adds to these sums.
+  void Run() {
+    __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(A));
+    for (int64_t strip = 0; strip < pass_.PhaseStrips(); ++strip) {
+      const auto samples = pass_.SamplesOf(strip, block_.offset_groups.begin, tap_);
+      WithFlag(block_.channels.size() == kBackwardChannels,
+               [&](auto full) { Sample<full.value>(samples); });
+      Multiply(strip, samples);
+    }
+  }
+
+ private:
+  template <bool kFull>
+  __attribute__((noinline)) void Sample(const TapSamples<A>& samples) const {
+    const int64_t channels = kFull ? kBackwardChannels : block_.channels.size();
+    const A* x = pass_.x + block_.channels.begin;
+    A* column = columns_;
+    for (int64_t i = 0; i < samples.count; ++i, column += channels) {
+      const MaskedSample<A>& sample = samples.samples[i];
+      Interpolation<false, A> interpolation = {CornersOf<A, const A>(sample, x, zeros_),
+                                               ValueWeights(sample, sample.mask), column};
+      Vectorised<A>(channels, interpolation);
+    }
+  }
+
+  // Adds the transposed columns times grad_y.
+  void Multiply(int64_t strip, const TapSamples<A>& samples) const {
+    if (pass_.depthwise) return MultiplyDepthwise(pass_.GradYOf(strip), samples);
+    const int64_t channels = block_.channels.size();
+    const int64_t features = problem_.features, group_features = problem_.group_features();
+    block_.ForEachPiece(problem_, [&](const Piece& piece) {
+      const LeftMatrix<A> columns = {columns_ + piece.channels.begin - block_.channels.begin,
+                                     channels, samples.count, samples.rows};
+      const A* panel = pass_.PanelsOf(strip, piece.feature_group);
+      A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap_, 0);
+      for (int64_t o = 0; o < group_features; o += kPanel<A>) {
+        MultiplyPanel<A, true>(piece.channels.size(), columns, panel, {sums + o, features},
+                               {sums + o, features, Min(kPanel<A>, group_features - o)});
+        panel += pass_.StripAt(strip).size() * kPanel<A>;
+      }
+    });
+  }
+
+  void MultiplyDepthwise(const A* grad_y, const TapSamples<A>& samples) const {
+    const int64_t channels = block_.channels.size(), features = problem_.features;
+    A* sums = pass_.kernel_sums + tap_ * features + block_.channels.begin;
+    for (int64_t i = 0; i < samples.count; ++i) {
+      const A* row = grad_y + samples.rows[i] * features + block_.channels.begin;
+      DepthwiseProduct<A, A> product = {columns_ + i * channels, 0, row, 0, 1, sums};
+      Vectorised<A>(channels, product);
+    }
+  }
+
+  const BackwardPass<T>& pass_;
+  const DeformConv2dProblem& problem_;
+  const ChannelBlock block_;
+  const int64_t tap_;
+  A* columns_;  // [samples, channels]
+  A* zeros_;    // [channels]
+  int64_t scratch_bytes_;
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_KERNEL_H_

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+// What a backward pass does once for a strip of pixels: before the products, and after them.
+#ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_STRIP_H_
+#define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_STRIP_H_
+
+#include <cstdint>
+
+#include "cpu/deform_conv2d/backward_pass.h"
+#include "cpu/deform_conv2d/positions.h"
+#include "cpu/runtime/arrays.h"
+#include "cpu/runtime/gemm.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/simd.h"
+#include "cpu/sampling/samples.h"
+
+namespace jax_dcn::JAX_DCN_ISA {
+
+template <typename T>
+class BackwardStrip {
+ public:
+  using A = typename Accumulator<T>::type;
+
+  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+    return pass.parts.strip_pixels() * pass.problem.taps() * sizeof(MaskedSample<A>);
+  }
+
+  BackwardStrip(const BackwardPass<T>& pass, int64_t strip)
+      : pass_(pass), problem_(pass.problem), strip_(strip), pixels_(pass.StripAt(strip)) {}
+
+  // What is made of grad_y.
+  void Prepare() const {
+    const int64_t features = problem_.features;
+    if constexpr (!kSumsInPlace<T>) {
+      A* wide = pass_.wide_grad_y + (pixels_.begin - pass_.first_pixel) * features;
+      Widen(wide, pass_.given_grad_y + pixels_.begin * features, pixels_.size() * features);
+    }
+    if (pass_.grads.bias != nullptr) SumBias();
+    if (pass_.want_panels) PackGradY();
+  }
+
+  // Lists the samples of an offset group.
+  void Locate(int64_t group, char* scratch) const {
+    auto* samples = reinterpret_cast<MaskedSample<A>*>(scratch);
+    LocateSamples(problem_, pass_.primals, pass_.first_image, pixels_.begin, pixels_.size(), group,
+                  samples, problem_.taps());
+    Range reach = {INT64_MAX, 0};
+    for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
+      const TapSamples<A> list = List(samples + tap, group, tap);
+      if (!pass_.want_reaches) continue;
+      for (int64_t i = 0; i < list.count; ++i) Extend(reach, list.samples[i]);
+    }
+    *pass_.ReachOf(strip_, group) = reach;
+  }
+
+  // Gradients of offset and mask, of dot products with the blocks of an offset group.
+  void SumDots(int64_t group) const {
+    const DeformConv2dCotangents<T>& grads = pass_.grads;
+    for (int64_t pixel = pixels_.begin; pixel < pixels_.end; ++pixel) {
+      const int64_t first = problem_.SampleIndex(pixel, group, 0);
+      const int64_t size = problem_.taps() * sizeof(A);
+      if (grads.mask != nullptr) __builtin_memset(grads.mask + first, 0, size);
+      if (grads.offset != nullptr) __builtin_memset(grads.offset + 2 * first, 0, 2 * size);
+    }
+    for (int64_t tap = 0; tap < problem_.taps(); ++tap) SumDots(group, tap);
+  }
+
+ private:
+  void SumBias() const {
+    const int64_t features = problem_.features;
+    A* sums = pass_.bias_parts + strip_ * features;
+    const A* row = pass_.GradYOf(strip_);
+    __builtin_memset(sums, 0, features * sizeof(A));
+    for (int64_t i = 0; i < pixels_.size(); ++i, row += features) AddTo(sums, row, features);
+  }
+
+  void PackGradY() const {
+    const int64_t group_features = problem_.group_features();
+    const A* grad_y = pass_.GradYOf(strip_);
+    for (int64_t g = 0; g < problem_.geometry.feature_groups; ++g, grad_y += group_features) {
+      A* panel = pass_.PanelsOf(strip_, g);
+      for (int64_t o = 0; o < group_features; o += kPanel<A>) {
+        panel = PackRows(grad_y + o, pixels_.size(), problem_.features,
+                         Min(kPanel<A>, group_features - o), panel);
+      }
+    }
+  }
+
+  // The samples of a tap, of which each pixel has one.
+  TapSamples<A> List(const MaskedSample<A>* samples, int64_t group, int64_t tap) const {
+    const int64_t list = pass_.ListIndex(strip_, group, tap);
+    const int64_t first = list * pass_.parts.strip_pixels();
+    int64_t count = 0;
+    for (int64_t i = 0; i < pixels_.size(); ++i, samples += problem_.taps()) {
+      pass_.samples[first + count] = *samples;
+      pass_.rows[first + count] = static_cast<int32_t>(i);
+      count += !IsZero(*samples);
+    }
+    pass_.counts[list] = static_cast<int32_t>(count);
+    return pass_.SamplesOf(strip_, group, tap);
+  }
+
+  void Extend(Range& reach, const MaskedSample<A>& sample) const {
+    for (const int64_t corner : sample.corner) {
+      reach.begin = Min(reach.begin, corner == kOutside ? INT64_MAX : corner);
+      reach.end = Max(reach.end, corner == kOutside ? 0 : corner + problem_.channels);
+    }
+  }
+
+  void SumDots(int64_t group, int64_t tap) const {
+    const TapSamples<A> list = pass_.SamplesOf(strip_, group, tap);
+    const int64_t first = group * pass_.blocks.per_group();
+    for (int64_t i = 0; i < list.count; ++i) {
+      A dots[kCorners] = {};
+      for (int64_t block = first; block < first + pass_.blocks.per_group(); ++block) {
+        const A* part = pass_.DotsOf(block, strip_, tap) + i * kCorners;
+        for (int corner = 0; corner < kCorners; ++corner) dots[corner] += part[corner];
+      }
+      Combined(list.samples[i], dots,
+               problem_.SampleIndex(pixels_.begin + list.rows[i], group, tap));
+    }
+  }
+
+  void Combined(const MaskedSample<A>& sample, const A* dots, int64_t index) const {
+    const DeformConv2dCotangents<T>& grads = pass_.grads;
+    if (grads.mask != nullptr) grads.mask[index] = Combine(ValueWeights(sample, A(1)), dots);
+    if (grads.offset != nullptr) {
+      grads.offset[2 * index] = Combine(DerivativeWeights(sample, sample.mask, A(0)), dots);
+      grads.offset[2 * index + 1] = Combine(DerivativeWeights(sample, A(0), sample.mask), dots);
+    }
+  }
+
+  const BackwardPass<T>& pass_;
+  const DeformConv2dProblem& problem_;
+  const int64_t strip_;
+  const Range pixels_;
+};
+
+}  // namespace jax_dcn::JAX_DCN_ISA
+
+#endif  // JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_STRIP_H_
