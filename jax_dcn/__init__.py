@@ -5,6 +5,10 @@ from jax_dcn._src.deform_aggregate.attention import ms_deform_attn as ms_deform_
 from jax_dcn._src.deform_aggregate.function import deform_aggregate as deform_aggregate
 from jax_dcn._src.deform_aggregate.grid_sample import grid_sample as grid_sample
 from jax_dcn._src.deform_conv2d.function import deform_conv2d as deform_conv2d
+from jax_dcn._src.deform_conv2d.positions import (
+    offset_from_positions as offset_from_positions,
+    sampling_positions as sampling_positions,
+)
 from jax_dcn._src.deform_roi_pool.function import (
     deform_roi_align as deform_roi_align,
     deform_roi_pool as deform_roi_pool,

@@ -4,7 +4,7 @@
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -27,7 +27,9 @@ def renamed(names: Mapping[str, str]) -> Callable[[F], F]:
     def decorate(f: F) -> F:
         @functools.wraps(f)
         def checked(*arguments: Any, **options: Any) -> Any:
-            refuse_renamed(options, names)
+            for name in options:
+                if name in names:
+                    raise TypeError(f"there is no argument {name}=: write {names[name]}= instead.")
             return f(*arguments, **options)
 
         return checked  # type: ignore[return-value]
@@ -35,11 +37,14 @@ def renamed(names: Mapping[str, str]) -> Callable[[F], F]:
     return decorate
 
 
-def refuse_renamed(options: Iterable[str], names: Mapping[str, str]) -> None:
-    """Raises `TypeError` for an option that is a key of `names`."""
-    for name in options:
-        if name in names:
-            raise TypeError(f"there is no argument {name}=: write {names[name]}= instead.")
+def renamed_options(names: Mapping[str, str]) -> Callable[[F], F]:
+    """Decorates a class as `renamed` decorates its `__init__`."""
+
+    def decorate(cls: F) -> F:
+        setattr(cls, "__init__", renamed(names)(cls.__init__))  # noqa: B010
+        return cls
+
+    return decorate
 
 
 def array(name: str, value: Any, axes: str) -> jax.Array:

@@ -40,7 +40,7 @@ WRONG = {
     "kernel_dilation": ((1, 2, 3), "kernel_dilation must be a positive integer or a pair"),
     "padding": (
         "FULL",
-        "padding must be one of ('SAME', 'SAME_LOWER', 'VALID') when it is a string, got",
+        "padding must be one of ('SAME', 'SAME_LOWER', 'VALID'), got",
     ),
     "padding sign": (-1, 'padding must be "SAME", "SAME_LOWER", "VALID", an integer >= 0'),
     "padding pairs": (((1, 2), (3,)), 'padding must be "SAME", "SAME_LOWER", "VALID"'),

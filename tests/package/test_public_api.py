@@ -15,6 +15,8 @@ PUBLIC = {
         "deform_roi_pool",
         "grid_sample",
         "ms_deform_attn",
+        "offset_from_positions",
+        "sampling_positions",
         "show_config",
     ],
     "jax_dcn.interop.onnx": ["deform_conv", "evaluate", "to_onnx"],
@@ -23,6 +25,9 @@ PUBLIC = {
 PARAMETERS = {
     "jax_dcn.deform_conv2d": "x kernel offset mask bias * strides padding kernel_dilation "
     "feature_group_count boundary precision implementation",
+    "jax_dcn.sampling_positions": "offset * kernel_size strides padding kernel_dilation image_size",
+    "jax_dcn.offset_from_positions": "positions * kernel_size strides padding kernel_dilation "
+    "image_size",
     "jax_dcn.deform_aggregate": "x positions weights * shapes points boundary implementation",
     "jax_dcn.ms_deform_attn": "value locations weights * spatial_shapes points method "
     "implementation",
@@ -32,8 +37,8 @@ PARAMETERS = {
     "jax_dcn.deform_roi_align": "x rois offset mask * spatial_scale pooled_size sampling_ratio gamma "
     "implementation",
     "jax_dcn.nnx.DeformConv": "in_features out_features kernel_size strides * padding "
-    "kernel_dilation feature_group_count offset_groups modulated mask_scale use_bias boundary dtype "
-    "param_dtype precision kernel_init bias_init implementation rngs",
+    "kernel_dilation feature_group_count offset_groups modulated mask_scale use_bias boundary "
+    "offset_branch guide_features offset_dtype dtype param_dtype precision kernel_init bias_init implementation rngs",
     "jax_dcn.interop.torchvision.deform_conv2d": "input offset weight bias stride padding dilation "
     "mask",
     "jax_dcn.interop.onnx.deform_conv": "X W offset B mask * dilations group kernel_shape "

@@ -9,41 +9,189 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jax_dcn._src import arguments
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
-from jax_dcn._src.deform_conv2d.geometry import Boundary, conv_geometry
-from jax_dcn._src.deform_conv2d.samples import sampling_positions
-from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.deform_conv2d.geometry import BOUNDARIES, Boundary
+from jax_dcn._src.deform_conv2d.positions import sampling_positions
+from jax_dcn._src.deform_conv2d.samples import shifted
+from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
-from jax_dcn._src.sampling.window import Padding
+from jax_dcn._src.sampling.window import PADDINGS, Padding, reach, written_padding
+
+LayerPadding = Padding
+"""What `deform_conv2d` takes, `"CIRCULAR"` or `"REFLECT"`."""
+
+# How `jax.numpy.pad` calls the paddings of layers that `deform_conv2d` does not have.
+_MODES: dict[Any, str] = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+LAYER_PADDINGS = (*PADDINGS, *_MODES)
 
 
 class DeformConvOptions(Protocol):
     """The options of a layer, which every `DeformConv` has as attributes of these names."""
 
     kernel_size: int | Sequence[int]
-    strides: int | Sequence[int]
-    padding: Padding
+    strides: int | Sequence[int] | None
+    padding: LayerPadding
     kernel_dilation: int | Sequence[int]
     feature_group_count: int
     offset_groups: int
     modulated: bool
     mask_scale: float
+    use_bias: bool
     boundary: Boundary
+    offset_branch: bool
+    guide_features: int | None
+    offset_dtype: Any
+    dtype: Any
+    param_dtype: Any
     precision: Any
     implementation: Implementation
 
 
+def check_options(layer: DeformConvOptions) -> None:
+    """Raises `ValueError` for options that are wrong, or that have no effect beside the others."""
+    arguments.positive_pair("kernel_size", layer.kernel_size)
+    arguments.positive_pair("strides", 1 if layer.strides is None else layer.strides)
+    arguments.positive_pair("kernel_dilation", layer.kernel_dilation)
+    written_padding(layer.padding, LAYER_PADDINGS)
+    arguments.positive("feature_group_count", layer.feature_group_count)
+    arguments.positive("offset_groups", layer.offset_groups)
+    for name in ("modulated", "use_bias", "offset_branch"):
+        arguments.flag(name, getattr(layer, name))
+    arguments.finite("mask_scale", layer.mask_scale)
+    arguments.choice("boundary", layer.boundary, BOUNDARIES)
+    if layer.guide_features is not None:
+        arguments.positive("guide_features", layer.guide_features)
+    arguments.optional_dtype("dtype", layer.dtype)
+    arguments.optional_dtype("offset_dtype", layer.offset_dtype)
+    arguments.dtype("param_dtype", layer.param_dtype)
+    arguments.precision(layer.precision)
+    for name in ("kernel_init", "bias_init"):
+        arguments.function(name, getattr(layer, name))
+    implementation_names(layer.implementation)
+    _check_effects(layer)
+
+
+def _check_effects(layer: DeformConvOptions) -> None:
+    if not layer.offset_branch:
+        for name, without in (("guide_features", None), ("offset_dtype", None), ("mask_scale", 1)):
+            if getattr(layer, name) != without:
+                raise ValueError(f"{name} has no effect with offset_branch=False: leave it out.")
+    if not layer.modulated and layer.mask_scale != 1:
+        raise ValueError("mask_scale has no effect with modulated=False: leave it out.")
+
+
+def check_features(layer: DeformConvOptions, in_features: Any, out_features: Any) -> None:
+    """Raises `ValueError` for numbers of channels that the groups do not divide."""
+    channels = arguments.positive("in_features", in_features)
+    features = arguments.positive("out_features", out_features)
+    groups = layer.feature_group_count
+    if channels % groups or features % groups:
+        raise ValueError(
+            f"feature_group_count={groups} must divide in_features={channels} and "
+            f"out_features={features}."
+        )
+    if channels % layer.offset_groups:
+        raise ValueError(f"offset_groups={layer.offset_groups} must divide in_features={channels}.")
+
+
+def check_call(
+    layer: DeformConvOptions,
+    x: jax.Array,
+    offset: jax.Array | None,
+    mask: jax.Array | None,
+    guide: jax.Array | None,
+) -> None:
+    """Raises `ValueError` for arguments of a call that do not fit the options."""
+    x = arguments.array("x", x, "[..., H, W, C]")
+    if layer.offset_branch:
+        for name, value in (("offset", offset), ("mask", mask)):
+            if value is not None:
+                raise ValueError(f"{name} is predicted by the layer: pass offset_branch=False.")
+        _check_guide(layer, x, guide)
+        return
+    if offset is None:
+        raise ValueError("offset is required with offset_branch=False.")
+    if guide is not None:
+        raise ValueError("guide has no effect with offset_branch=False.")
+    if mask is not None and not layer.modulated:
+        raise ValueError("mask is given, but the layer has modulated=False.")
+
+
+def check_predicts(layer: DeformConvOptions) -> None:
+    """Raises `ValueError` for a layer without a branch that predicts offsets."""
+    if not layer.offset_branch:
+        raise ValueError(
+            "the layer has offset_branch=False and predicts nothing: see jax_dcn.sampling_positions."
+        )
+
+
+def _check_guide(layer: DeformConvOptions, x: jax.Array, guide: jax.Array | None) -> None:
+    if guide is None:
+        if layer.guide_features is not None:
+            raise ValueError("guide is required in a layer with guide_features.")
+        return
+    guide = arguments.array("guide", guide, "[..., H, W, guide_features]")
+    channels = layer.guide_features or guide.shape[-1]
+    if not fits(guide.shape, (*x.shape[:-1], channels)):
+        raise ValueError(
+            f"guide must have the size of x: expected {(*x.shape[:-1], channels)}, got {guide.shape}."
+        )
+
+
 def kernel_size(layer: DeformConvOptions) -> tuple[int, int]:
     """Taps `(height, width)`."""
-    size = layer.kernel_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    return arguments.positive_pair("kernel_size", layer.kernel_size)
 
 
 def offset_features(layer: DeformConvOptions) -> int:
     """Number of channels of the offset branch."""
     height, width = kernel_size(layer)
     return layer.offset_groups * height * width * (3 if layer.modulated else 2)
+
+
+def convolution_options(layer: DeformConvOptions) -> dict[str, Any]:
+    """The options of the ordinary convolution that predicts offsets, as both Flaxes name them."""
+    padding = written_padding(layer.padding, LAYER_PADDINGS)
+    return dict(
+        strides=arguments.positive_pair("strides", 1 if layer.strides is None else layer.strides),
+        padding="VALID" if padding in _MODES else padding,
+        kernel_dilation=arguments.positive_pair("kernel_dilation", layer.kernel_dilation),
+        dtype=_branch_dtype(layer),
+        param_dtype=layer.param_dtype,
+        precision=layer.precision,
+        conv_general_dilated=offset_convolution,
+    )
+
+
+def _branch_dtype(layer: DeformConvOptions) -> Any:
+    """The dtype of the offset branch; `None` is what its input and its parameters promote to."""
+    if layer.offset_dtype is None and jnp.dtype(layer.param_dtype).itemsize < 4:
+        return jnp.float32
+    return layer.offset_dtype
+
+
+def branch_input(layer: DeformConvOptions, x: jax.Array) -> jax.Array:
+    """Images or a guide as the offset branch reads them: padded, and by default at least float32."""
+    padded = _padded(layer, x)[0]
+    if layer.offset_dtype is None and padded.dtype.itemsize < 4:
+        return padded.astype(jnp.float32)
+    return padded
+
+
+def _padded(layer: DeformConvOptions, x: jax.Array) -> tuple[jax.Array, Any, tuple[int, int]]:
+    """Images with the padding that `deform_conv2d` has no name for, the padding left, and the pads.
+
+    The pads are the rows above and the columns to the left that were added.
+    """
+    padding = written_padding(layer.padding, LAYER_PADDINGS)
+    if padding not in _MODES:
+        return x, padding, (0, 0)
+    dilation = arguments.positive_pair("kernel_dilation", layer.kernel_dilation)
+    pads = [((size - 1) // 2, size // 2) for size in reach(kernel_size(layer), dilation)]
+    widths = [(0, 0)] * (x.ndim - 3) + pads + [(0, 0)]
+    return jnp.pad(x, widths, mode=_MODES[padding]), "VALID", (pads[0][0], pads[1][0])
 
 
 # Whether `offset_convolution` pads its channels: not in programs that XLA does not run.
@@ -88,14 +236,15 @@ def convolve(
     bias: jax.Array | None,
 ) -> jax.Array:
     """`jax_dcn.deform_conv2d` with the options of `layer`."""
+    padded, padding, _ = _padded(layer, x)
     return deform_conv2d(
-        x,
+        padded,
         kernel,
         offset,
         mask,
         bias,
         strides=layer.strides,
-        padding=layer.padding,
+        padding=padding,
         kernel_dilation=layer.kernel_dilation,
         feature_group_count=layer.feature_group_count,
         boundary=layer.boundary,
@@ -106,17 +255,16 @@ def convolve(
 
 def positions(layer: DeformConvOptions, x: jax.Array, offset: jax.Array) -> jax.Array:
     """Where `layer` samples `x`: `(y, x)` in pixels, `[..., Ho, Wo, G, K, 2]`."""
-    size = kernel_size(layer)
-    geometry = conv_geometry(
-        x.shape[-3:-1],
-        size,
+    padded, padding, pads = _padded(layer, x)
+    found = sampling_positions(
+        offset,
+        kernel_size=layer.kernel_size,
         strides=layer.strides,
-        padding=layer.padding,
+        padding=padding,
         kernel_dilation=layer.kernel_dilation,
+        image_size=padded.shape[-3:-1],
     )
-    # In float32, since bfloat16 cannot represent every pixel index of a large image.
-    wide = offset if offset.dtype == jnp.float64 else offset.astype(jnp.float32)
-    return sampling_positions(wide, size, geometry)
+    return shifted(found, (-pads[0], -pads[1]))
 
 
 _OFFSET_BRANCHES = ("offset_conv", "conv_offset", "conv_offset_mask")

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
+from jax_dcn._src.arguments import renamed
 from jax_dcn._src.deform_conv2d import layer as layers
 from jax_dcn._src.deform_conv2d.geometry import Boundary
+from jax_dcn._src.deform_conv2d.hints import OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
-from jax_dcn._src.sampling.window import Padding
 
 
 @public("jax_dcn.nnx")
@@ -33,12 +34,19 @@ class DeformConv(nnx.Module):
       in_features: Number of input channels `C`.
       out_features: Number of output channels `O`.
       kernel_size: Taps, one number or `(height, width)`.
-      strides, padding, kernel_dilation, feature_group_count: As in `nnx.Conv`. A PyTorch layer's
-        `padding=1` is `padding=1` here, too, not `"SAME"`, which differs with strides.
+      strides, padding, kernel_dilation, feature_group_count: As in `nnx.Conv`, `"CIRCULAR"` and
+        `"REFLECT"` included. A PyTorch layer's `padding=1` is `padding=1` here, too, not `"SAME"`,
+        which differs with strides.
       offset_groups: Number of groups of input channels that have offsets of their own.
       modulated: Whether taps are weighted by a mask: version 2 of the paper.
       mask_scale: The mask's largest value; 2.0 keeps a pretrained convolution's output.
       use_bias: Whether to add a bias.
+      offset_branch: Whether the layer predicts offsets. `False`: it is called with them,
+        `layer(x, offset, mask=None)`.
+      guide_features: Channels of the tensor that offsets are predicted from, if another than `x`:
+        `layer(x, guide=features)`. By default as many as `in_features`.
+      offset_dtype: Of the computation of offsets and mask. By default float32 at least: bfloat16
+        makes 20.25 pixels of 20.3.
       boundary: What a sample outside the image is, see `jax_dcn.deform_conv2d`.
       dtype: Of the computation; by default, what the input and the parameters promote to.
       param_dtype: Of the parameters.
@@ -48,7 +56,8 @@ class DeformConv(nnx.Module):
       rngs: Random streams; `params` initialises the kernel.
 
     Raises:
-      ValueError: on call, if the input does not fit; the message names the argument.
+      ValueError: when the layer is made, for options that are wrong or have no effect; on call, if the
+        input does not fit. The message names the argument.
 
     Examples:
       >>> from flax import nnx
@@ -58,8 +67,18 @@ class DeformConv(nnx.Module):
       >>> layer(x).shape
       (4, 16, 16, 16)
 
+      Offsets that the network computes elsewhere, and offsets from other features:
+
+      >>> layer = jax_dcn.nnx.DeformConv(8, 16, 3, offset_branch=False, rngs=nnx.Rngs(0))
+      >>> layer(x, offset=jnp.zeros((4, 32, 32, 1, 9, 2))).shape
+      (4, 32, 32, 16)
+      >>> layer = jax_dcn.nnx.DeformConv(8, 16, 3, guide_features=5, rngs=nnx.Rngs(0))
+      >>> layer(x, guide=jnp.ones((4, 32, 32, 5))).shape
+      (4, 32, 32, 16)
+
       Where it looked, to draw it, from a layer anywhere in a network (flax 0.12.6 or newer):
 
+      >>> layer = jax_dcn.nnx.DeformConv(8, 16, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
       >>> y, sown = nnx.capture(layer, nnx.Intermediate)(x)
       >>> (positions,) = sown["sampling_positions"]
       >>> positions.shape
@@ -79,14 +98,15 @@ class DeformConv(nnx.Module):
       Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
     """
 
+    @renamed(OPTIONS)
     def __init__(
         self,
         in_features: int,
         out_features: int,
         kernel_size: int | Sequence[int],
-        strides: int | Sequence[int] = 1,
+        strides: int | Sequence[int] | None = 1,
         *,
-        padding: Padding = "SAME",
+        padding: layers.LayerPadding = "SAME",
         kernel_dilation: int | Sequence[int] = 1,
         feature_group_count: int = 1,
         offset_groups: int = 1,
@@ -94,6 +114,9 @@ class DeformConv(nnx.Module):
         mask_scale: float = 1.0,
         use_bias: bool = True,
         boundary: Boundary = "padded",
+        offset_branch: bool = True,
+        guide_features: int | None = None,
+        offset_dtype: jax.typing.DTypeLike | None = None,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: Any = None,
@@ -102,6 +125,8 @@ class DeformConv(nnx.Module):
         implementation: Implementation = None,
         rngs: nnx.Rngs,
     ):
+        self.in_features = in_features
+        self.out_features = out_features
         self.kernel_size = kernel_size
         self.strides = strides
         self.padding = padding
@@ -110,39 +135,74 @@ class DeformConv(nnx.Module):
         self.offset_groups = offset_groups
         self.modulated = modulated
         self.mask_scale = mask_scale
+        self.use_bias = use_bias
         self.boundary = boundary
+        self.offset_branch = offset_branch
+        self.guide_features = guide_features
+        self.offset_dtype = offset_dtype
         self.dtype = dtype
+        self.param_dtype = param_dtype
         self.precision = precision
+        self.kernel_init = kernel_init
+        self.bias_init = bias_init
         self.implementation = implementation
+        layers.check_options(self)
+        layers.check_features(self, in_features, out_features)
+        if not isinstance(rngs, nnx.Rngs):
+            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
         shape = (*layers.kernel_size(self), in_features // feature_group_count, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = (
             nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
         )
-        self.offset_conv = nnx.Conv(
-            in_features,
-            layers.offset_features(self),
-            layers.kernel_size(self),
-            strides,
-            padding=padding,
-            kernel_dilation=kernel_dilation,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            kernel_init=nnx.initializers.zeros_init(),
-            conv_general_dilated=layers.offset_convolution,
-            # Zeros need no randomness: a network of these layers starts with the kernels that one
-            # of ordinary convolutions gets from the same `rngs`.
-            rngs=nnx.Rngs(0),
-        )
+        if offset_branch:
+            self.offset_conv = nnx.Conv(
+                guide_features or in_features,
+                layers.offset_features(self),
+                layers.kernel_size(self),
+                **layers.convolution_options(self),
+                kernel_init=nnx.initializers.zeros_init(),
+                # Zeros need no randomness: a network of these layers starts with the kernels that one
+                # of ordinary convolutions gets from the same `rngs`.
+                rngs=nnx.Rngs(0),
+            )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Images `[..., H, W, C]` to `[..., Ho, Wo, O]`."""
-        offset, mask = self.offset_and_mask(x)
+    def __call__(
+        self,
+        x: jax.Array,
+        offset: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        *,
+        guide: jax.Array | None = None,
+    ) -> jax.Array:
+        """Images `[..., H, W, C]` to `[..., Ho, Wo, O]`.
+
+        Args:
+          x: The images.
+          offset: With `offset_branch=False`, the offsets `[..., Ho, Wo, G, K, 2]` in pixels.
+          mask: With `offset_branch=False`, the mask `[..., Ho, Wo, G, K]`, or none.
+          guide: Features `[..., H, W, guide_features]` to predict offsets from, instead of `x`.
+        """
+        self._check(x, offset, mask, guide)
+        if self.offset_branch:
+            offset, mask = self._predicted(x if guide is None else guide)
+        assert offset is not None  # which was checked
         self._sow_samples(x, offset, mask)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         return layers.convolve(self, x, kernel, offset, mask, bias)
+
+    def _check(self, x: Any, offset: Any = None, mask: Any = None, guide: Any = None) -> None:
+        layers.check_call(self, x, offset, mask, guide)
+        if x.ndim < 3 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must be [..., H, W, {self.in_features}] for in_features={self.in_features}, got "
+                f"shape {x.shape}."
+            )
+
+    def _predicted(self, features: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        predicted = self.offset_conv(layers.branch_input(self, features))
+        return layers.offset_and_mask(self, predicted)
 
     def _sow_samples(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None) -> None:
         # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
@@ -151,15 +211,21 @@ class DeformConv(nnx.Module):
             self.sow(nnx.Intermediate, "mask", mask)
             self.sow(nnx.Intermediate, "sampling_positions", layers.positions(self, x, offset))
 
-    def offset_and_mask(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def offset_and_mask(
+        self, x: jax.Array, *, guide: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """The offsets `[..., Ho, Wo, G, K, 2]` in pixels and the mask `[..., Ho, Wo, G, K]`."""
-        return layers.offset_and_mask(self, self.offset_conv(x))
+        layers.check_predicts(self)
+        self._check(x, guide=guide)
+        return self._predicted(x if guide is None else guide)
 
-    def sampling_positions(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def sampling_positions(
+        self, x: jax.Array, *, guide: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Where every output position samples `x`, to draw it.
 
         Returns:
           Positions `[..., Ho, Wo, G, K, 2]` in pixels of `x`, last axis `(y, x)`, and the mask.
         """
-        offset, mask = self.offset_and_mask(x)
+        offset, mask = self.offset_and_mask(x, guide=guide)
         return layers.positions(self, x, offset), mask

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The parts of a RoI pooling layer that are the same in every neural network library."""
 
-from typing import Protocol
+import math
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jax_dcn._src import arguments
 from jax_dcn._src.deform_roi_pool.function import deform_roi_align, deform_roi_pool
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
-from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.implementation import Implementation, implementation_names
 
 
 class DeformRoIPoolOptions(Protocol):
@@ -26,7 +28,41 @@ class DeformRoIPoolOptions(Protocol):
     joint: bool
     aligned: bool
     hidden_features: int
+    dtype: Any
+    param_dtype: Any
     implementation: Implementation
+
+
+def check_options(layer: DeformRoIPoolOptions) -> None:
+    """Raises `ValueError` for options that are wrong, or that have no effect beside the others."""
+    for name in ("output_dim", "pooled_size", "group_size", "hidden_features"):
+        arguments.positive(name, getattr(layer, name))
+    arguments.integer("samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1)
+    for name in ("spatial_scale", "trans_std"):
+        arguments.finite(name, getattr(layer, name))
+    for name in ("deformable", "modulated", "joint", "aligned"):
+        arguments.flag(name, getattr(layer, name))
+    arguments.optional_dtype("dtype", layer.dtype)
+    arguments.dtype("param_dtype", layer.param_dtype)
+    arguments.function("kernel_init", getattr(layer, "kernel_init"))  # noqa: B009
+    implementation_names(layer.implementation)
+    if layer.deformable and not layer.trans_std:
+        raise ValueError("trans_std=0 gives the offsets no effect: pass deformable=False.")
+    if layer.joint and not (layer.deformable and layer.modulated):
+        raise ValueError("joint has no effect without deformable=True and modulated=True.")
+    if layer.aligned and layer.group_size != 1:
+        raise ValueError("group_size has no effect with aligned=True: leave it out.")
+
+
+def check_channels(layer: DeformRoIPoolOptions, x: jax.Array) -> None:
+    """Raises `ValueError` for images with other channels than the options say."""
+    channels = layer.output_dim * layer.group_size**2
+    x = arguments.array("x", x, "[N, H, W, C]")
+    if x.ndim != 4 or x.shape[-1] != channels:
+        raise ValueError(
+            f"x must be [N, H, W, {channels}] for output_dim={layer.output_dim} and "
+            f"group_size={layer.group_size}, got shape {x.shape}."
+        )
 
 
 def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:
@@ -46,7 +82,7 @@ def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:
 
 def branch_input(pooled: jax.Array) -> jax.Array:
     """Flattens plain pooling `[R, P, P, D]` as published checkpoints do: by feature, row, column."""
-    return jnp.moveaxis(pooled, -1, 1).reshape(pooled.shape[0], -1)
+    return jnp.moveaxis(pooled, -1, 1).reshape(pooled.shape[0], math.prod(pooled.shape[1:]))
 
 
 def offset_and_mask(
@@ -57,7 +93,8 @@ def offset_and_mask(
         return None, None
     # The planes are ordered as in published checkpoints: x of all bins, y of all bins, the mask.
     planes = jnp.concatenate(list(predicted.values()), axis=-1)
-    planes = planes.reshape(planes.shape[0], -1, layer.pooled_size, layer.pooled_size)
+    count = planes.shape[-1] // layer.pooled_size**2
+    planes = planes.reshape(planes.shape[0], count, layer.pooled_size, layer.pooled_size)
     offset = jnp.stack([planes[:, 1], planes[:, 0]], axis=-1)[:, :, :, None]
     return offset, jax.nn.sigmoid(planes[:, 2]) if layer.modulated else None
 

@@ -39,7 +39,8 @@ class DeformRoIPool(nn.Module):
       implementation: See `jax_dcn.deform_roi_pool`.
 
     Raises:
-      ValueError: on call, if the input does not fit; the message names the argument.
+      ValueError: when the layer is made, for options that are wrong or have no effect; on call, if the
+        input does not fit. The message names the argument.
 
     Examples:
       >>> import jax, jax.numpy as jnp, jax_dcn.linen
@@ -70,6 +71,11 @@ class DeformRoIPool(nn.Module):
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
     implementation: Implementation = None
 
+    def __post_init__(self) -> None:
+        """Refuses options that are wrong, or that have no effect beside the others."""
+        roi_layers.check_options(self)
+        super().__post_init__()
+
     def setup(self) -> None:
         for name, features in roi_layers.branch_features(self).items():
             for i, size in enumerate(features):
@@ -84,6 +90,7 @@ class DeformRoIPool(nn.Module):
 
     def __call__(self, x: jax.Array, rois: jax.Array) -> jax.Array:
         """Images `[N, H, W, group_size**2 * D]` and regions `[R, 5]` to `[R, P, P, D]`."""
+        roi_layers.check_channels(self, x)
         (x,) = promote_dtype(x, dtype=self.dtype)
         offset, mask = self.offset_and_mask(x, rois)
         return roi_layers.pool(self, x, rois, offset, mask)

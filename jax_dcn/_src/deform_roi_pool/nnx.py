@@ -53,7 +53,8 @@ class DeformRoIPool(nnx.Module):
       rngs: Random streams; `params` initialises the hidden layers.
 
     Raises:
-      ValueError: on call, if the input does not fit; the message names the argument.
+      ValueError: when the layer is made, for options that are wrong or have no effect; on call, if the
+        input does not fit. The message names the argument.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn.nnx
@@ -101,7 +102,12 @@ class DeformRoIPool(nnx.Module):
         self.aligned = aligned
         self.hidden_features = hidden_features
         self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.kernel_init = kernel_init
         self.implementation = implementation
+        roi_layers.check_options(self)
+        if not isinstance(rngs, nnx.Rngs):
+            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
         for name, features in roi_layers.branch_features(self).items():
             sizes = (pooled_size**2 * output_dim, *features)
             layers: list[Callable[..., jax.Array]] = []
@@ -120,6 +126,7 @@ class DeformRoIPool(nnx.Module):
 
     def __call__(self, x: jax.Array, rois: jax.Array) -> jax.Array:
         """Images `[N, H, W, group_size**2 * D]` and regions `[R, 5]` to `[R, P, P, D]`."""
+        roi_layers.check_channels(self, x)
         (x,) = dtypes.promote_dtype((x,), dtype=self.dtype)
         offset, mask = self.offset_and_mask(x, rois)
         return roi_layers.pool(self, x, rois, offset, mask)

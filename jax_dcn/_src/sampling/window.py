@@ -6,7 +6,7 @@ from typing import Any
 
 from jax import export, lax
 
-from jax_dcn._src.arguments import is_integer, is_pair
+from jax_dcn._src.arguments import choice, is_integer, is_pair
 
 Size = Sequence[int]
 """`(height, width)`."""
@@ -14,7 +14,7 @@ Size = Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
 """`"SAME"`, `"SAME_LOWER"`, `"VALID"`, `p`, `(ph, pw)` or `((top, bottom), (left, right))`."""
 
-_NAMED = ("SAME", "SAME_LOWER", "VALID")
+PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 
 def output_size(
@@ -39,21 +39,37 @@ def explicit_padding(
     padding: Any, image_size: Size, kernel_size: Size, strides: Size, kernel_dilation: Size
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """`padding`, as users write it, as `((top, bottom), (left, right))`."""
+    written = written_padding(padding)
+    if not isinstance(written, str):
+        return written
+    pads = _named_padding(written, image_size, kernel_size, strides, kernel_dilation)
+    reaches = map(_reach, kernel_size, kernel_dilation)
+    (top, bottom), (left, right) = map(_known, pads, reaches, (written, written))
+    return (top, bottom), (left, right)
+
+
+def written_padding(
+    padding: Any, names: Sequence[str] = PADDINGS
+) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    """`padding`, as users write it, as one of `names` or as `((top, bottom), (left, right))`."""
     if isinstance(padding, str):
-        pads = _named_padding(padding, image_size, kernel_size, strides, kernel_dilation)
-        reaches = map(_reach, kernel_size, kernel_dilation)
-        (top, bottom), (left, right) = map(_known, pads, reaches, (padding, padding))
-        return (top, bottom), (left, right)
+        return choice("padding", padding.upper(), names)
     pairs = (padding, padding) if is_integer(padding) else padding
     if is_pair(pairs):
         pairs = tuple((p, p) if is_integer(p) else p for p in pairs)
         if all(is_pair(p) and all(is_integer(v) and v >= 0 for v in p) for p in pairs):
             (top, bottom), (left, right) = pairs
             return (int(top), int(bottom)), (int(left), int(right))
+    listed = ", ".join(f'"{name}"' for name in names)
     raise ValueError(
-        'padding must be "SAME", "SAME_LOWER", "VALID", an integer >= 0, (height, width) or '
-        f"((top, bottom), (left, right)), got {padding!r}."
+        f"padding must be {listed}, an integer >= 0, (height, width) or ((top, bottom), (left, "
+        f"right)), got {padding!r}."
     )
+
+
+def reach(kernel_size: Size, kernel_dilation: Size) -> tuple[int, ...]:
+    """Pixels from the first to the last tap, `(height, width)`."""
+    return tuple(map(_reach, kernel_size, kernel_dilation))
 
 
 def free_shift(
@@ -82,10 +98,7 @@ def _reach(taps: int, dilation: int) -> int:
 def _named_padding(
     padding: str, image_size: Size, kernel_size: Size, strides: Size, kernel_dilation: Size
 ) -> Sequence[tuple[Any, Any]]:
-    if padding.upper() not in _NAMED:
-        raise ValueError(f"padding must be one of {_NAMED} when it is a string, got {padding!r}.")
-    window = tuple(map(_reach, kernel_size, kernel_dilation))
-    return lax.padtype_to_pads(image_size, window, strides, padding)
+    return lax.padtype_to_pads(image_size, reach(kernel_size, kernel_dilation), strides, padding)
 
 
 def _known(pads: tuple[Any, Any], reach: int, padding: str) -> tuple[int, int]:
@@ -93,4 +106,4 @@ def _known(pads: tuple[Any, Any], reach: int, padding: str) -> tuple[int, int]:
     if not any(map(export.is_symbolic_dim, pads)):
         return int(pads[0]), int(pads[1])
     less = (reach - 1) // 2
-    return (reach - 1 - less, less) if padding.upper() == "SAME_LOWER" else (less, reach - 1 - less)
+    return (reach - 1 - less, less) if padding == "SAME_LOWER" else (less, reach - 1 - less)
