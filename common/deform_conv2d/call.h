@@ -86,6 +86,7 @@ class DeformConv2dCall : public OperatorCall {
     geometry.feature_groups =
         InRange("feature_group_count", Attribute<int64_t>(attributes, "feature_group_count"), 1);
     geometry.legacy_boundary = Attribute<bool>(attributes, "legacy_boundary");
+    problem_.float32_columns = Attribute<bool>(attributes, "float32_columns");
   }
 
   void ReadProblem(const ffi::AnyBuffer& x, const ffi::AnyBuffer& kernel,

@@ -33,6 +33,7 @@ struct DeformConv2dProblem {
   int64_t kernel_height, kernel_width;
   int64_t offset_groups;
   bool modulated;
+  bool float32_columns = false;  // sampled columns of bfloat16 images keep float32, not bfloat16
   ConvGeometry geometry;
 
   JAX_DCN_INLINE int64_t taps() const { return kernel_height * kernel_width; }

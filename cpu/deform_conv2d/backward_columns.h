@@ -76,7 +76,7 @@ class BackwardColumns {
     __builtin_memset(columns_, 0, samples.count * channels * sizeof(A));
     for (int64_t i = 0; i < samples.count; ++i) {
       const A* row = grad_y + samples.rows[i] * features + block_.channels.begin;
-      DepthwiseProduct<T, A> product = {row, 0, kernel, 0, 1, columns_ + i * channels};
+      DepthwiseProduct<A, T, A> product = {row, 0, kernel, 0, 1, columns_ + i * channels};
       Vectorised<A>(channels, product);
     }
   }

@@ -16,9 +16,9 @@ inline bool IsDepthwise(const DeformConv2dProblem& problem) {
 }
 
 // sums += Σ_i a_i b_i, with rows a_i and b_i that are `a_step` and `b_step` apart
-template <typename T, typename A>
+template <typename E, typename T, typename A>
 struct DepthwiseProduct {
-  const A* const a;
+  const E* const a;
   const int64_t a_step;
   const T* const b;
   const int64_t b_step, terms;

@@ -6,6 +6,7 @@
 #define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/deform_conv2d/problem.h"
 #include "cpu/deform_conv2d/forward_pass.h"
@@ -19,30 +20,32 @@ namespace jax_dcn::JAX_DCN_ISA {
 // Pixels of a tile, whose columns then take about half of a second-level cache (Zen 1).
 constexpr int64_t kTilePixels = 128;
 
-template <typename T>
+template <typename T, typename E>
 class Forward {
  public:
   using A = typename Accumulator<T>::type;
 
-  explicit Forward(const ForwardPass<T>& pass) : pass_(pass) {}
+  explicit Forward(const ForwardPass<T, E>& pass) : pass_(pass) {}
 
   void Run(Executor& executor) {
     const int64_t batch = pass_.problem.batch;
     Shared panels(pass_.PackAhead(executor, Arena()));
     pass_.PackAhead(executor, panels.arena());
-    const int64_t bytes = SourceCount() * pass_.ImageSize() * static_cast<int64_t>(sizeof(A));
-    const int64_t most = kSumsInPlace<T> ? batch : Max(1, kWideImageBytes / Max(1, bytes));
-    Shared memory(kSumsInPlace<T> ? 0 : Min(most, batch) * (bytes + 64 * SourceCount()));
+    const int64_t bytes = SourceCount() * pass_.ImageSize() * static_cast<int64_t>(sizeof(E));
+    const int64_t most = kReadInPlace ? batch : Max(1, kWideImageBytes / Max(1, bytes));
+    Shared memory(kReadInPlace ? 0 : Min(most, batch) * (bytes + 64 * SourceCount()));
     for (Range images = {0, 0}; images.end < batch;) {
       images = {images.end, Min(images.end + most, batch)};
-      ForEachSource([&, arena = memory.arena()](ColumnSource<T>& source) mutable {
-        source.wide = Wide(executor, source.images, images, arena);
+      ForEachSource([&, arena = memory.arena()](ColumnSource<T, E>& source) mutable {
+        source.read = Read(executor, source.images, images, arena);
       });
       Visit(executor, images);
     }
   }
 
  private:
+  static constexpr bool kReadInPlace = std::is_same<T, E>::value;
+
   template <typename F>
   void ForEachSource(F f) {
     for (int p = 0; p < pass_.product_count; ++p) {
@@ -52,16 +55,16 @@ class Forward {
 
   int64_t SourceCount() {
     int64_t count = 0;
-    ForEachSource([&](const ColumnSource<T>&) { ++count; });
+    ForEachSource([&](const ColumnSource<T, E>&) { ++count; });
     return count;
   }
 
-  const A* Wide(Executor& executor, const T* source, Range images, Arena& arena) const {
+  const E* Read(Executor& executor, const T* source, Range images, Arena& arena) const {
     const T* first = source + images.begin * pass_.ImageSize();
-    if constexpr (kSumsInPlace<T>) {
+    if constexpr (kReadInPlace) {
       return first;
     } else {
-      A* wide = arena.Take<A>(images.size() * pass_.ImageSize());
+      E* wide = arena.Take<E>(images.size() * pass_.ImageSize());
       ParallelForAll(executor, 0, Widened(wide, first, images.size() * pass_.ImageSize()));
       return wide;
     }
@@ -78,39 +81,50 @@ class Forward {
     const int64_t tiles = Min(workers * CeilDiv(pixels.size(), most), rows);
     pass_.first_image = images.begin;
     pass_.tile_pixels = CeilDiv(rows, Max(1, tiles)) * kTileRows;
-    const int64_t scratch_bytes = ForwardTile<T>::ScratchBytes(pass_);
+    const int64_t scratch_bytes = ForwardTile<T, E>::ScratchBytes(pass_);
     ParallelFor(executor, tiles, scratch_bytes, [=](int64_t tile, char* scratch) {
       const int64_t begin = tile * rows / tiles * kTileRows;
       const int64_t end = Min((tile + 1) * rows / tiles * kTileRows, pixels.size());
-      ForwardTile<T>(pass_, {pixels.begin + begin, pixels.begin + end}, scratch).Run();
+      ForwardTile<T, E>(pass_, {pixels.begin + begin, pixels.begin + end}, scratch).Run();
     });
   }
 
-  ForwardPass<T> pass_;
+  ForwardPass<T, E> pass_;
 };
+
+template <typename T, typename E>
+void ForwardOf(Executor& executor, const DeformConv2dProblem& problem,
+               const DeformConv2dPrimals<T>& primals, T* y) {
+  const DeformConv2dTangents<T> none = {};
+  ForwardPass<T, E> pass(problem, primals, none, primals.bias, y);
+  pass.Add({primals.kernel, 1, {{primals.x, false}}});
+  Forward<T, E>(pass).Run(executor);
+}
 
 template <typename T>
 void DeformConv2dForward(Executor& executor, const DeformConv2dProblem& problem,
                          const DeformConv2dPrimals<T>& primals, T* y) {
-  const DeformConv2dTangents<T> none = {};
-  ForwardPass<T> pass(problem, primals, none, primals.bias, y);
-  pass.Add({primals.kernel, 1, {{primals.x, false}}});
-  Forward<T>(pass).Run(executor);
+  using A = typename Accumulator<T>::type;
+  if constexpr (kMayPair<T>) {
+    if (MakesPairs(problem)) return ForwardOf<T, T>(executor, problem, primals, y);
+  }
+  ForwardOf<T, A>(executor, problem, primals, y);
 }
 
 template <typename T>
 void DeformConv2dJvp(Executor& executor, const DeformConv2dProblem& problem,
                      const DeformConv2dPrimals<T>& primals, const DeformConv2dTangents<T>& tangents,
                      T* y_dot) {
-  ForwardPass<T> pass(problem, primals, tangents, tangents.bias, y_dot);
+  using A = typename Accumulator<T>::type;
+  ForwardPass<T, A> pass(problem, primals, tangents, tangents.bias, y_dot);
   if (tangents.kernel != nullptr) pass.Add({tangents.kernel, 1, {{primals.x, false}}});
-  ColumnProduct<T> moved = {primals.kernel, 0, {}};
+  ColumnProduct<T, A> moved = {primals.kernel, 0, {}};
   if (tangents.x != nullptr) moved.sources[moved.source_count++] = {tangents.x, false};
   if (tangents.offset != nullptr || tangents.mask != nullptr) {
     moved.sources[moved.source_count++] = {primals.x, true};
   }
   if (moved.source_count > 0) pass.Add(moved);
-  Forward<T>(pass).Run(executor);
+  Forward<T, A>(pass).Run(executor);
 }
 
 }  // namespace jax_dcn::JAX_DCN_ISA

@@ -24,25 +24,28 @@ constexpr int64_t kTileSteps = 8;
 
 // Images whose samples are added to the columns: by the weights of the value, m w, or by those of
 // its tangent, ṁ w + m ẇ.
-template <typename T>
+template <typename T, typename E>
 struct ColumnSource {
   const T* images;
   bool tangent;
-  const typename Accumulator<T>::type* wide = nullptr;  // those of the images that are visited
+  const E* read = nullptr;  // the images that are visited, as they are read
 };
 
 // Columns times a kernel: a term of the result.
-template <typename T>
+template <typename T, typename E>
 struct ColumnProduct {
   const T* kernel;
   int source_count;
-  ColumnSource<T> sources[2];
-  const typename Accumulator<T>::type* panels = nullptr;  // the kernel, where it is packed ahead
+  ColumnSource<T, E> sources[2];
+  const typename Packed<E>::Element* panels = nullptr;  // the kernel, where it is packed ahead
 };
 
 // y = bias + Σ products
-template <typename T>
+//
+// Images are read, and columns multiplied with the kernel, as elements E: as T, or widened.
+template <typename T, typename E>
 struct ForwardPass {
+  using Element = typename Packed<E>::Element;
   using A = typename Accumulator<T>::type;
 
   ForwardPass(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
@@ -58,7 +61,7 @@ struct ForwardPass {
         block_taps(BlockTaps()),
         skip_zeros(!depthwise && groups_together == 1 && ZerosPay()) {}
 
-  void Add(const ColumnProduct<T>& product) { products[product_count++] = product; }
+  void Add(const ColumnProduct<T, E>& product) { products[product_count++] = product; }
 
   int64_t ImageSize() const { return problem.image_pixels() * problem.channels; }
   int64_t FeaturePanels() const { return CeilDiv(problem.group_features(), kPanel<A>); }
@@ -72,7 +75,8 @@ struct ForwardPass {
   int64_t PackAhead(Executor& executor, Arena arena) {
     if (depthwise || problem.pixels() < kPackPixels) return 0;
     for (int p = 0; p < product_count; ++p) {
-      A* panels = arena.Take<A>(problem.channels * problem.taps() * FeaturePanels() * kPanel<A>);
+      const int64_t rows = problem.channels * problem.taps() / Packed<E>::kDepth;
+      Element* panels = arena.Take<Element>(rows * FeaturePanels() * kPanel<A>);
       products[p].panels = panels;
       if (panels == nullptr) continue;
       const int64_t feature_panels = FeaturePanels(), steps = TapSteps();
@@ -96,11 +100,11 @@ struct ForwardPass {
     const int64_t rows = block.channels.begin * problem.taps() +
                          taps.begin * block.channels.size() + before * taps.size();
     return (rows * FeaturePanels() + feature_panel * taps.size() * piece.channels.size()) *
-           kPanel<A>;
+           kPanel<A> / Packed<E>::kDepth;
   }
 
   void Pack(const T* kernel, const Piece& piece, Range taps, int64_t feature_panel,
-            A* panel) const {
+            Element* panel) const {
     const int64_t o = feature_panel * kPanel<A>;
     const int64_t width = Min(kPanel<A>, problem.group_features() - o);
     for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
@@ -120,7 +124,7 @@ struct ForwardPass {
   const int64_t block_taps;  // of a step; all taps where a block has several offset groups
   const bool skip_zeros;
   int64_t tile_pixels = 0, first_image = 0;
-  ColumnProduct<T> products[2];
+  ColumnProduct<T, E> products[2];
   int product_count = 0;
 
  private:

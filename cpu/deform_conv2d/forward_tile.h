@@ -17,23 +17,24 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-template <typename T>
+template <typename T, typename E>
 class ForwardTile {
  public:
   using A = typename Accumulator<T>::type;
+  using Element = typename Packed<E>::Element;
 
-  static int64_t ScratchBytes(const ForwardPass<T>& pass) {
+  static int64_t ScratchBytes(const ForwardPass<T, E>& pass) {
     return ForwardTile(pass, {0, 0}, nullptr).scratch_bytes_;
   }
 
-  ForwardTile(const ForwardPass<T>& pass, Range pixels, char* scratch)
+  ForwardTile(const ForwardPass<T, E>& pass, Range pixels, char* scratch)
       : pass_(pass), problem_(pass.problem), pixels_(pixels) {
     Arena arena(scratch);
     const int64_t pixels_most = pass.tile_pixels, channels = pass.blocks.most_channels();
     samples_ = arena.Take<MaskedSample<A>>(pixels_most * problem_.taps());
-    columns_ = arena.Take<A>(pixels_most * pass.block_taps * channels);
-    panel_ = arena.Take<A>(pass.block_taps * channels * kPanel<A>);
-    zeros_ = arena.Take<A>(channels);
+    columns_ = arena.Take<E>(pixels_most * pass.block_taps * channels);
+    panel_ = arena.Take<Element>(pass.block_taps * channels / Packed<E>::kDepth * kPanel<A>);
+    zeros_ = arena.Take<E>(channels);
     reads_ = arena.Take<int32_t>(pixels_most * pass.block_taps);
     rows_ = arena.Take<int32_t>(pixels_most * pass.block_taps);
     first_rows_ = arena.Take<int32_t>(pass.block_taps + 1);
@@ -45,7 +46,7 @@ class ForwardTile {
     T* result = pass_.y + pixels_.begin * problem_.features;
     if constexpr (kSumsInPlace<T>) sums_ = result;
     FillWithBias();
-    __builtin_memset(zeros_, 0, pass_.blocks.most_channels() * sizeof(A));
+    __builtin_memset(zeros_, 0, pass_.blocks.most_channels() * sizeof(E));
     for (int64_t i = 0; i < pass_.blocks.count(); ++i) {
       const ChannelBlock block = pass_.blocks[i];
       for (int64_t step = 0; step < pass_.TapSteps(); ++step) AddStep(block, pass_.TapsOf(step));
@@ -77,7 +78,7 @@ class ForwardTile {
                             : pass_.skip_zeros ? ReadInside(taps)
                                                : ReadAll(taps);
     for (int p = 0; p < pass_.product_count; ++p) {
-      const ColumnProduct<T>& product = pass_.products[p];
+      const ColumnProduct<T, E>& product = pass_.products[p];
       for (int64_t g = block.offset_groups.begin; g < block.offset_groups.end; ++g) {
         Locate(g);
         SampleGroup(columns, block, g, product);
@@ -122,7 +123,7 @@ class ForwardTile {
 
   // Writes the channels of the block that offset group `group` has.
   void SampleGroup(int64_t columns, const ChannelBlock& block, int64_t group,
-                   const ColumnProduct<T>& product) const {
+                   const ColumnProduct<T, E>& product) const {
     const int64_t stride = block.channels.size();
     const int64_t channels = Min(stride, problem_.offset_group_channels());
     const int64_t first = (group - block.offset_groups.begin) * channels;
@@ -138,25 +139,31 @@ class ForwardTile {
   // Where the columns of one offset group are written.
   struct Target {
     int64_t group, first_channel, channels;
-    A* columns;
+    E* columns;
     int64_t stride;
   };
 
   // Alone, the loop has the registers that it needs.
   template <bool kAdd, int kWidth>
   __attribute__((noinline)) void Sample(int64_t columns, const Target& target,
-                                        const ColumnSource<T>& source) const {
+                                        const ColumnSource<T, E>& source) const {
     const int32_t* reads = InOrder() ? nullptr : reads_;
-    const A* images = source.wide + target.first_channel;
-    A* column = target.columns;
+    const E* images = source.read + target.first_channel;
+    E* column = target.columns;
     for (int64_t i = 0; i < columns; ++i, column += target.stride) {
       const int64_t read = reads != nullptr ? reads[i] : i;
       const MaskedSample<A>& sample = samples_[read];
-      Interpolation<kAdd, A> interpolation = {
-          CornersOf<A, const A>(sample, images, zeros_),
-          source.tangent ? TangentWeights(target.group, read) : ValueWeights(sample, sample.mask),
-          column};
-      VectorisedBy<A, kWidth>(target.channels, interpolation);
+      const auto corners = CornersOf<A, const E>(sample, images, zeros_);
+      if constexpr (Packed<E>::kDepth == 1) {
+        Interpolation<kAdd, A> interpolation = {
+            corners,
+            source.tangent ? TangentWeights(target.group, read) : ValueWeights(sample, sample.mask),
+            column};
+        VectorisedBy<A, kWidth>(target.channels, interpolation);
+      } else {
+        PairInterpolation interpolation = {corners, ValueWeights(sample, sample.mask), column};
+        VectorisedBy<uint32_t, kWidth / 2>(target.channels / 2, interpolation);
+      }
     }
   }
 
@@ -175,13 +182,13 @@ class ForwardTile {
   }
 
   void Multiply(const ChannelBlock& block, const Piece& piece, Range taps,
-                const ColumnProduct<T>& product) const {
+                const ColumnProduct<T, E>& product) const {
     const int64_t features = problem_.features, group_features = problem_.group_features();
     for (int64_t i = 0; i < pass_.FeaturePanels(); ++i) {
       const int64_t o = i * kPanel<A>;
       const ResultMatrix<A> sums = {sums_ + piece.feature_group * group_features + o, features,
                                     Min(kPanel<A>, group_features - o)};
-      const A* panel = panel_;
+      const Element* panel = panel_;
       if (product.panels != nullptr) {
         panel = product.panels + pass_.PanelIndex(block, piece, taps, i);
       } else {
@@ -195,56 +202,59 @@ class ForwardTile {
     }
   }
 
+  // The columns from `row` on, packed: the channels of a piece.
+  const Element* ColumnsOf(const ChannelBlock& block, const Piece& piece, int64_t row) const {
+    const int64_t first = piece.channels.begin - block.channels.begin;
+    return reinterpret_cast<const Element*>(columns_ + row * block.channels.size() + first);
+  }
+
   // Columns in the order [pixel][tap]: a product of all taps.
-  void MultiplyPixels(const ChannelBlock& block, const Piece& piece, int64_t taps, const A* panel,
-                      const ResultMatrix<A>& sums) const {
-    const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
-    LeftMatrix<A> columns = {columns_ + piece.channels.begin - block.channels.begin,
-                             taps * channels,
-                             piece_channels,
-                             nullptr,
-                             taps,
-                             channels};
+  void MultiplyPixels(const ChannelBlock& block, const Piece& piece, int64_t taps,
+                      const Element* panel, const ResultMatrix<A>& sums) const {
+    const int64_t channels = block.channels.size() / Packed<E>::kDepth;
+    const int64_t piece_channels = piece.channels.size() / Packed<E>::kDepth;
+    LeftMatrix<E> columns = {
+        ColumnsOf(block, piece, 0), taps * channels, piece_channels, nullptr, taps, channels};
     if (piece_channels == channels) {  // one segment: each ends with a mispredicted branch
       columns.segments = 1, columns.segment_depth = taps * channels;
     }
-    MultiplyPanel<A, false, true>(pixels_.size(), columns, panel, {sums.data, sums.stride}, sums);
+    MultiplyPanel<E, false, true>(pixels_.size(), columns, panel, {sums.data, sums.stride}, sums);
   }
 
   // Columns in the order [tap][pixel]: a product for each tap.
-  void MultiplyTaps(const ChannelBlock& block, const Piece& piece, int64_t taps, const A* panel,
-                    ResultMatrix<A> sums) const {
-    const int64_t channels = block.channels.size(), piece_channels = piece.channels.size();
+  void MultiplyTaps(const ChannelBlock& block, const Piece& piece, int64_t taps,
+                    const Element* panel, ResultMatrix<A> sums) const {
+    const int64_t channels = block.channels.size() / Packed<E>::kDepth;
+    const int64_t piece_channels = piece.channels.size() / Packed<E>::kDepth;
     for (int64_t tap = 0; tap < taps; ++tap, panel += piece_channels * kPanel<A>) {
       const int64_t first = first_rows_[tap];
-      const A* columns = columns_ + first * channels + piece.channels.begin - block.channels.begin;
       sums.indices = rows_ + first;
-      MultiplyPanel<A, false, true>(first_rows_[tap + 1] - first,
-                                    {columns, channels, piece_channels}, panel,
-                                    {sums.data, sums.stride}, sums);
+      MultiplyPanel<E, false, true>(first_rows_[tap + 1] - first,
+                                    {ColumnsOf(block, piece, first), channels, piece_channels},
+                                    panel, {sums.data, sums.stride}, sums);
     }
   }
 
   void MultiplyDepthwise(const ChannelBlock& block, Range taps, const T* kernel) const {
     const int64_t channels = block.channels.size(), features = problem_.features;
     const T* rows = kernel + taps.begin * features + block.channels.begin;
-    const A* columns = columns_;
+    const E* columns = columns_;
     A* sums = sums_ + block.channels.begin;
     for (int64_t i = 0; i < pixels_.size(); ++i, sums += features) {
-      DepthwiseProduct<T, A> product = {columns, channels, rows, features, taps.size(), sums};
+      DepthwiseProduct<E, T, A> product = {columns, channels, rows, features, taps.size(), sums};
       Vectorised<A>(channels, product);
       columns += taps.size() * channels;
     }
   }
 
-  const ForwardPass<T>& pass_;
+  const ForwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
   const Range pixels_;
   MaskedSample<A>* samples_;  // [tile pixels, K] of offset group located_group_
   int64_t located_group_ = -1;
-  A* columns_;           // of a step: [tile pixels, taps, channels], or some of them
-  A* panel_;             // [taps, channels, kPanel] of a step
-  A* zeros_;             // [channels] of a block
+  E* columns_;           // of a step: [tile pixels, taps, channels], or some of them
+  Element* panel_;       // [taps, channels, kPanel] of a step
+  E* zeros_;             // [channels] of a block
   int32_t* reads_;       // [columns]: the sample of each
   int32_t* rows_;        // [columns]: the pixel of the tile that each is of
   int32_t* first_rows_;  // [taps + 1]: where those of each tap begin

@@ -4,8 +4,10 @@
 #define JAX_DCN_CPU_DEFORM_CONV2D_STRIPS_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/deform_conv2d/problem.h"
+#include "cpu/runtime/pairs.h"
 #include "cpu/runtime/simd.h"
 #include "cpu/sampling/samples.h"
 
@@ -19,6 +21,21 @@ constexpr int64_t kStripPixels = 192, kStripBytes = 128 << 10, kStripSampleBytes
 // Whether sums are of the type of the result, and can be made in its place.
 template <typename T>
 constexpr bool kSumsInPlace = sizeof(T) == sizeof(typename Accumulator<T>::type);
+
+// Whether columns may be rounded to T and multiplied as pairs.
+template <typename T>
+constexpr bool kMayPair = kHasPairs && std::is_same<T, BFloat16>::value;
+
+// Channels of an offset group from which on pairs pay: samples of fewer are slower to round.
+constexpr int64_t kPairedChannels = 8;
+
+// Whether columns are rounded and multiplied as pairs: not where float32 is asked for, nor where a
+// channel or a feature would have no partner. The problem alone decides.
+inline bool MakesPairs(const DeformConv2dProblem& problem) {
+  return !problem.float32_columns && problem.offset_group_channels() >= kPairedChannels &&
+         problem.offset_group_channels() % 2 == 0 && problem.group_channels() % 2 == 0 &&
+         problem.group_features() % 2 == 0;
+}
 
 // Images of a narrower type are widened before they are sampled, since every pixel is read dozens
 // of times: as many at once as fit into this, at least one.

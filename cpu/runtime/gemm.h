@@ -5,7 +5,9 @@
 #define JAX_DCN_CPU_RUNTIME_GEMM_H_
 
 #include <cstdint>
+#include <type_traits>
 
+#include "cpu/runtime/pairs.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
@@ -14,14 +16,14 @@ namespace jax_dcn::JAX_DCN_ISA {
 template <typename A>
 constexpr int64_t kPanel = kTileVectors * kLanes<A>;
 
-// A matrix [rows, depth].
-template <typename A>
+// A matrix [rows, depth] of elements E. Distances and depths count packed elements.
+template <typename E>
 struct LeftMatrix {
-  const A* data;
+  const typename Packed<E>::Element* data;
   int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
   int64_t segment_depth;
   // Where its rows are, if they are not all, one after the other. Transposed, where it is always
-  // given: which row of the panel each step of depth is multiplied by.
+  // given: which row of the panel each element of depth is multiplied by.
   const int32_t* indices = nullptr;
   // Its depth may lie in equal segments, a constant step apart.
   int64_t segments = 1, segment_step = 0;
@@ -41,6 +43,26 @@ struct ResultMatrix {
   int64_t columns;                   // of this panel, at most kPanel
   const int32_t* indices = nullptr;  // of the rows, if they are not all, one after the other
 };
+
+// A panel of packed elements or, for a transposed left matrix, of rows: [depth, kPanel].
+template <typename E, bool kTransposed>
+using PanelElement = typename std::conditional<kTransposed, typename Packed<E>::Row,
+                                               typename Packed<E>::Element>::type;
+
+// What step `k` of depth is multiplied by: vector `j` of a row of the panel.
+template <typename E, bool kTransposed>
+JAX_DCN_INLINE auto LoadRight(const PanelElement<E, kTransposed>* panel, const int32_t* indices,
+                              int64_t k, int64_t j) {
+  constexpr int64_t kRow = kPanel<typename Packed<E>::Sum>, kStep = kLanes<typename Packed<E>::Sum>;
+  if constexpr (!kTransposed) {
+    return LoadPacked(panel + k * kRow + j * kStep);
+  } else if constexpr (Packed<E>::kDepth == 1) {
+    return Load(panel + indices[k] * kRow + j * kStep);
+  } else {
+    return LoadPairs(panel + indices[2 * k] * kRow + j * kStep,
+                     panel + indices[2 * k + 1] * kRow + j * kStep);
+  }
+}
 
 // c = base + sums
 template <typename A>
@@ -71,9 +93,12 @@ JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kVecto
 
 // Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
 // results do not depend on how rows are divided. Of each row of the panel, it reads kVectors.
-template <typename A, bool kTransposed, int kVectors, int kRows>
-__attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* panel,
+template <typename E, bool kTransposed, int kVectors, int kRows,
+          typename A = typename Packed<E>::Sum>
+__attribute__((noinline)) void MultiplyTile(const LeftMatrix<E>& a,
+                                            const PanelElement<E, kTransposed>* panel,
                                             const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
+  using Element = typename Packed<E>::Element;
   int64_t rows[kRows];
   for (int i = 0; i < kRows; ++i) rows[i] = c.indices == nullptr ? i : c.indices[i];
   // The result is needed last, and may be far away.
@@ -84,7 +109,7 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) sums[i][j] = Vector<A>{};
   }
-  const A* left[kRows];
+  const Element* left[kRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
     left[i] = a.data + (kTransposed ? i : a.stride * (a.indices == nullptr ? i : a.indices[i]));
@@ -92,15 +117,18 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
   const int64_t depth_step = kTransposed ? a.stride : 1;
   for (int64_t segment = 0; segment < a.segments; ++segment) {
     for (int64_t k = 0; k < a.segment_depth; ++k) {
-      const A* right_row = panel + (kTransposed ? a.indices[k] : k) * kPanel<A>;
-      Vector<A> right[kVectors];
+      decltype(LoadRight<E, kTransposed>(panel, a.indices, k, 0)) right[kVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) right[j] = Load(right_row + j * kLanes<A>);
+      for (int j = 0; j < kVectors; ++j) {
+        right[j] = LoadRight<E, kTransposed>(panel, a.indices, k, j);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const A factor = left[i][k * depth_step];
+        const Element factor = left[i][k * depth_step];
 #pragma GCC unroll 4
-        for (int j = 0; j < kVectors; ++j) sums[i][j] += factor * right[j];
+        for (int j = 0; j < kVectors; ++j) {
+          sums[i][j] = AddProduct(sums[i][j], factor, right[j]);
+        }
       }
     }
 #pragma GCC unroll 16
@@ -114,12 +142,14 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<A>& a, const A* pan
 }
 
 // Chooses the tile of so many rows.
-template <typename A, bool kTransposed, int kVectors, int kRows = kTileRows>
-JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<A>& a, const A* panel,
+template <typename E, bool kTransposed, int kVectors, int kRows = kTileRows,
+          typename A = typename Packed<E>::Sum>
+JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<E>& a,
+                                 const PanelElement<E, kTransposed>* panel,
                                  const BaseMatrix<A>& base, const ResultMatrix<A>& c) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return MultiplyTile<A, kTransposed, kVectors, kRows>(a, panel, base, c);
-    MultiplyRows<A, kTransposed, kVectors, kRows - 1>(rows, a, panel, base, c);
+    if (rows == kRows) return MultiplyTile<E, kTransposed, kVectors, kRows>(a, panel, base, c);
+    MultiplyRows<E, kTransposed, kVectors, kRows - 1>(rows, a, panel, base, c);
   }
 }
 
@@ -127,23 +157,25 @@ JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<A>& a, const A* 
 //
 // In tiles of about equal size: one of few rows takes nearly as long as a full one.
 // `kFetchNext`: the panel that follows in memory comes next; parts of it are fetched meanwhile.
-template <typename A, bool kTransposed, bool kFetchNext = false>
-void MultiplyPanel(int64_t rows, LeftMatrix<A> a, const A* panel, BaseMatrix<A> base,
-                   ResultMatrix<A> c) {
-  constexpr int64_t kLine = 64 / sizeof(A);
+template <typename E, bool kTransposed, bool kFetchNext = false,
+          typename A = typename Packed<E>::Sum>
+void MultiplyPanel(int64_t rows, LeftMatrix<E> a, const PanelElement<E, kTransposed>* panel,
+                   BaseMatrix<A> base, ResultMatrix<A> c) {
+  using Element = PanelElement<E, kTransposed>;
+  constexpr int64_t kLine = 64 / sizeof(Element);
   const int64_t size = a.segments * a.segment_depth * kPanel<A>;
   int64_t tiles = CeilDiv(rows, kTileRows);
   const int64_t part = RoundUp(CeilDiv(size, Max(1, tiles)), kLine);
-  const A *next = panel + size, *end = next + size;
+  const Element *next = panel + size, *end = next + size;
   for (; tiles > 0; --tiles) {
     for (int64_t i = 0; kFetchNext && i < part && next < end; i += kLine, next += kLine) {
       __builtin_prefetch(next);
     }
     const int64_t tile_rows = CeilDiv(rows, tiles);
     if (c.columns > kLanes<A>) {
-      MultiplyRows<A, kTransposed, kTileVectors>(tile_rows, a, panel, base, c);
+      MultiplyRows<E, kTransposed, kTileVectors>(tile_rows, a, panel, base, c);
     } else {
-      MultiplyRows<A, kTransposed, 1>(tile_rows, a, panel, base, c);
+      MultiplyRows<E, kTransposed, 1>(tile_rows, a, panel, base, c);
     }
     rows -= tile_rows;
     if (!kTransposed && a.indices != nullptr) {
@@ -175,6 +207,25 @@ JAX_DCN_INLINE A* PackRows(const T* rows_data, int64_t rows, int64_t stride, int
   return panel;
 }
 
+// The same of pairs of rows: of each column, the elements of two neighbouring rows. `rows` is even.
+JAX_DCN_INLINE Pair* PackRows(const BFloat16* rows_data, int64_t rows, int64_t stride,
+                              int64_t columns, Pair* panel) {
+  constexpr int64_t kColumns = kPanel<float>, kStep = kLanes<float>;
+  for (int64_t row = 0; row < rows; row += 2, panel += kColumns) {
+    const BFloat16 *first = rows_data + row * stride, *second = first + stride;
+    if (columns == kColumns) {
+      for (int64_t i = 0; i < kColumns; i += kStep) {
+        StorePacked(panel + i, LoadPairs(first + i, second + i));
+      }
+    } else {
+      for (int64_t i = 0; i < kColumns; ++i) {
+        panel[i] = i < columns ? Pair{first[i], second[i]} : Pair{};
+      }
+    }
+  }
+  return panel;
+}
+
 // Makes a panel of up to kPanel rows: their transpose, zeros in the columns that are missing.
 template <typename T, typename A>
 JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stride, int64_t columns,
@@ -182,6 +233,18 @@ JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stri
   for (int64_t k = 0; k < depth; ++k, panel += kPanel<A>) {
     for (int64_t i = 0; i < kPanel<A>; ++i) {
       panel[i] = i < columns ? ToFloat(rows_data[i * stride + k]) : A(0);
+    }
+  }
+  return panel;
+}
+
+// The same of pairs of columns, which become pairs of rows. `depth` is even.
+JAX_DCN_INLINE Pair* PackTransposed(const BFloat16* rows_data, int64_t depth, int64_t stride,
+                                    int64_t columns, Pair* panel) {
+  for (int64_t k = 0; k < depth; k += 2, panel += kPanel<float>) {
+    for (int64_t i = 0; i < kPanel<float>; ++i) {
+      const BFloat16* pair = rows_data + i * stride + k;
+      panel[i] = i < columns ? Pair{pair[0], pair[1]} : Pair{};
     }
   }
   return panel;

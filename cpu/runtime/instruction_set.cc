@@ -12,7 +12,8 @@ InstructionSet BestOfProcessor() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return InstructionSet::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::kAvx512Bf16
+                                                : InstructionSet::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
@@ -25,7 +26,8 @@ InstructionSet BestOfProcessor() {
 InstructionSet Choose() {
   const InstructionSet best = BestOfProcessor();
   const char* wish = std::getenv("JAX_DCN_INSTRUCTION_SET");
-  for (InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kAvx2}) {
+  for (InstructionSet set :
+       {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
     if (wish != nullptr && std::string(wish) == Name(set) && set < best) return set;
   }
   return best;
@@ -40,6 +42,8 @@ InstructionSet CurrentInstructionSet() {
 
 const char* Name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAvx512Bf16:
+      return "avx512_bf16";
     case InstructionSet::kAvx512:
       return "avx512";
     case InstructionSet::kAvx2:

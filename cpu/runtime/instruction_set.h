@@ -5,23 +5,26 @@
 
 namespace jax_dcn {
 
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The best instruction set that this processor has. The environment variable
-// JAX_DCN_INSTRUCTION_SET can name a lesser one: "baseline", "avx2" or "avx512".
+// JAX_DCN_INSTRUCTION_SET can name a lesser one: "baseline", "avx2", "avx512" or "avx512_bf16".
 InstructionSet CurrentInstructionSet();
 const char* Name(InstructionSet set);
 
 // The object called `name` of the current instruction set's namespace.
 #if defined(JAX_DCN_X86)
-#define JAX_DCN_KERNELS(name) baseline::name, avx2::name, avx512::name
+#define JAX_DCN_KERNELS(name) baseline::name, avx2::name, avx512::name, avx512_bf16::name
 #else
-#define JAX_DCN_KERNELS(name) baseline::name, baseline::name, baseline::name
+#define JAX_DCN_KERNELS(name) baseline::name, baseline::name, baseline::name, baseline::name
 #endif
 
 template <typename K>
-const K& ForInstructionSet(const K& baseline, const K& avx2, const K& avx512) {
+const K& ForInstructionSet(const K& baseline, const K& avx2, const K& avx512,
+                           const K& avx512_bf16) {
   switch (CurrentInstructionSet()) {
+    case InstructionSet::kAvx512Bf16:
+      return avx512_bf16;
     case InstructionSet::kAvx512:
       return avx512;
     case InstructionSet::kAvx2:

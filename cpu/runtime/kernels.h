@@ -40,6 +40,9 @@ struct KernelTable : Kernels<Op, float>,
   }                                       \
   namespace avx512 {                      \
   extern const KernelTable<Op> name;      \
+  }                                       \
+  namespace avx512_bf16 {                 \
+  extern const KernelTable<Op> name;      \
   }
 
 }  // namespace jax_dcn

@@ -8,6 +8,7 @@
 #define JAX_DCN_CPU_RUNTIME_SIMD_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -76,22 +77,30 @@ JAX_DCN_INLINE void StoreRounded(T* data, Sums<T> sums) {
 }
 
 // The upper halves of floats, all at once.
-JAX_DCN_INLINE Vector<float> LoadSums(const BFloat16* data) {
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+template <typename V>
+JAX_DCN_INLINE V LoadSumsAs(const BFloat16* data) {
+  using Halves = Vector<uint16_t, sizeof(V) / 2>;
+  using Words = Vector<uint32_t, sizeof(V)>;
   Halves halves;
   __builtin_memcpy(&halves, data, sizeof(halves));
-  return BitCast<Vector<float>>(__builtin_convertvector(halves, Words) << 16);
+  return BitCast<V>(__builtin_convertvector(halves, Words) << 16);
 }
 
-JAX_DCN_INLINE void StoreRounded(BFloat16* data, Vector<float> sums) {
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+JAX_DCN_INLINE Vector<float> LoadSums(const BFloat16* data) {
+  return LoadSumsAs<Vector<float>>(data);
+}
+
+template <typename V>
+JAX_DCN_INLINE void StoreRoundedAs(BFloat16* data, V sums) {
+  using Halves = Vector<uint16_t, sizeof(V) / 2>;
+  using Words = Vector<uint32_t, sizeof(V)>;
   const Words bits = BitCast<Words>(sums), nan = bits >> 16 | 0x40u;
   const Words nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const Halves halves = __builtin_convertvector(sums != sums ? nan : nearest, Halves);
   __builtin_memcpy(data, &halves, sizeof(halves));
 }
+
+JAX_DCN_INLINE void StoreRounded(BFloat16* data, Vector<float> sums) { StoreRoundedAs(data, sums); }
 
 #if defined(__F16C__) && !defined(JAX_DCN_EMULATE_AVX512)
 #if defined(__AVX512F__)
@@ -115,7 +124,7 @@ JAX_DCN_INLINE void StoreRounded(Float16* data, Vector<float> sums) {
 #endif
 #endif
 
-// A scalar, or a vector of any width, from an array of its own type or of a narrower one.
+// A scalar, or a vector of any width, from or to an array of its own type or of a narrower one.
 template <typename V, typename T>
 JAX_DCN_INLINE V Read(const T* data) {
   using A = decltype(ToFloat(T{}));
@@ -124,6 +133,8 @@ JAX_DCN_INLINE V Read(const T* data) {
     value = ToFloat(*data);
   } else if constexpr (sizeof(T) == sizeof(A)) {
     __builtin_memcpy(&value, data, sizeof(value));
+  } else if constexpr (std::is_same<T, BFloat16>::value) {
+    value = LoadSumsAs<V>(data);
   } else if constexpr (sizeof(V) == kVectorBytes) {
     value = LoadSums(data);
   } else {
@@ -132,9 +143,15 @@ JAX_DCN_INLINE V Read(const T* data) {
   return value;
 }
 
-template <typename V, typename A>
-JAX_DCN_INLINE void Write(A* data, V value) {
-  __builtin_memcpy(data, &value, sizeof(value));
+template <typename V, typename T>
+JAX_DCN_INLINE void Write(T* data, V value) {
+  if constexpr (sizeof(T) >= sizeof(float)) {
+    __builtin_memcpy(data, &value, sizeof(value));
+  } else if constexpr (sizeof(V) == sizeof(float)) {
+    *data = FromFloat<T>::Round(value);
+  } else {
+    StoreRoundedAs(data, value);
+  }
 }
 
 // Calls `f.template At<V>(i)` for an array of `size` elements, from element i on: in full vectors,

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/sampling/bilinear.h"
+#include "cpu/runtime/pairs.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
@@ -36,11 +37,14 @@ struct Corners {
 // chosen without a branch, because no processor could predict the branch.
 template <typename A, typename P>
 JAX_DCN_INLINE Corners<P> CornersOf(const BilinearSample<A>& sample, P* images, P* outside) {
-  P* const rows[] = {images, outside};
+  const auto first = reinterpret_cast<intptr_t>(images);
+  const intptr_t to_outside = reinterpret_cast<intptr_t>(outside) - first;
+  constexpr intptr_t kSize = sizeof(P);
   Corners<P> corners;
   for (int i = 0; i < kCorners; ++i) {
-    const int64_t corner = sample.corner[i];
-    corners.row[i] = rows[corner == kOutside] + (corner & ~(corner >> 63));
+    const intptr_t corner = sample.corner[i], is_outside = corner >> 63;
+    const intptr_t step = (corner * kSize & ~is_outside) | (to_outside & is_outside);
+    corners.row[i] = reinterpret_cast<P*>(first + step);
   }
   return corners;
 }
@@ -58,6 +62,27 @@ struct Interpolation {
     if (kAdd) value += Read<V>(column + c);
     for (int i = 1; i < kCorners; ++i) value += weights.corner[i] * Read<V>(corners.row[i] + c);
     Write(column + c, value);
+  }
+};
+
+// column = Σ_i w_i row_i, rounded: rows of pairs of bfloat16.
+struct PairInterpolation {
+  const Corners<const BFloat16> corners;
+  const CornerWeights<float> weights;
+  BFloat16* const column;
+
+  // The pairs from pair `p` on, as unsigned integers.
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t p) {
+    AsFloats<V> first = {}, second = {};
+    for (int i = 0; i < kCorners; ++i) {
+      V pairs;
+      __builtin_memcpy(&pairs, corners.row[i] + 2 * p, sizeof(pairs));
+      first += weights.corner[i] * FirstOf(pairs);
+      second += weights.corner[i] * SecondOf(pairs);
+    }
+    const V rounded = RoundToPairs(first, second);
+    __builtin_memcpy(column + 2 * p, &rounded, sizeof(rounded));
   }
 };
 

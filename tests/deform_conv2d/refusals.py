@@ -76,6 +76,7 @@ ATTRIBUTES = dict(
     kernel_dilation=np.array(CASE.kernel_dilation),
     feature_group_count=np.int64(2),
     legacy_boundary=False,
+    float32_columns=False,
 )
 Y = CASE.cotangent("float32")
 

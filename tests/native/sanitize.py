@@ -15,11 +15,13 @@ from targets import OPERATORS, ROOT
 
 SANITIZERS = ("address,undefined", "thread")
 # With little memory, small problems are divided like large ones. The tiles of AVX-512 run on any
-# processor: compiled for narrower vectors, they compute the same.
+# processor: compiled for narrower vectors, they compute the same. The instruction for pairs of
+# bfloat16 is replaced by a model that gives the same bits.
 FLAGS = {
     "baseline": ["-DJAX_DCN_LITTLE_MEMORY"],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-DJAX_DCN_EMULATE_AVX512"],
+    "avx512_bf16": ["-DJAX_DCN_EMULATE_AVX512", "-DJAX_DCN_EMULATE_AVX512_BF16"],
 }
 
 

@@ -123,7 +123,7 @@ int StressMain(int argc, char** argv, const Agree& agree) {
   for (int seed = 0; seed < problems; ++seed) {
     ThreadPool& pool = pools[seed % std::size(pools)];
     if (seed % 3 ? agree(float{}, pool, seed) : agree(double{}, pool, seed)) continue;
-    std::printf("problem %d: the number of threads changed the result\n", seed);
+    std::printf("problem %d: a result is wrong, or the number of threads changed it\n", seed);
     return 1;
   }
   std::printf("%d problems\n", problems);

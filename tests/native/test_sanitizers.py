@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from tests.native.targets import OPERATORS
+from tests.native.targets import OPERATORS, ROOT
 
+INFORMATION = pathlib.Path("/proc/cpuinfo")
 NATIVE = pathlib.Path(__file__).parent
 pytestmark = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "c++")), reason="there is no C++ compiler"
@@ -24,7 +25,7 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx512"])
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx512_bf16"])
 def test_random_problems_run_clean(instruction_set):
     output = run("sanitize.py", "--problems", "100", "--instruction-set", instruction_set)
     assert output.count("100 problems") == 2 * len(OPERATORS)
@@ -32,3 +33,16 @@ def test_random_problems_run_clean(instruction_set):
 
 def test_handlers_refuse_or_compute_whatever_they_are_called_with():
     assert run("fuzz.py", "--calls", "200").count("200 calls") == len(OPERATORS)
+
+
+@pytest.mark.skipif(
+    not (INFORMATION.exists() and "avx512_bf16" in INFORMATION.read_text()),
+    reason="the processor does not multiply bfloat16",
+)
+def test_model_of_products_of_pairs_gives_the_processors_bits(tmp_path):
+    program = tmp_path / "pairs"
+    flags = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512bf16", "-mfma")
+    source = ("-std=gnu++17", "-O1", "-Wno-psabi", f"-I{ROOT}", "-DJAX_DCN_ISA=avx512_bf16")
+    compiler = os.environ.get("CXX", "c++")
+    subprocess.run([compiler, *source, *flags, NATIVE / "pairs.cc", "-o", program], check=True)
+    assert "processor's bits" in subprocess.check_output([program], text=True)

@@ -37,5 +37,6 @@ def draw_problem(draw: Draw) -> Problem:
             kernel_dilation=np.array(dilation),
             feature_group_count=np.int64(feature_groups),
             legacy_boundary=bool(draw(0, 1)),
+            float32_columns=bool(draw(0, 1)),
         ),
     )

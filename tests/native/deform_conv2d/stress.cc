@@ -85,10 +85,83 @@ bool Agree(T, ThreadPool& pool, int seed) {
   });
 }
 
+std::vector<BFloat16> Rounded(const std::vector<float>& values) {
+  std::vector<BFloat16> rounded;
+  for (float value : values) rounded.push_back(FromFloat<BFloat16>::Round(value));
+  return rounded;
+}
+
+template <typename T>
+std::vector<double> Widened(const std::vector<T>& values, bool absolute = false) {
+  std::vector<double> wide;
+  for (T value : values) wide.push_back(absolute ? std::abs(ToFloat(value)) : ToFloat(value));
+  return wide;
+}
+
+// Whether each element is within the error that rounding explains: of columns and of the result, to
+// bfloat16. `sizes` are the sums of the absolute values of the terms.
+bool Accurate(const std::vector<BFloat16>& actual, const std::vector<double>& expected,
+              const std::vector<double>& sizes, bool rounded_columns) {
+  const double unit = 0x1p-8, least = 1e-30, sum = 1e-5;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const double columns = (rounded_columns ? unit : 0) + sum;
+    const double bound = (unit + sum) * (std::abs(expected[i]) + columns * sizes[i]);
+    if (!(std::abs(ToFloat(actual[i]) - expected[i]) <= bound + columns * sizes[i] + least)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// y and the gradients of x and kernel. Of absolute values: what their terms sum to in size.
+template <typename T, typename A = typename Accumulator<T>::type>
+Results<T> ValueAndGradients(Executor& executor, const DeformConv2dProblem& p,
+                             const std::vector<T>& x, const std::vector<T>& kernel,
+                             const std::vector<A>& offset, const std::vector<A>& mask,
+                             const std::vector<T>& grad_y) {
+  const Kernels<DeformConv2d, T>& kernels = JAX_DCN_STRESSED::kDeformConv2d;
+  const DeformConv2dPrimals<T> primals = {x.data(), kernel.data(), offset.data(),
+                                          DataIf(p.modulated, mask)};
+  std::vector<T> y(grad_y.size()), grad_x(x.size()), grad_kernel(kernel.size());
+  kernels.forward(executor, p, primals, y.data());
+  kernels.backward(executor, p, primals, grad_y.data(),
+                   {grad_x.data(), grad_kernel.data(), nullptr, nullptr, nullptr});
+  return {y, grad_x, grad_kernel};
+}
+
+bool BFloat16IsAccurate(ThreadPool& pool, int seed) {
+  Random random(seed);
+  DeformConv2dProblem p = DrawProblem(random);
+  Arrays<float> at = DrawArrays<float>(random, p);
+  // Positions that float holds exactly, so that the samples are those of double.
+  for (float& value : at.offset) value = std::round(value * 256) / 256;
+  const auto x = Rounded(at.x), kernel = Rounded(at.kernel), grad_y = Rounded(at.y);
+  const auto offset = Widened(at.offset), mask = Widened(at.mask);
+  Executor executor(pool, 1);
+  const auto exact = ValueAndGradients<double>(executor, p, Widened(x), Widened(kernel), offset,
+                                               mask, Widened(grad_y));
+  const auto sizes =
+      ValueAndGradients<double>(executor, p, Widened(x, true), Widened(kernel, true), offset,
+                                Widened(at.mask, true), Widened(grad_y, true));
+  for (bool float32_columns : {false, true}) {
+    p.float32_columns = float32_columns;
+    const auto actual =
+        ValueAndGradients<BFloat16>(executor, p, x, kernel, at.offset, at.mask, grad_y);
+    for (size_t i = 0; i < actual.size(); ++i) {
+      if (!Accurate(actual[i], exact[i], sizes[i], !float32_columns)) {
+        std::printf("problem %d: result %zu in bfloat16 is not accurate\n", seed, i);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace jax_dcn
 
 int main(int argc, char** argv) {
-  return jax_dcn::StressMain(
-      argc, argv, [](auto type, auto&... rest) { return jax_dcn::Agree(type, rest...); });
+  return jax_dcn::StressMain(argc, argv, [](auto type, auto& pool, int seed) {
+    return jax_dcn::Agree(type, pool, seed) && jax_dcn::BFloat16IsAccurate(pool, seed);
+  });
 }
