@@ -74,8 +74,9 @@ def deform_conv2d(
         counts if `0 <= h < H and 0 <= w < W`, and the last row and column extend to the edge.
         Outside, values and gradients are zero. At whole numbers the derivative is the right-hand
         one.
-      precision: Of the matrix products on XLA, as in `jax.lax`. The native CPU kernels always
-        compute at full precision.
+      precision: Of the matrix products on XLA, as in `jax.lax`. The native CPU kernels compute at
+        full precision, except that by default some processors round sampled columns of bfloat16
+        images to bfloat16; `"high"` and `"highest"` keep them in float32.
       implementation: `"native"` (the C++ kernel on CPU, CUDA on GPU), `"xla"`, or a sequence of
         these to try in order. `None` takes the best that can run.
 
