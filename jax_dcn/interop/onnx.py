@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from jax_dcn._src.arguments import positive
 from jax_dcn._src.deform_conv2d.layer import pads_offset_branch
 from jax_dcn.interop._channels_first import ChannelsFirst, integers
 
@@ -164,8 +165,12 @@ def deform_conv(
     for name, array in {"X": X, "W": W, "offset": offset}.items():
         if np.ndim(array) != 4:
             raise ValueError(f"{name} must have 4 axes, got shape {np.shape(array)}.")
-    if kernel_shape is not None and tuple(kernel_shape) != W.shape[2:]:
-        raise ValueError(f"kernel_shape is {tuple(kernel_shape)}, but W has shape {W.shape}.")
+    group = positive("group", group)
+    offset_group = positive("offset_group", offset_group)
+    if kernel_shape is not None:
+        size = integers("kernel_shape", kernel_shape, 2, least=1)
+        if size != W.shape[2:]:
+            raise ValueError(f"kernel_shape is {size}, but W has shape {W.shape}.")
     if X.shape[1] != group * W.shape[1]:
         raise ValueError(
             f"W must be [O, C // group, kh, kw] for {X.shape[1]} channels in {group} groups, got "

@@ -35,13 +35,13 @@ class DeformRoIPoolOptions(Protocol):
 
 def check_options(layer: DeformRoIPoolOptions) -> None:
     """Raises `ValueError` for options that are wrong, or that have no effect beside the others."""
+    for name in ("deformable", "modulated", "joint", "aligned"):
+        arguments.flag(name, getattr(layer, name))
     for name in ("output_dim", "pooled_size", "group_size", "hidden_features"):
         arguments.positive(name, getattr(layer, name))
     arguments.integer("samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1)
     for name in ("spatial_scale", "trans_std"):
         arguments.finite(name, getattr(layer, name))
-    for name in ("deformable", "modulated", "joint", "aligned"):
-        arguments.flag(name, getattr(layer, name))
     arguments.optional_dtype("dtype", layer.dtype)
     arguments.dtype("param_dtype", layer.param_dtype)
     arguments.function("kernel_init", getattr(layer, "kernel_init"))  # noqa: B009
