@@ -101,7 +101,7 @@ def ms_deform_attn(
     scaled = locations.astype(sum_dtype(value)) * _like(sizes, locations, value)
     positions = scaled - 0.5 if method == "bilinear" else _pixel_of(scaled, sizes)
     return deform_aggregate(
-        value.reshape(*value.shape[:-2], -1),
+        value.reshape(*value.shape[:-2], value.shape[-2] * value.shape[-1]),
         positions[..., ::-1],
         weights,
         shapes=shapes,
