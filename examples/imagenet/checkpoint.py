@@ -23,11 +23,13 @@ class Description:
 
     model: Model
     class_names: list[str]
+    dtype: str = "float32"
+    """Of the computation in training and in its tests."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Description":
         model = content["model"] | {"stages": tuple(content["model"]["stages"])}
-        return cls(Model(**model), content["class_names"])
+        return cls(Model(**model), content["class_names"], content.get("dtype", "float32"))
 
     def check_equal(self, other: "Description", folder: pathlib.Path) -> None:
         """Refuses to go on with the checkpoints of another network."""

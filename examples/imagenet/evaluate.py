@@ -31,14 +31,16 @@ class Network:
     step: int
 
 
-def load(run: pathlib.Path, step: int | None, placement: Placement, dtype: str) -> Network:
-    """The network of a run's best checkpoint, or of that of `step`."""
+def load(run: pathlib.Path, step: int | None, placement: Placement, dtype: str | None) -> Network:
+    """The network of a run's best checkpoint, or of that of `step`; by default in its own dtype."""
     with Checkpoints(run) as checkpoints:
         step = checkpoints.choose(step)
         description = checkpoints.description(step)
         # Shapes are enough: initial values would be thrown away.
         model = nnx.eval_shape(
-            lambda: description.model.build(len(description.class_names), dtype=dtype)
+            lambda: description.model.build(
+                len(description.class_names), dtype=dtype or description.dtype
+            )
         )
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement.whole),
@@ -100,7 +102,7 @@ def evaluate(
     split: Literal["train", "validation"] = "validation",
     step: int | None = None,
     batch_size: int = 256,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     workers: int = 8,
     processes: Processes = Processes(),
 ) -> None:
@@ -112,7 +114,8 @@ def evaluate(
       split: Which images.
       step: Which checkpoint; by default the best.
       batch_size: Images at a time, over all devices.
-      dtype: Of the computation.
+      dtype: Of the computation; by default that of training, which gives the accuracy that training
+        reported.
       workers: Processes that decode images; 0 decodes in threads.
       processes: Other processes to share the work with.
     """

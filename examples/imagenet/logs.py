@@ -3,11 +3,14 @@
 
 import json
 import pathlib
+import sys
 import time
 
 import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+_SECONDS = 10  # Between two lines, where there is no progress bar.
 
 
 class Log:
@@ -16,7 +19,7 @@ class Log:
     def __init__(self, folder: pathlib.Path, first_step: int, steps: int, batch_size: int):
         self._batch_size = batch_size
         self._writes = jax.process_index() == 0
-        # Without a terminal there is no bar, only a line for every test.
+        # Without a terminal there is no bar, only lines.
         self._bar = tqdm(
             total=steps * batch_size,
             initial=first_step * batch_size,
@@ -24,6 +27,7 @@ class Log:
             unit_scale=True,
             disable=None if self._writes else True,
         )
+        self._steps, self._shown = steps, 0.0
         self._since = (time.perf_counter(), first_step)
         if self._writes:
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,14 +62,20 @@ class Log:
         self._since = (now, step)
         return (step - last) * self._batch_size / (now - then)
 
-    def show(self, **values: float) -> None:
-        """Shows values beside the progress bar."""
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
+    def show(self, step: int, **values: float) -> None:
+        """Shows values beside the progress bar; without a terminal, as a line now and then."""
+        words = {name: f"{value:.3g}" for name, value in values.items()}
+        self._bar.set_postfix(words)
+        if self._bar.disable and time.perf_counter() - self._shown > _SECONDS:
+            self._shown = time.perf_counter()
+            listed = ", ".join(f"{name} {word}" for name, word in words.items())
+            self.say(f"step {step} of {self._steps}: {listed}")
 
     def say(self, text: str) -> None:
         """Prints a line."""
         if self._writes:
             tqdm.write(text)
+            sys.stdout.flush()
 
 
 def _reopen(path: pathlib.Path, last_step: int):

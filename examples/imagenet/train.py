@@ -45,7 +45,8 @@ class Training:
         self.readers = {split: open_reader(settings.data, split) for split in SPLITS}
         images = len(self.readers["train"])
         self.steps = settings.total_steps(images)
-        self.description = Description(settings.model, list(self.readers["train"].class_names))
+        names = list(self.readers["train"].class_names)
+        self.description = Description(settings.model, names, settings.dtype)
         check_classes(self.readers["validation"], self.description)
         self.schedule = learning_rate(settings, images)
         self._build()
@@ -109,7 +110,7 @@ class Training:
                 "--warmup-epochs."
             )
         log.write(step, **values, images_per_second=log.images_per_second(step))
-        log.show(**values)
+        log.show(step, **values)
 
     def _keep(self, log: Log, step: int) -> None:
         result = self._test(log, step) if self._due(step, self.settings.evaluate_every) else None

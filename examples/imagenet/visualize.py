@@ -56,10 +56,13 @@ def draw(view: np.ndarray, layers: list[Samples], at: np.ndarray, path: pathlib.
     _draw_samples(axes[0, 0], view, layers, start, f"deformable, {through}")
     ordinary = [layer.undeformed() for layer in layers]
     _draw_samples(axes[1, 0], view, ordinary, start, f"ordinary, {through}")
+    # One scale for all layers, and for masks from zero, so that colours can be compared.
+    furthest = max(float(layer.offset_size.max()) for layer in layers) or 1.0
+    heaviest = max(float(layer.mask.mean(-1).max()) for layer in layers) or 1.0
     for layer, (above, below) in zip(layers, axes[:, 1:].T, strict=True):
-        title = f"{layer.name}: mean offset, pixels"
-        _draw_map(figure, above, view, layer.offset_size, title, "viridis")
-        _draw_map(figure, below, view, layer.mask.mean(-1), "mean mask", "coolwarm")
+        title = f"{layer.name}: mean offset, image pixels"
+        _draw_map(figure, above, view, layer.offset_size, title, "viridis", furthest)
+        _draw_map(figure, below, view, layer.mask.mean(-1), "mean mask", "magma", heaviest)
     figure.savefig(path, dpi=110)
 
 
@@ -83,15 +86,19 @@ def _draw_samples(
 
 
 def _draw_map(
-    figure: Figure, axis: Axes, view: np.ndarray, values: np.ndarray, title: str, colours: str
+    figure: Figure,
+    axis: Axes,
+    view: np.ndarray,
+    values: np.ndarray,
+    title: str,
+    colours: str,
+    most: float,
 ) -> None:
     axis.imshow(view.mean(-1), cmap="gray")
     height, width = view.shape[:2]
-    # An output position is drawn around the pixel that it is at.
-    half_y, half_x = np.divide((height, width), values.shape) / 2
-    extent = (-half_x, width - half_x, height - half_y, -half_y)
-    picture = axis.imshow(values, cmap=colours, alpha=0.65, extent=extent)
+    # Output positions cover the image: the edges of both are the same.
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    picture = axis.imshow(values, cmap=colours, alpha=0.65, extent=extent, vmin=0, vmax=most)
     axis.set_title(title, fontsize=9)
-    axis.set(xlim=(0, width), ylim=(height, 0))
     axis.set_axis_off()
     figure.colorbar(picture, ax=axis, shrink=0.7)

@@ -20,6 +20,7 @@ from examples.imagenet.predict import load_on_one_device
 from examples.imagenet.readers import open_reader
 from examples.imagenet.settings import Model
 from examples.imagenet.state import Arrays, Weights, make_predictor, split
+from jax_dcn.interop.onnx import to_onnx
 from jax_dcn.interop.torch_weights import read_state_dict, to_flax
 from jax_dcn.nnx import DeformConv
 
@@ -74,7 +75,11 @@ def _read(source: pathlib.Path) -> dict[str, np.ndarray]:
 def _numbers(weights: dict[str, np.ndarray], prefix: str) -> list[str]:
     head = weights.get(f"{prefix}fc.bias")
     if head is None:
-        raise UserError("The file has no fc.bias to count classes by: name the data with --data.")
+        some = ", ".join(list(weights)[:3])
+        raise UserError(
+            f"The file has no {prefix}fc.bias to count classes by; its names are like {some}: give "
+            "their beginning with --prefix, or name the data with --data."
+        )
     return [str(index) for index in range(len(head))]
 
 
@@ -120,12 +125,17 @@ def export(
       run: Folder of a training run, or of imported weights.
       output: A file .safetensors gets the weights; a file .stablehlo gets a program that needs JAX
         alone, on CPU, GPU or TPU: `jax.export.deserialize(bytes).call(images)` makes probabilities
-        of any number of images `[N, size, size, 3]` of uint8. Beside it go the names of classes.
+        of any number of images `[N, size, size, 3]` of uint8; a file .onnx gets a program for ONNX
+        Runtime, which makes them of the same images in float32. Beside it go the names of classes.
       step: Which checkpoint; by default the best.
     """
-    writers = {".safetensors": _weights_as_bytes, ".stablehlo": _program_as_bytes}
+    writers = {
+        ".safetensors": _weights_as_bytes,
+        ".stablehlo": _program_as_bytes,
+        ".onnx": _as_onnx,
+    }
     if output.suffix not in writers:
-        raise UserError(f"{output} must end in {' or '.join(writers)}.")
+        raise UserError(f"{output} must end in {', '.join(writers)}.")
     network = load_on_one_device(run, step)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(writers[output.suffix](network))
@@ -139,6 +149,18 @@ def _weights_as_bytes(network: Network) -> bytes:
 
     params, stats = network.weights
     return save({name: np.asarray(array) for name, array in (params | stats).items()})
+
+
+def _as_onnx(network: Network) -> bytes:
+    predict, weights = make_predictor(network.model), network.weights
+    size = network.description.model.image_size
+    try:
+        model = to_onnx(
+            lambda images: jax.nn.softmax(predict(weights, images)), ("count", size, size, 3)
+        )
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    return model.SerializeToString()
 
 
 def _program_as_bytes(network: Network) -> bytes:

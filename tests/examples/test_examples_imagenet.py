@@ -301,9 +301,16 @@ def test_every_command_works_on_a_trained_network(photographs, uninterrupted, tm
     assert run("predict", imported, image, photographs / "val" / "china" / "1.jpg") == 0
     assert capsys.readouterr().out == predicted
 
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    assert run("export", uninterrupted, tmp_path / "program.onnx") == 0
     views = np.tile(centre_view(decode(image), 32), (3, 1, 1, 1))
     exported = jax.export.deserialize(bytearray(program.read_bytes()))
     probabilities = exported.call(views)[2]
+    session = onnxruntime.InferenceSession(str(tmp_path / "program.onnx"))
+    (inputs,) = session.get_inputs()
+    (found,) = session.run(None, {inputs.name: views.astype(np.float32)})
+    np.testing.assert_allclose(found, exported.call(views), atol=1e-4)
     best = json.loads(program.with_suffix(".json").read_text())[int(np.argmax(probabilities))]
     assert f"{image}\n  {100 * np.max(probabilities):5.1f} %  {best}" in predicted
 
@@ -337,7 +344,7 @@ def test_network_starts_from_the_weights_of_another(photographs, uninterrupted, 
         ("eval nowhere --data generated", "no run in .*nowhere"),
         ("predict nowhere image.jpg", "no run in .*nowhere"),
         ("import-weights nowhere.safetensors output", "no file nowhere.safetensors"),
-        ("export nowhere network.pth", "must end in .safetensors or .stablehlo"),
+        ("export nowhere network.pth", "must end in .safetensors, .stablehlo, .onnx"),
         ("pack nowhere output", "no folder train in .*nowhere"),
     ],
 )

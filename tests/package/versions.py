@@ -131,6 +131,10 @@ def run_in_debian(folder: pathlib.Path, versions: list[str], options: list[str])
     """Runs this script inside the Debian in `folder`, which is installed if it is not there."""
     if not (folder / "usr" / "bin" / "python3").exists():
         include = f"--include={DEBIAN_PACKAGES}"
+        if shutil.which("debootstrap") is None:
+            sys.exit(
+                "--debian needs debootstrap: apt-get install debootstrap, then run it as root."
+            )
         command = ["debootstrap", "--variant=minbase", include, DEBIAN, folder]
         subprocess.run(command, check=True)
     # This machine's way to reach package indexes: names, certificates, pip's settings.
