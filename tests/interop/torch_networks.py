@@ -14,7 +14,6 @@ import torch
 from flax import nnx
 from torch import nn
 
-import jax_dcn
 from jax_dcn.nnx import DeformConv
 from tests.interop import torch_resnet
 
@@ -158,36 +157,39 @@ class FlaxScale(nnx.Module):
         return x * self.scale[...]
 
 
-class FlaxGuided(nnx.Module):
+class FlaxGuided(DeformConv):
+    """EDVR's layer, whose guide is the mirrored image."""
+
+    def __call__(self, x):
+        return super().__call__(x, guide=x[:, :, ::-1])
+
+
+class FlaxSecondOrder(DeformConv):
+    """BasicVSR++'s layer: a stack of convolutions of its own predicts offsets and mask."""
+
     def __init__(self, channels, features, groups, depth, rngs):
-        self.kernel = nnx.Param(jnp.zeros((3, 3, channels, features), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        options = dict(padding=1, offset_groups=groups, offset_branch=False)
+        super().__init__(channels, features, 3, **options, rngs=rngs)
         sizes = [channels] * depth + [27 * groups]
         convs = [nnx.Conv(i, o, (3, 3), padding=1, rngs=rngs) for i, o in itertools.pairwise(sizes)]
         between = [layer for conv in convs[:-1] for layer in (conv, leaky_relu)]
-        self.conv_offset = convs[0] if depth == 1 else nnx.List([*between, convs[-1]])
-        self.groups = groups
+        self.conv_offset = nnx.List([*between, convs[-1]])
 
     def __call__(self, x):
         guide = x[:, :, ::-1]
-        for layer in (
-            self.conv_offset if isinstance(self.conv_offset, nnx.List) else [self.conv_offset]
-        ):
+        for layer in self.conv_offset:
             guide = layer(guide)
-        count = 18 * self.groups
-        shape = (*guide.shape[:-1], self.groups, 9)
+        count = 18 * self.offset_groups
+        shape = (*guide.shape[:-1], self.offset_groups, 9)
         offset = guide[..., :count].reshape(*shape, 2)
-        mask = jax.nn.sigmoid(guide[..., count:].reshape(shape))
-        return jax_dcn.deform_conv2d(x, self.kernel[...], offset, mask, self.bias[...])
+        return super().__call__(x, offset, jax.nn.sigmoid(guide[..., count:].reshape(shape)))
 
 
-class FlaxWithoutBranch(nnx.Module):
-    def __init__(self, channels, features):
-        self.kernel = nnx.Param(jnp.zeros((3, 3, channels, features), jnp.float32))
+class FlaxWithoutBranch(DeformConv):
+    """RepPoints' layer, whose offsets are the image's first 18 channels."""
 
     def __call__(self, x):
-        offset = x[..., :18].reshape(*x.shape[:-1], 1, 9, 2)
-        return jax_dcn.deform_conv2d(x, self.kernel[...], offset)
+        return super().__call__(x, x[..., :18].reshape(*x.shape[:-1], 1, 9, 2))
 
 
 def leaky_relu(x):
@@ -221,8 +223,14 @@ def flax_layer(layer: Layer) -> Any:
             rngs=rngs,
         ),
         "separate": lambda: DeformConv(i, o, 3, padding=1, mask_scale=2.0, rngs=rngs),
-        "guided": lambda: FlaxGuided(i, o, **options, rngs=rngs),
-        "without_branch": lambda: FlaxWithoutBranch(i, o),
+        "guided": lambda: (
+            FlaxGuided(i, o, 3, padding=1, offset_groups=options["groups"], rngs=rngs)
+            if options["depth"] == 1
+            else FlaxSecondOrder(i, o, **options, rngs=rngs)
+        ),
+        "without_branch": lambda: FlaxWithoutBranch(
+            i, o, 3, padding=1, modulated=False, use_bias=False, offset_branch=False, rngs=rngs
+        ),
     }
     return make[layer.kind]()
 
