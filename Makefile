@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/*/* cpu/* cpu/*/* cud
 # Code for one GPU architecture, which newer ones translate: all six take a minute more to build.
 export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 
-.PHONY: demo test lint docs versions sanitize fuzz benchmark clean
+.PHONY: demo test lint docs versions sanitize fuzz aarch64 benchmark clean
 
 demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
@@ -33,6 +33,9 @@ sanitize: $(ENVIRONMENT)/development
 
 fuzz: $(ENVIRONMENT)/development
 	$(RUN) tests/native/fuzz.py --calls 10000
+
+aarch64: $(ENVIRONMENT)/development
+	$(RUN) tests/native/aarch64.py
 
 benchmark: $(ENVIRONMENT)/benchmark
 	$(RUN) -m benchmarks.cpu --json benchmarks/results/cpu.json

@@ -91,6 +91,83 @@ JAX_DCN_INLINE void StoreRow(A* c, const A* base, const Vector<A> (&sums)[kVecto
   Vectorised<A>(columns, sum);
 }
 
+// Elements of A that one instruction loads.
+template <typename Element>
+constexpr int kFactors =
+    std::is_floating_point_v<Element> ? Max(1, kFactorBytes / int64_t{sizeof(Element)}) : 1;
+
+template <typename Element, int kCount>
+struct Factors {
+  // Read as one value: GCC takes a copied one apart.
+  typedef Element Unaligned
+      __attribute__((vector_size(kCount * sizeof(Element)), aligned(sizeof(Element)), may_alias));
+  const Vector<Element, kCount * sizeof(Element)> vector;
+
+  JAX_DCN_INLINE explicit Factors(const Element* data)
+      : vector(*reinterpret_cast<const Unaligned*>(data)) {}
+  JAX_DCN_INLINE Element operator[](int i) const { return vector[i]; }
+};
+
+template <typename Element>
+struct Factors<Element, 1> {
+  const Element value;
+
+  JAX_DCN_INLINE explicit Factors(const Element* data) : value(*data) {}
+  JAX_DCN_INLINE Element operator[](int) const { return value; }
+};
+
+// Adds the products of some steps of depth from `first` on.
+template <typename E, int kDepth, int kRows, int kVectors, typename Element, typename Panel,
+          typename V>
+JAX_DCN_INLINE void AddSteps(const Element* const (&left)[kRows], const Panel* panel, int64_t first,
+                             V (&sums)[kRows][kVectors]) {
+  decltype(LoadRight<E, false>(panel, nullptr, 0, 0)) right[kDepth][kVectors];
+#pragma GCC unroll 16
+  for (int k = 0; k < kDepth; ++k) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      right[k][j] = LoadRight<E, false>(panel, nullptr, first + k, j);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    const Factors<Element, kDepth> factors(left[i] + first);
+#pragma GCC unroll 16
+    for (int k = 0; k < kDepth; ++k) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) {
+        sums[i][j] = AddProduct(sums[i][j], factors[k], right[k][j]);
+      }
+    }
+  }
+}
+
+// Adds the products of a step of depth, given transposed: `left` has an element of each row.
+template <typename E, int kRows, int kVectors, typename Element, typename Panel, typename V>
+JAX_DCN_INLINE void AddStep(const Element* left, const Panel* panel, const int32_t* indices,
+                            int64_t k, V (&sums)[kRows][kVectors]) {
+  decltype(LoadRight<E, true>(panel, indices, 0, 0)) right[kVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) right[j] = LoadRight<E, true>(panel, indices, k, j);
+  constexpr int kCount = kFactors<Element>, kWhole = kRows / kCount * kCount;
+#pragma GCC unroll 16
+  for (int first = 0; first < kWhole; first += kCount) {
+    const Factors<Element, kCount> factors(left + first);
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) {
+        sums[first + i][j] = AddProduct(sums[first + i][j], factors[i], right[j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = kWhole; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = AddProduct(sums[i][j], left[i], right[j]);
+  }
+}
+
 // Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
 // results do not depend on how rows are divided. Of each row of the panel, it reads kVectors.
 template <typename E, bool kTransposed, int kVectors, int kRows,
@@ -114,22 +191,18 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<E>& a,
   for (int i = 0; i < kRows; ++i) {
     left[i] = a.data + (kTransposed ? i : a.stride * (a.indices == nullptr ? i : a.indices[i]));
   }
-  const int64_t depth_step = kTransposed ? a.stride : 1;
+  constexpr int kDepth = kTransposed ? 1 : kFactors<Element>;
   for (int64_t segment = 0; segment < a.segments; ++segment) {
-    for (int64_t k = 0; k < a.segment_depth; ++k) {
-      decltype(LoadRight<E, kTransposed>(panel, a.indices, k, 0)) right[kVectors];
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) {
-        right[j] = LoadRight<E, kTransposed>(panel, a.indices, k, j);
+    int64_t k = 0;
+    for (; k + kDepth <= a.segment_depth; k += kDepth) {
+      if constexpr (kTransposed) {
+        AddStep<E>(left[0] + k * a.stride, panel, a.indices, k, sums);
+      } else {
+        AddSteps<E, kDepth>(left, panel, k, sums);
       }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const Element factor = left[i][k * depth_step];
-#pragma GCC unroll 4
-        for (int j = 0; j < kVectors; ++j) {
-          sums[i][j] = AddProduct(sums[i][j], factor, right[j]);
-        }
-      }
+    }
+    if constexpr (kDepth > 1) {
+      for (; k < a.segment_depth; ++k) AddSteps<E, 1>(left, panel, k, sums);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) left[i] += a.segment_step;

@@ -12,6 +12,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "common/sampling/half.h"
@@ -20,13 +22,22 @@ namespace jax_dcn::JAX_DCN_ISA {
 
 // Bytes of a vector register, and how many vectors by how many rows of a product they can hold
 // besides the operands: fourteen of sixteen registers, or twenty-six of thirty-two. The emulation
-// lets processors without AVX-512 test the shape of its tiles.
+// lets processors without AVX-512 test the shape of its tiles. kFactorBytes: what one instruction
+// loads of the factors of these vectors, where a product cannot read its factor from memory. The
+// rest of the thirty-two registers then hold several rows of the panel.
 #if defined(__AVX512F__) || defined(JAX_DCN_EMULATE_AVX512)
 constexpr int kVectorBytes = 64, kTileVectors = 2, kTileRows = 12;
 #elif defined(__AVX__)
 constexpr int kVectorBytes = 32, kTileVectors = 2, kTileRows = 6;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kTileVectors = 2, kTileRows = 8;
 #else
 constexpr int kVectorBytes = 16, kTileVectors = 2, kTileRows = 6;
+#endif
+#if defined(__aarch64__)
+constexpr int64_t kFactorBytes = 16;
+#else
+constexpr int64_t kFactorBytes = 0;
 #endif
 
 template <typename A, int kBytes>
@@ -101,6 +112,19 @@ JAX_DCN_INLINE void StoreRoundedAs(BFloat16* data, V sums) {
 }
 
 JAX_DCN_INLINE void StoreRounded(BFloat16* data, Vector<float> sums) { StoreRoundedAs(data, sums); }
+
+#if defined(__aarch64__)
+JAX_DCN_INLINE Vector<float> LoadSums(const Float16* data) {
+  float16x4_t halves;
+  __builtin_memcpy(&halves, data, sizeof(halves));
+  return BitCast<Vector<float>>(vcvt_f32_f16(halves));
+}
+
+JAX_DCN_INLINE void StoreRounded(Float16* data, Vector<float> sums) {
+  const float16x4_t halves = vcvt_f16_f32(BitCast<float32x4_t>(sums));
+  __builtin_memcpy(data, &halves, sizeof(halves));
+}
+#endif
 
 #if defined(__F16C__) && !defined(JAX_DCN_EMULATE_AVX512)
 #if defined(__AVX512F__)
@@ -261,8 +285,8 @@ void Widen(A* sums, const T* data, int64_t size) {
   for (; i < size; ++i) sums[i] = ToFloat(data[i]);
 }
 
-JAX_DCN_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-JAX_DCN_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr JAX_DCN_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr JAX_DCN_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 JAX_DCN_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 JAX_DCN_INLINE int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
