@@ -81,7 +81,15 @@ def to_onnx(
     # do not take all arguments of Flax's.
     with _without_padding():
         traced = jaxpr_as_fun(_trace(function, avals))
-    return jax2onnx.to_onnx(traced, avals, opset=opset, **options)
+    try:
+        return jax2onnx.to_onnx(traced, avals, opset=opset, **options)
+    except Exception as error:
+        if type(error).__name__ == "InconclusiveDimensionOperation":
+            raise ValueError(
+                'inputs has sizes with a name that ONNX cannot compute with: padding="SAME" with '
+                "strides needs a known height and width, padding=1 does not."
+            ) from error
+        raise
 
 
 def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:

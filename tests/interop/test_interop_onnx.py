@@ -251,3 +251,9 @@ def test_the_legacy_boundary_is_not_exported():
     legacy = functools.partial(jax_dcn.deform_conv2d, boundary="legacy")
     with pytest.raises(NotImplementedError, match="boundary='legacy'"):
         interop.to_onnx(legacy, [x, kernel, offset])
+
+
+def test_same_padding_with_strides_and_free_sizes_is_refused_in_a_sentence():
+    layer = DeformConv(4, 6, 3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match='padding="SAME" with strides needs a known height'):
+        interop.to_onnx(layer, ("n", "height", "width", 4))
