@@ -22,7 +22,7 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-template <typename T>
+template <typename T, typename E>
 class Backward {
  public:
   using A = typename Accumulator<T>::type;
@@ -65,12 +65,12 @@ class Backward {
     if constexpr (!kSumsInPlace<T>) BeginImages(executor);
     const int64_t groups = pass_.problem.offset_groups, strips = pass_.PhaseStrips();
     ParallelForAll(
-        executor, BackwardStrip<T>::ScratchBytes(pass_),
+        executor, BackwardStrip<T, E>::ScratchBytes(pass_),
         Items{pass_.want_samples ? strips * groups : 0,
               [&](int64_t item, char* scratch) {
-                BackwardStrip<T>(pass_, item / groups).Locate(item % groups, scratch);
+                BackwardStrip<T, E>(pass_, item / groups).Locate(item % groups, scratch);
               }},
-        Items{strips, [&](int64_t strip, char*) { BackwardStrip<T>(pass_, strip).Prepare(); }});
+        Items{strips, [&](int64_t strip, char*) { BackwardStrip<T, E>(pass_, strip).Prepare(); }});
     for (Range wave = {0, 0}; wave.end < pass_.phase.size();) {
       wave = WaveAfter(wave);
       Shared sums(Allocate(wave, nullptr) * sizeof(A));
@@ -132,15 +132,15 @@ class Backward {
                            [&](int64_t item, char* scratch) {
                              const int64_t part = wave.begin + item % parts;
                              const Range cleared = IsOwn(part, wave) ? ReachOf(part) : Range{0, 0};
-                             BackwardColumns<T>(pass_, item / parts, scratch)
+                             BackwardColumns<T, E>(pass_, item / parts, scratch)
                                  .Run(StripsOf(part), pass_.part_sums[part], cleared);
                            }};
     const bool first = wave.begin == 0 && pass_.grads.kernel != nullptr;
     const Items kernel = {
         first ? pass_.blocks.count() * pass_.problem.taps() : 0,
-        [&](int64_t item, char* scratch) { BackwardKernel<T>(pass_, item, scratch).Run(); }};
+        [&](int64_t item, char* scratch) { BackwardKernel<T, E>(pass_, item, scratch).Run(); }};
     const int64_t scratch_bytes =
-        Max(BackwardColumns<T>::ScratchBytes(pass_), BackwardKernel<T>::ScratchBytes(pass_));
+        Max(BackwardColumns<T, E>::ScratchBytes(pass_), BackwardKernel<T, E>::ScratchBytes(pass_));
     ParallelForAll(executor, scratch_bytes, columns, kernel);
   }
 
@@ -161,7 +161,7 @@ class Backward {
                }),
         Items{last && pass_.want_dots ? pass_.PhaseStrips() * groups : 0,
               [&](int64_t item, char*) {
-                BackwardStrip<T>(pass_, item / groups).SumDots(item % groups);
+                BackwardStrip<T, E>(pass_, item / groups).SumDots(item % groups);
               }},
         Chunks(last ? BiasSize() : 0, [&](int64_t begin, int64_t size) { SumBias(begin, size); }));
   }
@@ -190,9 +190,14 @@ class Backward {
     if (!parts_.BeginsImage(pass_.phase.begin)) return;
     const int64_t left = pass_.problem.batch - pass_.first_image;
     const int64_t images = Min(parts_.phase_images(), left);
-    const T* x = pass_.primals.x + pass_.first_image * pass_.ImageSize();
-    ParallelForAll(executor, 0, Cleared(pass_.x_sums, ImagesSize(images)),
-                   Widened(pass_.wide_x, x, pass_.want_x ? images * pass_.ImageSize() : 0));
+    const auto cleared = Cleared(pass_.x_sums, ImagesSize(images));
+    if constexpr (BackwardPass<T, E>::kReadInPlace) {
+      ParallelForAll(executor, 0, cleared);
+    } else {
+      const T* x = pass_.primals.x + pass_.first_image * pass_.ImageSize();
+      ParallelForAll(executor, 0, cleared,
+                     Widened(pass_.wide_x, x, pass_.want_x ? images * pass_.ImageSize() : 0));
+    }
   }
 
   void EndImages(Executor& executor) const {
@@ -204,7 +209,7 @@ class Backward {
                            ImagesSize(last - pass_.first_image)));
   }
 
-  BackwardPass<T> pass_;
+  BackwardPass<T, E> pass_;
   const PixelParts& parts_;
 };
 
@@ -212,7 +217,11 @@ template <typename T>
 void DeformConv2dBackward(Executor& executor, const DeformConv2dProblem& problem,
                           const DeformConv2dPrimals<T>& primals, const T* grad_y,
                           const DeformConv2dCotangents<T>& grads) {
-  Backward<T>(problem, primals, grad_y, grads).Run(executor);
+  using A = typename Accumulator<T>::type;
+  if constexpr (kMayPair<T>) {
+    if (MakesPairs(problem)) return Backward<T, T>(problem, primals, grad_y, grads).Run(executor);
+  }
+  Backward<T, A>(problem, primals, grad_y, grads).Run(executor);
 }
 
 }  // namespace jax_dcn::JAX_DCN_ISA

@@ -15,21 +15,23 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-template <typename T>
+template <typename T, typename E>
 class BackwardColumns {
  public:
   using A = typename Accumulator<T>::type;
+  using Element = typename Packed<E>::Element;
 
-  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+  static int64_t ScratchBytes(const BackwardPass<T, E>& pass) {
     return BackwardColumns(pass, 0, nullptr).scratch_bytes_;
   }
 
-  BackwardColumns(const BackwardPass<T>& pass, int64_t block, char* scratch)
+  BackwardColumns(const BackwardPass<T, E>& pass, int64_t block, char* scratch)
       : pass_(pass), problem_(pass.problem), index_(block), block_(pass.blocks[block]) {
     Arena arena(scratch);
     const int64_t channels = pass.blocks.most_channels();
     columns_ = arena.Take<A>(pass.parts.strip_pixels() * channels);
-    zeros_ = arena.Take<A>(Max(channels, kPanel<A>));
+    zeros_ = arena.Take<A>(kPanel<A>);
+    no_pixel_ = arena.Take<E>(channels);
     nowhere_ = arena.Take<A>(channels);
     scratch_bytes_ = arena.bytes();
   }
@@ -37,7 +39,8 @@ class BackwardColumns {
   // `x_sums` is where the gradient of x is added to. It is cleared within `cleared`.
   void Run(Range strips, A* x_sums, Range cleared) {
     const int64_t channels = block_.channels.size();
-    __builtin_memset(zeros_, 0, Max(channels, kPanel<A>) * sizeof(A));
+    __builtin_memset(zeros_, 0, kPanel<A> * sizeof(A));
+    __builtin_memset(no_pixel_, 0, channels * sizeof(E));
     __builtin_memset(nowhere_, 0, channels * sizeof(A));
     x_sums_ = x_sums + block_.channels.begin;
     for (int64_t i = cleared.begin; i < cleared.end; i += problem_.channels) {
@@ -54,29 +57,31 @@ class BackwardColumns {
 
  private:
   // The gradient of one tap's columns: grad_y times the transposed kernel.
-  void MultiplyByKernel(const A* grad_y, const TapSamples<A>& samples, int64_t tap) const {
+  void MultiplyByKernel(const E* grad_y, const TapSamples<A>& samples, int64_t tap) const {
     if (pass_.depthwise) return MultiplyDepthwise(grad_y, samples, tap);
     const int64_t channels = block_.channels.size(), group_features = problem_.group_features();
-    const A* panel = pass_.kernel.Tap(index_, tap);
+    const int64_t depth = group_features / Packed<E>::kDepth;
+    const Element* panel = pass_.kernel.Tap(index_, tap);
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
-      const LeftMatrix<A> left = {grad_y + piece.feature_group * group_features, problem_.features,
-                                  group_features, samples.rows};
+      const E* first = grad_y + piece.feature_group * group_features;
+      const LeftMatrix<E> left = {reinterpret_cast<const Element*>(first),
+                                  problem_.features / Packed<E>::kDepth, depth, samples.rows};
       A* columns = columns_ + piece.channels.begin - block_.channels.begin;
       for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
-        MultiplyPanel<A, false>(samples.count, left, panel, {zeros_, 0},
+        MultiplyPanel<E, false>(samples.count, left, panel, {zeros_, 0},
                                 {columns + c, channels, Min(kPanel<A>, piece.channels.size() - c)});
-        panel += group_features * kPanel<A>;
+        panel += depth * kPanel<A>;
       }
     });
   }
 
-  void MultiplyDepthwise(const A* grad_y, const TapSamples<A>& samples, int64_t tap) const {
+  void MultiplyDepthwise(const E* grad_y, const TapSamples<A>& samples, int64_t tap) const {
     const int64_t channels = block_.channels.size(), features = problem_.features;
     const T* kernel = pass_.primals.kernel + tap * features + block_.channels.begin;
     __builtin_memset(columns_, 0, samples.count * channels * sizeof(A));
     for (int64_t i = 0; i < samples.count; ++i) {
-      const A* row = grad_y + samples.rows[i] * features + block_.channels.begin;
-      DepthwiseProduct<A, T, A> product = {row, 0, kernel, 0, 1, columns_ + i * channels};
+      const E* row = grad_y + samples.rows[i] * features + block_.channels.begin;
+      DepthwiseProduct<E, T, A> product = {row, 0, kernel, 0, 1, columns_ + i * channels};
       Vectorised<A>(channels, product);
     }
   }
@@ -86,7 +91,7 @@ class BackwardColumns {
     WithFlag(pass_.want_dots, [&](auto want_dots) {
       WithFlag(pass_.grads.x != nullptr, [&](auto sums) {
         WithFlag(block_.channels.size() == kBackwardChannels, [&](auto full) {
-          using Gradients = SampleGradients<want_dots.value, sums.value, A>;
+          using Gradients = SampleGradients<want_dots.value, sums.value, A, E>;
           VisitSamples<Gradients, full.value>(samples, dots);
         });
       });
@@ -96,11 +101,11 @@ class BackwardColumns {
   template <typename Gradients, bool kFull>
   __attribute__((noinline)) void VisitSamples(const TapSamples<A>& samples, A* dots) const {
     const int64_t channels = kFull ? kBackwardChannels : block_.channels.size();
-    const A* x = pass_.want_x ? pass_.x + block_.channels.begin : nullptr;
+    const E* x = pass_.want_x ? pass_.x + block_.channels.begin : nullptr;
     const A* column = columns_;
     for (int64_t i = 0; i < samples.count; ++i, column += channels) {
       const MaskedSample<A>& sample = samples.samples[i];
-      Gradients gradients(CornersOf<A, const A>(sample, x, zeros_),
+      Gradients gradients(CornersOf<A, const E>(sample, x, no_pixel_),
                           ValueWeights(sample, sample.mask),
                           CornersOf<A, A>(sample, x_sums_, nowhere_), column);
       Vectorised<A>(channels, gradients);
@@ -108,13 +113,14 @@ class BackwardColumns {
     }
   }
 
-  const BackwardPass<T>& pass_;
+  const BackwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
   const int64_t index_;
   const ChannelBlock block_;
   A* x_sums_ = nullptr;  // at the first channel of the block
   A* columns_;           // the gradients of the columns, [samples, channels]
-  A* zeros_;             // [channels], at least kPanel
+  A* zeros_;             // [kPanel]
+  E* no_pixel_;          // [channels]: zeros, outside the image
   A* nowhere_;           // [channels]
   int64_t scratch_bytes_;
 };

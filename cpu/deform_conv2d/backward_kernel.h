@@ -14,29 +14,32 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-template <typename T>
+template <typename T, typename E>
 class BackwardKernel {
  public:
   using A = typename Accumulator<T>::type;
+  using Element = typename Packed<E>::Element;
 
-  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+  static int64_t ScratchBytes(const BackwardPass<T, E>& pass) {
     return BackwardKernel(pass, 0, nullptr).scratch_bytes_;
   }
 
-  BackwardKernel(const BackwardPass<T>& pass, int64_t item, char* scratch)
+  BackwardKernel(const BackwardPass<T, E>& pass, int64_t item, char* scratch)
       : pass_(pass),
         problem_(pass.problem),
         block_(pass.blocks[item / problem_.taps()]),
         tap_(item % problem_.taps()) {
     Arena arena(scratch);
-    columns_ = arena.Take<A>(pass.parts.strip_pixels() * pass.blocks.most_channels());
-    zeros_ = arena.Take<A>(pass.blocks.most_channels());
+    const int64_t size = pass.parts.strip_pixels() * pass.blocks.most_channels();
+    columns_ = arena.Take<E>(size);
+    pairs_ = arena.Take<Element>(kPairs ? size : 0);
+    zeros_ = arena.Take<E>(pass.blocks.most_channels());
     scratch_bytes_ = arena.bytes();
   }
 
   // Adds the strips of the phase, in order. Nobody else adds to these sums.
   void Run() {
-    __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(A));
+    __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(E));
     for (int64_t strip = 0; strip < pass_.PhaseStrips(); ++strip) {
       const auto samples = pass_.SamplesOf(strip, block_.offset_groups.begin, tap_);
       WithFlag(block_.channels.size() == kBackwardChannels,
@@ -46,16 +49,40 @@ class BackwardKernel {
   }
 
  private:
+  static constexpr bool kPairs = Packed<E>::kDepth == 2;
+
   template <bool kFull>
   __attribute__((noinline)) void Sample(const TapSamples<A>& samples) const {
     const int64_t channels = kFull ? kBackwardChannels : block_.channels.size();
-    const A* x = pass_.x + block_.channels.begin;
-    A* column = columns_;
+    const E* x = pass_.x + block_.channels.begin;
+    E* column = columns_;
     for (int64_t i = 0; i < samples.count; ++i, column += channels) {
       const MaskedSample<A>& sample = samples.samples[i];
-      Interpolation<false, A> interpolation = {CornersOf<A, const A>(sample, x, zeros_),
-                                               ValueWeights(sample, sample.mask), column};
-      Vectorised<A>(channels, interpolation);
+      const auto corners = CornersOf<A, const E>(sample, x, zeros_);
+      const auto weights = ValueWeights(sample, sample.mask);
+      if constexpr (kPairs) {
+        PairInterpolation interpolation = {corners, weights, column};
+        Vectorised<uint32_t>(channels / 2, interpolation);
+      } else {
+        Interpolation<false, A> interpolation = {corners, weights, column};
+        Vectorised<A>(channels, interpolation);
+      }
+    }
+  }
+
+  // The columns, packed: pairs of the columns of two samples, where they are multiplied as such.
+  const Element* Pack(int64_t samples) const {
+    if constexpr (kPairs) {
+      const int64_t channels = block_.channels.size();
+      Pair* pairs = pairs_;
+      for (int64_t i = 0; i < samples; i += 2, pairs += channels) {
+        const E* first = columns_ + i * channels;
+        RowPairs row = {first, i + 1 < samples ? first + channels : zeros_, pairs};
+        Vectorised<uint32_t>(channels, row);
+      }
+      return pairs_;
+    } else {
+      return columns_;
     }
   }
 
@@ -63,36 +90,39 @@ class BackwardKernel {
   void Multiply(int64_t strip, const TapSamples<A>& samples) const {
     if (pass_.depthwise) return MultiplyDepthwise(pass_.GradYOf(strip), samples);
     const int64_t channels = block_.channels.size();
+    const int64_t depth = CeilDiv(samples.count, Packed<E>::kDepth);
+    const Element* packed = Pack(samples.count);
     const int64_t features = problem_.features, group_features = problem_.group_features();
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
-      const LeftMatrix<A> columns = {columns_ + piece.channels.begin - block_.channels.begin,
-                                     channels, samples.count, samples.rows};
-      const A* panel = pass_.PanelsOf(strip, piece.feature_group);
+      const LeftMatrix<E> columns = {packed + piece.channels.begin - block_.channels.begin,
+                                     channels, depth, samples.rows};
+      const auto* panel = pass_.PanelsOf(strip, piece.feature_group);
       A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap_, 0);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {
-        MultiplyPanel<A, true>(piece.channels.size(), columns, panel, {sums + o, features},
+        MultiplyPanel<E, true>(piece.channels.size(), columns, panel, {sums + o, features},
                                {sums + o, features, Min(kPanel<A>, group_features - o)});
-        panel += pass_.StripAt(strip).size() * kPanel<A>;
+        panel += (pass_.StripAt(strip).size() + pass_.kZeroRows) * kPanel<A>;
       }
     });
   }
 
-  void MultiplyDepthwise(const A* grad_y, const TapSamples<A>& samples) const {
+  void MultiplyDepthwise(const E* grad_y, const TapSamples<A>& samples) const {
     const int64_t channels = block_.channels.size(), features = problem_.features;
     A* sums = pass_.kernel_sums + tap_ * features + block_.channels.begin;
     for (int64_t i = 0; i < samples.count; ++i) {
-      const A* row = grad_y + samples.rows[i] * features + block_.channels.begin;
-      DepthwiseProduct<A, A, A> product = {columns_ + i * channels, 0, row, 0, 1, sums};
+      const E* row = grad_y + samples.rows[i] * features + block_.channels.begin;
+      DepthwiseProduct<E, E, A> product = {columns_ + i * channels, 0, row, 0, 1, sums};
       Vectorised<A>(channels, product);
     }
   }
 
-  const BackwardPass<T>& pass_;
+  const BackwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
   const ChannelBlock block_;
   const int64_t tap_;
-  A* columns_;  // [samples, channels]
-  A* zeros_;    // [channels]
+  E* columns_;      // [samples, channels]
+  Element* pairs_;  // [samples / 2, channels]
+  E* zeros_;        // [channels]
   int64_t scratch_bytes_;
 };
 

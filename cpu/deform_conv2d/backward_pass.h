@@ -5,6 +5,7 @@
 #define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_PASS_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/deform_conv2d/problem.h"
 #include "cpu/deform_conv2d/channel_blocks.h"
@@ -29,9 +30,12 @@ struct TapSamples {
   const MaskedSample<A>* samples;
 };
 
-template <typename T>
+// Images and grad_y are read, and columns multiplied, as elements E: as T, or widened.
+template <typename T, typename E>
 struct BackwardPass {
   using A = typename Accumulator<T>::type;
+  using Row = typename Packed<E>::Row;
+  static constexpr bool kReadInPlace = std::is_same<T, E>::value;
 
   BackwardPass(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
                const T* grad_y, const DeformConv2dCotangents<T>& grads)
@@ -83,15 +87,16 @@ struct BackwardPass {
            ((block * strips + strip) * problem.taps() + tap) * parts.strip_pixels() * kCorners;
   }
 
-  const A* GradYOf(int64_t strip) const {
+  const E* GradYOf(int64_t strip) const {
     return grad_y + (StripAt(strip).begin - first_pixel) * problem.features;
   }
 
-  // grad_y in panels.
-  A* PanelsOf(int64_t strip, int64_t feature_group) const {
+  // grad_y in panels. A row of zeros at the end of each is the partner of a pixel without one.
+  Row* PanelsOf(int64_t strip, int64_t feature_group) const {
     return panels + (strip * problem.geometry.feature_groups + feature_group) * FeaturePanels() *
-                        kPanel<A> * parts.strip_pixels();
+                        kPanel<A> * (parts.strip_pixels() + kZeroRows);
   }
+  static constexpr int64_t kZeroRows = Packed<E>::kDepth - 1;
 
   // Where the sums are kept: the results themselves, or for narrower types memory of the call.
   int64_t Allocate(Arena arena) {
@@ -105,20 +110,24 @@ struct BackwardPass {
     reaches = arena.Take<Range>(want_samples ? strips * problem.offset_groups : 0);
     part_sums = arena.Take<A*>(parts.phase_parts());
     dots = arena.Take<A>(want_dots ? blocks.count() * pixels * taps * kCorners : 0);
-    panels = arena.Take<A>(want_panels ? PanelsSize() * pixels : 0);
+    const int64_t panel_rows = strips * (parts.strip_pixels() + kZeroRows);
+    panels = arena.Take<Row>(want_panels ? PanelsSize() * panel_rows : 0);
     bias_parts = arena.Take<A>(grads.bias != nullptr ? strips * problem.features : 0);
     if (want_columns_grad && !depthwise) kernel.Allocate(arena);
-    if constexpr (kSumsInPlace<T>) {
+    if constexpr (kReadInPlace) {
       x = primals.x;
+    } else {
+      x = wide_x = arena.Take<E>(want_x ? images : 0);
+      grad_y = wide_grad_y = arena.Take<E>(pixels * problem.features);
+    }
+    if constexpr (kSumsInPlace<T>) {
       x_sums = grads.x;
       kernel_sums = grads.kernel;
       bias_sums = grads.bias;
     } else {
-      x = wide_x = arena.Take<A>(want_x ? images : 0);
       x_sums = arena.Take<A>(grads.x == nullptr ? 0 : images);
       kernel_sums = arena.Take<A>(grads.kernel == nullptr ? 0 : KernelSize());
       bias_sums = arena.Take<A>(grads.bias == nullptr ? 0 : problem.features);
-      grad_y = wide_grad_y = arena.Take<A>(pixels * problem.features);
     }
     return arena.bytes();
   }
@@ -126,10 +135,10 @@ struct BackwardPass {
   void Begin(Range next) {
     phase = next;
     first_pixel = parts.PixelsOf(phase.begin).begin;
-    if constexpr (kSumsInPlace<T>) {
+    if constexpr (!kSumsInPlace<T>) first_image = parts.ImageOf(phase.begin);
+    if constexpr (kReadInPlace) {
       grad_y = given_grad_y + first_pixel * problem.features;
-    } else {
-      first_image = parts.ImageOf(phase.begin);
+      x = primals.x + first_image * ImageSize();
     }
   }
 
@@ -141,7 +150,7 @@ struct BackwardPass {
   const bool want_dots, want_columns_grad, want_x, want_samples, want_panels;
   const PixelParts parts;
   const bool want_reaches;
-  TransposedKernel<T> kernel;
+  TransposedKernel<T, E> kernel;
   const T* const given_grad_y;
 
   // Of the phase:
@@ -152,10 +161,10 @@ struct BackwardPass {
   Range* reaches = nullptr;  // [strips, G]: what is sampled of x, from INT64_MAX on if nothing
   A** part_sums = nullptr;   // [parts]: where the gradient of x is summed
   A* dots = nullptr;         // [blocks, strips, K, strip pixels, 4]
-  A* panels = nullptr;       // [strips, feature groups, panels, strip pixels, kPanel]
+  Row* panels = nullptr;     // [strips, feature groups, panels, strip pixels, kPanel]
   A* bias_parts = nullptr;   // [strips, O]
-  const A *x = nullptr, *grad_y = nullptr;
-  A *wide_x = nullptr, *wide_grad_y = nullptr;
+  const E *x = nullptr, *grad_y = nullptr;
+  E *wide_x = nullptr, *wide_grad_y = nullptr;
   A* x_sums = nullptr;
   // Of the call:
   A* kernel_sums = nullptr;  // [K, C / groups, O]
@@ -172,7 +181,8 @@ struct BackwardPass {
     if (want_panels) numbers += PanelsSize();
     if (!kSumsInPlace<T>) {
       const int64_t image = Max(1, problem.out_height * problem.out_width);
-      numbers += problem.features + 2 * CeilDiv(ImageSize(), image);
+      numbers += CeilDiv(ImageSize(), image);
+      if (!kReadInPlace) numbers += problem.features + CeilDiv(ImageSize(), image);
     }
     return problem.taps() * problem.offset_groups * sample_bytes + numbers * sizeof(A);
   }

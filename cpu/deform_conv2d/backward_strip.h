@@ -15,23 +15,23 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-template <typename T>
+template <typename T, typename E>
 class BackwardStrip {
  public:
   using A = typename Accumulator<T>::type;
 
-  static int64_t ScratchBytes(const BackwardPass<T>& pass) {
+  static int64_t ScratchBytes(const BackwardPass<T, E>& pass) {
     return pass.parts.strip_pixels() * pass.problem.taps() * sizeof(MaskedSample<A>);
   }
 
-  BackwardStrip(const BackwardPass<T>& pass, int64_t strip)
+  BackwardStrip(const BackwardPass<T, E>& pass, int64_t strip)
       : pass_(pass), problem_(pass.problem), strip_(strip), pixels_(pass.StripAt(strip)) {}
 
   // What is made of grad_y.
   void Prepare() const {
     const int64_t features = problem_.features;
-    if constexpr (!kSumsInPlace<T>) {
-      A* wide = pass_.wide_grad_y + (pixels_.begin - pass_.first_pixel) * features;
+    if constexpr (!BackwardPass<T, E>::kReadInPlace) {
+      E* wide = pass_.wide_grad_y + (pixels_.begin - pass_.first_pixel) * features;
       Widen(wide, pass_.given_grad_y + pixels_.begin * features, pixels_.size() * features);
     }
     if (pass_.grads.bias != nullptr) SumBias();
@@ -68,19 +68,20 @@ class BackwardStrip {
   void SumBias() const {
     const int64_t features = problem_.features;
     A* sums = pass_.bias_parts + strip_ * features;
-    const A* row = pass_.GradYOf(strip_);
+    const E* row = pass_.GradYOf(strip_);
     __builtin_memset(sums, 0, features * sizeof(A));
     for (int64_t i = 0; i < pixels_.size(); ++i, row += features) AddTo(sums, row, features);
   }
 
   void PackGradY() const {
     const int64_t group_features = problem_.group_features();
-    const A* grad_y = pass_.GradYOf(strip_);
+    const E* grad_y = pass_.GradYOf(strip_);
     for (int64_t g = 0; g < problem_.geometry.feature_groups; ++g, grad_y += group_features) {
-      A* panel = pass_.PanelsOf(strip_, g);
+      auto* panel = pass_.PanelsOf(strip_, g);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {
         panel = PackRows(grad_y + o, pixels_.size(), problem_.features,
                          Min(kPanel<A>, group_features - o), panel);
+        for (int64_t i = 0; i < pass_.kZeroRows * kPanel<A>; ++i) *panel++ = {};
       }
     }
   }
@@ -96,6 +97,9 @@ class BackwardStrip {
       count += !IsZero(*samples);
     }
     pass_.counts[list] = static_cast<int32_t>(count);
+    if (count < pass_.parts.strip_pixels()) {  // the partner of the last, if their number is odd
+      pass_.rows[first + count] = static_cast<int32_t>(pixels_.size());
+    }
     return pass_.SamplesOf(strip_, group, tap);
   }
 
@@ -129,7 +133,7 @@ class BackwardStrip {
     }
   }
 
-  const BackwardPass<T>& pass_;
+  const BackwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
   const int64_t strip_;
   const Range pixels_;

@@ -22,10 +22,11 @@ inline int64_t KernelIndex(const DeformConv2dProblem& problem, const Piece& piec
 }
 
 // Panels in the order [block][tap][piece][channel panel][feature][kPanel].
-template <typename T>
+template <typename T, typename E>
 class TransposedKernel {
  public:
   using A = typename Accumulator<T>::type;
+  using Element = typename Packed<E>::Element;
 
   TransposedKernel(const DeformConv2dProblem& problem, const ChannelBlocks& blocks, const T* kernel)
       : problem_(problem), blocks_(blocks), kernel_(kernel) {}
@@ -35,7 +36,7 @@ class TransposedKernel {
     offsets_ = arena.Take<int64_t>(blocks + 1);
     int64_t size = 0;
     for (int64_t i = 0; i < blocks; ++i) size += taps * TapSize(blocks_[i]);
-    packed_ = arena.Take<A>(size);
+    packed_ = arena.Take<Element>(size);
   }
 
   // Items that pack it, if that is wanted.
@@ -49,13 +50,13 @@ class TransposedKernel {
                  [this, taps](int64_t item, char*) { Pack(item / taps, item % taps); }};
   }
 
-  A* Tap(int64_t block, int64_t tap) const {
+  Element* Tap(int64_t block, int64_t tap) const {
     return packed_ + offsets_[block] + tap * TapSize(blocks_[block]);
   }
 
  private:
   void Pack(int64_t block, int64_t tap) const {
-    A* panel = Tap(block, tap);
+    Element* panel = Tap(block, tap);
     blocks_[block].ForEachPiece(problem_, [&](const Piece& piece) {
       for (int64_t c = 0; c < piece.channels.size(); c += kPanel<A>) {
         const int64_t width = Min(kPanel<A>, piece.channels.size() - c);
@@ -69,13 +70,13 @@ class TransposedKernel {
     int64_t panels = 0;
     block.ForEachPiece(
         problem_, [&](const Piece& piece) { panels += CeilDiv(piece.channels.size(), kPanel<A>); });
-    return panels * problem_.group_features() * kPanel<A>;
+    return panels * problem_.group_features() / Packed<E>::kDepth * kPanel<A>;
   }
 
   const DeformConv2dProblem& problem_;
   const ChannelBlocks& blocks_;
   const T* const kernel_;
-  A* packed_ = nullptr;
+  Element* packed_ = nullptr;
   int64_t* offsets_ = nullptr;  // of each block
 };
 

@@ -28,10 +28,10 @@ auto Cleared(A* sums, int64_t size) {
 }
 
 // sums += terms
-template <typename A>
+template <typename A, typename T>
 struct Addition {
   A* const sums;
-  const A* const terms;
+  const T* const terms;
 
   template <typename V>
   JAX_DCN_INLINE void At(int64_t i) {
@@ -39,9 +39,9 @@ struct Addition {
   }
 };
 
-template <typename A>
-JAX_DCN_INLINE void AddTo(A* sums, const A* terms, int64_t size) {
-  Addition<A> addition = {sums, terms};
+template <typename A, typename T>
+JAX_DCN_INLINE void AddTo(A* sums, const T* terms, int64_t size) {
+  Addition<A, T> addition = {sums, terms};
   Vectorised<A>(size, addition);
 }
 

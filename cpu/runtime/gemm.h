@@ -280,6 +280,15 @@ JAX_DCN_INLINE A* PackRows(const T* rows_data, int64_t rows, int64_t stride, int
   return panel;
 }
 
+JAX_DCN_INLINE BFloat16* PackRows(const BFloat16* rows_data, int64_t rows, int64_t stride,
+                                  int64_t columns, BFloat16* panel) {
+  for (int64_t row = 0; row < rows; ++row, panel += kPanel<float>) {
+    __builtin_memcpy(panel, rows_data + row * stride, columns * sizeof(BFloat16));
+    for (int64_t i = columns; i < kPanel<float>; ++i) panel[i] = {};
+  }
+  return panel;
+}
+
 // The same of pairs of rows: of each column, the elements of two neighbouring rows. `rows` is even.
 JAX_DCN_INLINE Pair* PackRows(const BFloat16* rows_data, int64_t rows, int64_t stride,
                               int64_t columns, Pair* panel) {

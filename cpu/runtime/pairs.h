@@ -119,6 +119,19 @@ JAX_DCN_INLINE Vector<uint32_t, sizeof(F)> RoundToPairs(F first, F second) {
   return RoundToPairsAs<Vector<uint32_t, sizeof(F)>>(first, second);
 }
 
+// pairs = the elements of two rows
+struct RowPairs {
+  const BFloat16 *const first, *const second;
+  Pair* const pairs;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t i) {
+    using F = AsFloats<V>;
+    const V both = BitCast<V>(Read<F>(second + i)) | BitCast<V>(Read<F>(first + i)) >> 16;
+    __builtin_memcpy(pairs + i, &both, sizeof(both));
+  }
+};
+
 template <typename A>
 JAX_DCN_INLINE Vector<A> AddProduct(Vector<A> sum, A factor, Vector<A> right) {
   return sum + factor * right;

@@ -94,6 +94,11 @@ JAX_DCN_INLINE V LoadSumsAs(const BFloat16* data) {
   using Words = Vector<uint32_t, sizeof(V)>;
   Halves halves;
   __builtin_memcpy(&halves, data, sizeof(halves));
+#if defined(__AVX512F__) && !defined(JAX_DCN_EMULATE_AVX512)
+  if constexpr (sizeof(V) == 64) {  // GCC makes two vectors of half the width
+    return BitCast<V>((Words)_mm512_cvtepu16_epi32((__m256i)halves) << 16);
+  }
+#endif
   return BitCast<V>(__builtin_convertvector(halves, Words) << 16);
 }
 

@@ -88,15 +88,15 @@ struct PairInterpolation {
 
 // What a sample contributes to gradients, given the gradient g of its column:
 //   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g
-template <bool kDots, bool kSums, typename A>
+template <bool kDots, bool kSums, typename A, typename E>
 struct SampleGradients {
-  const Corners<const A> corners;
+  const Corners<const E> corners;
   const CornerWeights<A> weights;
   const Corners<A> sums;
   const A* const column;
   LaneSums<A> dots[kCorners];
 
-  JAX_DCN_INLINE SampleGradients(const Corners<const A>& corners, const CornerWeights<A>& weights,
+  JAX_DCN_INLINE SampleGradients(const Corners<const E>& corners, const CornerWeights<A>& weights,
                                  const Corners<A>& sums, const A* column)
       : corners(corners), weights(weights), sums(sums), column(column) {}
 
