@@ -4,7 +4,7 @@
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -113,6 +113,21 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")
     return value
+
+
+def text(name: str, value: Any) -> str:
+    """The argument `name`, a string."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {value!r}.")
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """The argument `name` as a list of strings, from a string or several."""
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, Collection) or not all(isinstance(v, str) for v in listed):
+        raise ValueError(f"{name} must be a string or a sequence of strings, got {value!r}.")
+    return list(listed)
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

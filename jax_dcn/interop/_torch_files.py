@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Files of PyTorch parameters."""
 
+import os
 import pathlib
 import pickle
 from collections.abc import Mapping
@@ -8,6 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from jax_dcn._src.arguments import text
 
 # Keys under which training programs store the parameters of a network.
 _CONTAINERS = (
@@ -53,6 +56,10 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
       ValueError: if the file holds no parameters, several sets of parameters and no `key`, no entry
         `key`, or Python objects (reading them could run code).
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path must be the path of a file, got {path!r}.")
+    if key is not None:
+        text("key", key)
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
         return _read_pickled(path, key)

@@ -64,6 +64,8 @@ def to_onnx(
     """
     if not isinstance(opset, numbers.Integral) or opset < 19:
         raise ValueError(f"opset must be at least 19, which brought DeformConv, got {opset!r}.")
+    if not callable(function):
+        raise ValueError(f"function must be a function or a module, got {function!r}.")
     avals = _abstract(inputs)
     _check_mode(function)
     try:

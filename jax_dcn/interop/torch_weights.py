@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_dcn._src.arguments import flag, text, texts
 from jax_dcn.interop._torch_arrays import convolution, transposed_convolution
 from jax_dcn.interop._torch_conversion import Conversion, Report
 from jax_dcn.interop._torch_files import read_state_dict
@@ -147,9 +148,20 @@ def to_flax_and_report(
       >>> report.missing_keys, report.unexpected_keys
       (['fc.bias'], ['head.weight'])
     """
-    leave = [leave] if isinstance(leave, str) else list(leave)
+    leave = texts("leave", leave)
+    text("prefix", prefix)
+    flag("strict", strict)
+    if rename is not None and not callable(rename):
+        _check_table("rename", rename)
+    if convert is not None:
+        _check_table("convert", convert)
     tree, variables = variables_of(like)
     conversion = Conversion(arrays_of(weights, rename), variables, prefix, leave, convert or {})
     values = [conversion.value(variable) for variable in variables]
     report = conversion.report(strict=strict)
     return jax.tree_util.tree_unflatten(tree, values), report
+
+
+def _check_table(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(pattern, str) for pattern in value):
+        raise ValueError(f"{name} must be a table by regular expressions, got {value!r}.")

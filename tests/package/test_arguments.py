@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 
 import jax_dcn
-from jax_dcn.interop import onnx, torchvision
+from jax_dcn.interop import onnx, torch_weights, torchvision
 from jax_dcn.linen import DeformConv as LinenConv, DeformRoIPool as LinenPool
-from jax_dcn.nnx import DeformConv, DeformRoIPool
+from jax_dcn.nnx import DeformConv, DeformRoIPool, is_offset_branch
 
 BAD: dict[str, Any] = {
     "None": None,
@@ -188,6 +188,22 @@ ROWS = {
             dilations="None",
             kernel_shape="None",
         ),
+    ),
+}
+LIKE = {"params": {"conv": {"kernel": np.zeros((3, 3, 4, 6)), "bias": np.zeros(6)}}}
+WEIGHTS = {"conv.weight": np.ones((6, 4, 3, 3)), "conv.bias": np.ones(6)}
+ROWS |= {
+    "is_offset_branch": Row(
+        is_offset_branch,
+        dict(parameters={"offset_conv": ones(2)}, names=["offset_conv"]),
+        dict(names="None"),
+        hidden="parameters",
+    ),
+    "to_flax": Row(
+        torch_weights.to_flax,
+        dict(weights=WEIGHTS, like=LIKE, prefix="", leave=(), strict=True),
+        dict(rename="None", convert="None", leave="empty"),
+        hidden="like prefix",
     ),
 }
 CALLS = [

@@ -333,10 +333,9 @@ def is_offset_branch(parameters: Any, names: Sequence[str] | None = None) -> Any
 
 
 def _as_names(names: Sequence[str]) -> list[str]:
-    listed = [names] if isinstance(names, str) else list(names)
-    if not listed or not all(isinstance(name, str) for name in listed):
-        raise ValueError(f"names must be names of modules, got {names!r}.")
-    return listed
+    if listed := arguments.texts("names", names):
+        return listed
+    raise ValueError(f"names must be names of modules, got {names!r}.")
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
