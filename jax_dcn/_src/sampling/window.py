@@ -85,7 +85,7 @@ def free_shift(
     With strides, `"SAME"` pads by a number that depends on the image. For an image of unknown size,
     `explicit_padding` gives as much padding as has the same output size, and samples are shifted.
     """
-    if not isinstance(padding, str):
+    if not isinstance(padding, str) or not any(map(export.is_symbolic_dim, image_size)):
         return 0, 0
     exact = _named_padding(padding, image_size, kernel_size, strides, kernel_dilation)
     return known[0][0] - exact[0][0], known[1][0] - exact[1][0]
