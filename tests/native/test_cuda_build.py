@@ -46,6 +46,17 @@ def test_without_nvcc_the_build_is_for_cpu_unless_it_must_be_for_cuda(tmp_path):
     assert done.returncode != 0 and "must be AUTO, ON or OFF, got yes" in done.stderr
 
 
+def test_without_a_compiler_the_build_is_of_python_alone_unless_there_must_be_kernels(tmp_path):
+    no_compiler = dict(CMAKE_CXX_COMPILER="NOTFOUND")
+    done = configure(tmp_path, **no_compiler)
+    assert done.returncode == 0, done.stderr
+    assert "built without kernels, to run on XLA: there is no C++ compiler" in done.stdout
+    for option in ("JAX_DCN_CPU", "JAX_DCN_CUDA"):
+        done = configure(tmp_path / option, **no_compiler, **{option: "ON"})
+        assert done.returncode != 0
+        assert "kernels are asked for, but there is no C++ compiler" in done.stderr
+
+
 def fake_nvidia_smi(folder: pathlib.Path, output: str, status: int = 0) -> pathlib.Path:
     """A folder with a program `nvidia-smi` that prints `output`."""
     program = folder / "bin" / "nvidia-smi"

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -101,7 +102,7 @@ except NotImplementedError as error:
     [
         ("None", "jax_dcn was built without cpu kernels"),
         (
-            "types.SimpleNamespace(FFI_VERSION=(0, 99))",
+            'types.SimpleNamespace(__name__="jax_dcn._cpu", FFI_VERSION=(0, 99))',
             "jax_dcn was built for version 0.99 of XLA's extension interface",
         ),
     ],
@@ -120,7 +121,24 @@ def test_missing_kernels_say_where_to_get_them(monkeypatch, tmp_path):
         libraries, "__file__", str(tmp_path / "jax_dcn" / "_src" / "operator" / "libraries.py")
     )
     assert "reinstall it from a wheel" in libraries._how_to_get("cpu")
-    assert "rebuild it where nvcc is" in libraries._how_to_get("cuda")
+    assert "build jax-dcn where nvcc is" in libraries._how_to_get("cuda")
+
+
+def test_kernels_of_another_version_are_named_with_the_remedy(monkeypatch):
+    kernels = types.ModuleType("jax_dcn_cuda13._cuda")
+    monkeypatch.setattr(libraries.importlib.metadata, "version", lambda name: "0.2.0")
+    assert libraries._of_another_version(kernels) is None
+    versions = {"jax-dcn-cuda13": "0.1.9", "jax-dcn": "0.2.0"}
+    monkeypatch.setattr(libraries.importlib.metadata, "version", versions.__getitem__)
+    reason = libraries._of_another_version(kernels)
+    assert "jax-dcn-cuda13 0.1.9 and jax-dcn 0.2.0 are out of step" in reason
+    assert reason.endswith("pip install jax-dcn-cuda13==0.2.0")
+
+
+def test_the_wheel_of_kernels_is_that_of_the_plugins_cuda(monkeypatch):
+    monkeypatch.setattr(libraries, "_plugins", lambda: {"jax-cuda12-plugin": "0.10.2"})
+    assert libraries._modules("cuda") == ["jax_dcn._cuda", "jax_dcn_cuda12._cuda"]
+    assert libraries._modules("cpu") == ["jax_dcn._cpu"]
 
 
 def test_a_plugin_out_of_step_with_jaxlib_is_named_with_the_remedy(monkeypatch):

@@ -11,15 +11,15 @@ import warnings
 import jax
 import jaxlib.version
 
-# JAX's platform name -> (extension module of `jax_dcn`, XLA's platform name).
-_EXTENSIONS = {"cpu": ("jax_dcn._cpu", "cpu"), "cuda": ("jax_dcn._cuda", "CUDA")}
+# JAX's platform name -> XLA's platform name.
+_PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
 
 _HOW_TO_GET = {
     "cpu": "reinstall it from a wheel, or from source where there is a C++ compiler",
-    "cuda": 'rebuild it where nvcc is, with pip install "jax-dcn[cuda13-local]" --no-binary jax-dcn',
+    "cuda": 'install "jax-dcn[cuda13]" or "jax-dcn[cuda12]", or build jax-dcn where nvcc is',
 }
 
-_CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+_CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 _extensions: dict[str, types.ModuleType] = {}
 _unavailable: dict[str, str] = {}
@@ -30,7 +30,7 @@ def why_not(platform: str, target: str | None = None) -> str | None:
 
     `target` asks for one kernel, by the name of its custom call.
     """
-    if platform not in _EXTENSIONS:
+    if platform not in _PLATFORMS:
         return f"there is no native kernel for {platform}"
     if platform in _unavailable:
         return _unavailable[platform]
@@ -61,20 +61,49 @@ def targets() -> list[str]:
     return sorted({name for extension in _extensions.values() for name in extension.TARGETS})
 
 
-def _register(platform: str, module_name: str, xla_platform: str) -> None:
+def _register(platform: str) -> None:
     try:
-        extension = importlib.import_module(module_name)
+        extension = _import_first(_modules(platform))
     except ImportError as error:
         _unavailable[platform] = (
             f"jax_dcn was built without {platform} kernels ({error}); {_how_to_get(platform)}"
         )
         return
-    if reason := _newer_than_runtime(extension.FFI_VERSION) or _out_of_step(platform):
+    reason = (
+        _of_another_version(extension)
+        or _newer_than_runtime(extension.FFI_VERSION)
+        or _out_of_step(platform)
+    )
+    if reason:
         _unavailable[platform] = reason
         return
     _extensions[platform] = extension
     for name, capsule in extension.TARGETS.items():
-        jax.ffi.register_ffi_target(name, capsule, platform=xla_platform)
+        jax.ffi.register_ffi_target(name, capsule, platform=_PLATFORMS[platform])
+
+
+def _modules(platform: str) -> list[str]:
+    """The modules that may hold the kernels: built with the package, or in a wheel of their own.
+
+    The wheel for CUDA is the wheel for the CUDA version of JAX's plugin.
+    """
+    modules = [f"jax_dcn._{platform}"]
+    if platform == "cuda":
+        modules += [
+            f"jax_dcn_{plugin.split('-')[1]}._cuda" for plugin in _plugins() or _CUDA_PLUGINS
+        ]
+    return modules
+
+
+def _import_first(modules: list[str]) -> types.ModuleType:
+    """The first module that is installed; raises `ImportError` if the module does not load."""
+    missing = []
+    for module in modules:
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            missing.append(error)
+    raise missing[0]
 
 
 def _how_to_get(platform: str) -> str:
@@ -83,6 +112,20 @@ def _how_to_get(platform: str) -> str:
         # Python looks in the working directory first, where there are no kernels.
         return f"{sources} holds its sources: start Python elsewhere, or pip install -e {sources}"
     return _HOW_TO_GET[platform]
+
+
+def _of_another_version(extension: types.ModuleType) -> str | None:
+    """A wheel of kernels calls them as the package of the same version does."""
+    kernels, package = extension.__name__.split(".")[0].replace("_", "-"), "jax-dcn"
+    if kernels == package:
+        return None
+    versions = [importlib.metadata.version(name) for name in (kernels, package)]
+    if versions[0] == versions[1]:
+        return None
+    return (
+        f"{kernels} {versions[0]} and {package} {versions[1]} are out of step; "
+        f"pip install {kernels}=={versions[1]}"
+    )
 
 
 def _newer_than_runtime(built: tuple[int, int]) -> str | None:
@@ -131,6 +174,6 @@ def _warn_of_missing_kernels() -> None:
             warnings.warn(reason, RuntimeWarning, stacklevel=1)
 
 
-for _platform, (_module_name, _xla_platform) in _EXTENSIONS.items():
-    _register(_platform, _module_name, _xla_platform)
+for _platform in _PLATFORMS:
+    _register(_platform)
 _warn_of_missing_kernels()
