@@ -9,7 +9,8 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/*/* cpu/* cpu/*/* cud
 # Code for one GPU architecture, which newer ones translate: all six take a minute more to build.
 export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 
-.PHONY: demo test lint docs versions sanitize fuzz aarch64 benchmark clean
+.PHONY: demo test lint docs kernels versions version sanitize fuzz aarch64 benchmark \
+	wheels wheels-cuda12 wheels-cuda13 sdist publish-site clean
 
 demo: $(ENVIRONMENT)/demo
 	$(RUN) -m examples.digits
@@ -23,6 +24,16 @@ lint: $(ENVIRONMENT)/development
 
 docs: $(ENVIRONMENT)/development
 	$(RUN) -m mkdocs build --strict
+
+# The kernels alone, on a processor or a system that the rest of the suite need not run on.
+kernels: $(ENVIRONMENT)/development
+	$(RUN) -m jax_dcn --selfcheck
+	$(RUN) -m pytest --numprocesses auto --dist loadfile tests/laws tests/deform_aggregate \
+		tests/deform_conv2d tests/deform_roi_pool
+
+# The suite with one version of JAX: oldest, 0.10.2 or newest.
+version:
+	$(PYTHON) tests/package/versions.py $(VERSION)
 
 versions:
 	$(PYTHON) tests/package/versions.py
@@ -41,6 +52,22 @@ benchmark: $(ENVIRONMENT)/benchmark
 	$(RUN) -m benchmarks.cpu --json benchmarks/results/cpu.json
 	$(RUN) -m benchmarks.cpu.report
 
+# Wheels for every Python, of the processor and the system here: on Linux in a container.
+wheels: $(ENVIRONMENT)/packaging
+	$(RUN) -m cibuildwheel --output-dir dist
+
+wheels-cuda12: $(ENVIRONMENT)/packaging
+	$(RUN) -m cibuildwheel --output-dir dist packaging/cuda12
+
+wheels-cuda13: $(ENVIRONMENT)/packaging
+	$(RUN) -m cibuildwheel --output-dir dist packaging/cuda13
+
+sdist: $(ENVIRONMENT)/packaging
+	$(RUN) -m build --sdist --outdir dist
+
+publish-site: $(ENVIRONMENT)/development
+	$(RUN) -m mkdocs gh-deploy --strict
+
 clean:
 	rm -rf $(ENVIRONMENT) build
 
@@ -48,7 +75,8 @@ clean:
 $(ENVIRONMENT)/demo: EXTRAS = examples
 $(ENVIRONMENT)/development: EXTRAS = development
 $(ENVIRONMENT)/benchmark: EXTRAS = benchmark
-$(ENVIRONMENT)/demo $(ENVIRONMENT)/development $(ENVIRONMENT)/benchmark: $(SOURCES) | $(ENVIRONMENT)
+$(ENVIRONMENT)/packaging: EXTRAS = packaging
+$(ENVIRONMENT)/demo $(ENVIRONMENT)/development $(ENVIRONMENT)/benchmark $(ENVIRONMENT)/packaging: $(SOURCES) | $(ENVIRONMENT)
 	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 

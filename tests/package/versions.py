@@ -22,7 +22,17 @@ import zipfile
 ROOT = pathlib.Path(__file__).parents[2]
 VERSIONS = {"oldest": "==0.8.1", "0.10.2": "==0.10.2", "newest": ""}
 # What the suite reads. The package itself comes from the wheel.
-FOLDERS = ("benchmarks", "common", "cpu", "cuda", "docs", "examples", "tests")
+FOLDERS = (
+    ".github",
+    "benchmarks",
+    "common",
+    "cpu",
+    "cuda",
+    "docs",
+    "examples",
+    "packaging",
+    "tests",
+)
 FILES = ("*.md", "*.txt", "*.toml", "*.yml", "LICENSE", "Makefile")
 DEBIAN = "trixie"
 DEBIAN_PACKAGES = "python3,python3-venv,python3-dev,ca-certificates,g++"
