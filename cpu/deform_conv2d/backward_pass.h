@@ -71,10 +71,11 @@ struct BackwardPass {
   int64_t ListIndex(int64_t strip, int64_t group, int64_t tap) const {
     return (strip * problem.offset_groups + group) * problem.taps() + tap;
   }
+  // Each sample of a list has a partner: whole pairs.
+  int64_t ListSize() const { return RoundUp(parts.strip_pixels(), Packed<E>::kDepth); }
   TapSamples<A> SamplesOf(int64_t strip, int64_t group, int64_t tap) const {
     const int64_t list = ListIndex(strip, group, tap);
-    return {counts[list], rows + list * parts.strip_pixels(),
-            samples + list * parts.strip_pixels()};
+    return {counts[list], rows + list * ListSize(), samples + list * ListSize()};
   }
 
   Range* ReachOf(int64_t strip, int64_t group) const {
@@ -105,8 +106,8 @@ struct BackwardPass {
     const int64_t images = parts.phase_images() * ImageSize();
     const int64_t lists = want_samples ? strips * problem.offset_groups * taps : 0;
     counts = arena.Take<int32_t>(lists);
-    rows = arena.Take<int32_t>(lists * parts.strip_pixels());
-    samples = arena.Take<MaskedSample<A>>(lists * parts.strip_pixels());
+    rows = arena.Take<int32_t>(lists * ListSize());
+    samples = arena.Take<MaskedSample<A>>(lists * ListSize());
     reaches = arena.Take<Range>(want_samples ? strips * problem.offset_groups : 0);
     part_sums = arena.Take<A*>(parts.phase_parts());
     dots = arena.Take<A>(want_dots ? blocks.count() * pixels * taps * kCorners : 0);

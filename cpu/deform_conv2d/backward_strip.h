@@ -89,7 +89,7 @@ class BackwardStrip {
   // The samples of a tap, of which each pixel has one.
   TapSamples<A> List(const MaskedSample<A>* samples, int64_t group, int64_t tap) const {
     const int64_t list = pass_.ListIndex(strip_, group, tap);
-    const int64_t first = list * pass_.parts.strip_pixels();
+    const int64_t first = list * pass_.ListSize();
     int64_t count = 0;
     for (int64_t i = 0; i < pixels_.size(); ++i, samples += problem_.taps()) {
       pass_.samples[first + count] = *samples;
@@ -97,7 +97,7 @@ class BackwardStrip {
       count += !IsZero(*samples);
     }
     pass_.counts[list] = static_cast<int32_t>(count);
-    if (count < pass_.parts.strip_pixels()) {  // the partner of the last, if their number is odd
+    if (count < pass_.ListSize()) {  // the partner of the last, if their number is odd
       pass_.rows[first + count] = static_cast<int32_t>(pixels_.size());
     }
     return pass_.SamplesOf(strip_, group, tap);
