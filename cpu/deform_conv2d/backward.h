@@ -202,6 +202,7 @@ class Backward {
 
   void EndImages(Executor& executor) const {
     const int64_t end = pass_.phase.end;
+    if (pass_.grads.x == nullptr) return;
     if (end < parts_.count() && !parts_.BeginsImage(end)) return;
     const int64_t last = end == parts_.count() ? pass_.problem.batch : parts_.ImageOf(end);
     ParallelForAll(executor, 0,

@@ -42,7 +42,7 @@ class BackwardColumns {
     __builtin_memset(zeros_, 0, kPanel<A> * sizeof(A));
     __builtin_memset(no_pixel_, 0, channels * sizeof(E));
     __builtin_memset(nowhere_, 0, channels * sizeof(A));
-    x_sums_ = x_sums + block_.channels.begin;
+    x_sums_ = x_sums == nullptr ? nullptr : x_sums + block_.channels.begin;
     for (int64_t i = cleared.begin; i < cleared.end; i += problem_.channels) {
       __builtin_memset(x_sums_ + i, 0, channels * sizeof(A));
     }

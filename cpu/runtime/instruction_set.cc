@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: MIT
 #include "cpu/runtime/instruction_set.h"
 
+#if defined(JAX_DCN_X86)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
 namespace jax_dcn {
 namespace {
+
+#if defined(JAX_DCN_X86)
+// Asked of the processor: the compiler's function does not know the name in every compiler.
+bool HasF16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 
 InstructionSet BestOfProcessor() {
 #if defined(JAX_DCN_X86)
@@ -15,8 +27,7 @@ InstructionSet BestOfProcessor() {
     return __builtin_cpu_supports("avx512bf16") ? InstructionSet::kAvx512Bf16
                                                 : InstructionSet::kAvx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c()) {
     return InstructionSet::kAvx2;
   }
 #endif

@@ -58,7 +58,7 @@ JAX_DCN_INLINE void StorePacked(Pair* data, Pairs pairs) {
 }
 
 template <typename A>
-JAX_DCN_INLINE Vector<A> LoadPacked(const A* data) {
+JAX_DCN_INLINE auto LoadPacked(const A* data) {
   return Load(data);
 }
 
@@ -132,8 +132,8 @@ struct RowPairs {
   }
 };
 
-template <typename A>
-JAX_DCN_INLINE Vector<A> AddProduct(Vector<A> sum, A factor, Vector<A> right) {
+template <typename V, typename A>
+JAX_DCN_INLINE V AddProduct(V sum, A factor, V right) {
   return sum + factor * right;
 }
 
