@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/*/* cpu/* cpu/*/* cud
 # Code for one GPU architecture, which newer ones translate: all six take a minute more to build.
 export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 
-.PHONY: demo test lint docs kernels versions version sanitize fuzz aarch64 benchmark \
+.PHONY: demo test lint docs kernels versions version sanitize fuzz soak aarch64 benchmark \
 	wheels wheels-cuda12 wheels-cuda13 sdist publish-site clean
 
 demo: $(ENVIRONMENT)/demo
@@ -44,6 +44,9 @@ sanitize: $(ENVIRONMENT)/development
 
 fuzz: $(ENVIRONMENT)/development
 	$(RUN) tests/native/fuzz.py --calls 10000
+
+soak: $(ENVIRONMENT)/development
+	$(RUN) tests/native/soak.py
 
 aarch64: $(ENVIRONMENT)/development
 	$(RUN) tests/native/aarch64.py
