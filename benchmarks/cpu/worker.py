@@ -2,12 +2,13 @@
 """A process of its own for one engine and one number of threads, so that none disturbs another."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 from collections.abc import Iterator
 
 from benchmarks.cpu import probes
-from benchmarks.cpu.engines import ENGINES, PLAIN_JAX, Task, Unsupported, engine
+from benchmarks.cpu.engines import Task, Unsupported
 
 _SPAWN = multiprocessing.get_context("spawn")
 _THREAD_VARIABLES = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -16,10 +17,12 @@ _THREAD_VARIABLES = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NU
 class Worker:
     """Forwards calls to the functions of `_Commands` in the other process."""
 
-    def __init__(self, name: str, threads: int):
-        assert name in (*ENGINES, PLAIN_JAX)
+    def __init__(self, name: str, threads: int, package: str = "benchmarks.cpu.engines"):
+        """`name` is a module of `package`."""
         self._connection, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, name, threads), daemon=True)
+        self._process = _SPAWN.Process(
+            target=_serve, args=(theirs, name, threads, package), daemon=True
+        )
         with _limited_to(threads):
             self._process.start()
         theirs.close()
@@ -57,7 +60,7 @@ def _limited_to(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection, name: str, threads: int) -> None:
+def _serve(connection, name: str, threads: int, package: str) -> None:
     commands = None
     while True:
         try:
@@ -65,15 +68,15 @@ def _serve(connection, name: str, threads: int) -> None:
         except EOFError:
             return
         try:
-            commands = commands or _Commands(name, threads)
+            commands = commands or _Commands(name, threads, package)
             connection.send((getattr(commands, command)(*arguments), None))
         except Exception as error:
             connection.send((None, RuntimeError(f"{name}: {type(error).__name__}: {error}")))
 
 
 class _Commands:
-    def __init__(self, name: str, threads: int):
-        self._engine, self._threads = engine(name), threads
+    def __init__(self, name: str, threads: int, package: str):
+        self._engine, self._threads = importlib.import_module(f"{package}.{name}"), threads
         self._tasks: dict[tuple, Task] = {}
 
     def version(self) -> str:

@@ -6,8 +6,6 @@ the engine likes best, and whose code is compiled. It raises `Unsupported` for w
 """
 
 import dataclasses
-import importlib
-import types
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,10 +32,6 @@ class Task:
 
     run: Callable[[], object]
     results: Callable[[], Sequence[np.ndarray]]
-
-
-def engine(name: str) -> types.ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
 
 
 def only_forward(mode: str, dtype: str) -> None:

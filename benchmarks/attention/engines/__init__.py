@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: MIT
+"""What is compared, as in `benchmarks.cpu.engines`: modules with `version` and `prepare`.
+
+The results are y and, in training, the gradients of value, locations and weights.
+"""
+
+OURS = "jax_dcn"
+XLA = "jax_dcn_xla"
+DEPTHWISE = "depthwise"
+GATHER = "jax_gather"
+PEERS = ("torch_grid_sample", "onnxruntime", GATHER)
+ENGINES = (OURS, XLA, DEPTHWISE, *PEERS)
