@@ -47,6 +47,7 @@ LONGEST = (
     "test_wheel.py",
     "test_gpu_benchmark.py",
     "test_cuda_compiles.py",
+    "test_detection_cycle.py",
     "test_examples_imagenet.py",
     "test_transforms.py",
     "test_sharding.py",

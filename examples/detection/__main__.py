@@ -1,24 +1,43 @@
 # SPDX-License-Identifier: MIT
 """Command line of the detectors: `python -m examples.detection --help`."""
 
+import logging
 import sys
 from collections.abc import Sequence
 
 import tyro
 
+from examples.detection.bench import bench
+from examples.detection.compose import compose
+from examples.detection.demo import demo
+from examples.detection.evaluate import evaluate
+from examples.detection.export import export
+from examples.detection.predict import predict
 from examples.detection.stages import stages
+from examples.detection.train import train
+from examples.detection.visualize import visualize
 from examples.detection.weights import import_weights
 from examples.imagenet.errors import UserError
 
 _DESCRIPTION = "Finds objects with Faster, Mask and Cascade R-CNN and deformable convolutions."
 _COMMANDS = {
+    "demo": demo,
+    "compose": compose,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "visualize": visualize,
     "import-weights": import_weights,
+    "export": export,
     "stages": stages,
+    "bench": bench,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
+    # Orbax warns of every checkpoint that was not tested.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         tyro.extras.subcommand_cli_from_dict(
             _COMMANDS,
@@ -31,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        print("\nInterrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
 

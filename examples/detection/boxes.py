@@ -30,7 +30,11 @@ class Conventions:
     """Whether anchors lie around the middle of a pyramid pixel, at whole pixels of the image.
     Otherwise anchors lie around the corner of the pyramid pixel, unrounded."""
     candidates: int
-    """Anchors of one level, and proposals of one image."""
+    """Best anchors of one level, before suppression."""
+    training_candidates: int
+    """The same in training."""
+    proposals: int
+    """Of one image, after suppression."""
     drops_empty: bool
     """Whether boxes without an area are no proposals."""
     sampling_ratio: int
@@ -42,6 +46,13 @@ class Conventions:
     one_scale: bool
     """Whether boxes of a resized image are divided by the factor of the resizing; otherwise by the
     ratios of the widths and heights, which are whole pixels."""
+    anchors_inside: bool
+    """Whether anchors that leave the image are not trained."""
+    bend: tuple[float, float]
+    """Up to which error of a delta its loss is a parabola, for anchors and for regions; 0: the
+    absolute error."""
+    best_region: bool
+    """Whether the region nearest to an object is trained to find it, however far it is."""
 
 
 CONVENTIONS = {
@@ -49,21 +60,31 @@ CONVENTIONS = {
         extent=0.0,
         rounded_anchors=False,
         candidates=1000,
+        training_candidates=2000,
+        proposals=1000,
         drops_empty=True,
         sampling_ratio=0,
         half_pixel=0.5,
         whole_pixel_masks=False,
         one_scale=False,
+        anchors_inside=False,
+        bend=(0.0, 0.0),
+        best_region=False,
     ),
     "seed": Conventions(
         extent=1.0,
         rounded_anchors=True,
         candidates=2000,
+        training_candidates=2000,
+        proposals=2000,
         drops_empty=False,
         sampling_ratio=2,
         half_pixel=0.0,
         whole_pixel_masks=True,
         one_scale=True,
+        anchors_inside=True,
+        bend=(1 / 9, 1.0),
+        best_region=True,
     ),
 }
 """`"mmdet3"`: mmdetection 2 and 3. `"seed"`: mmdetection 0.5, with which the original deformable

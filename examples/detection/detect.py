@@ -115,7 +115,7 @@ def _propose(
         scores,
         level_of,
         threshold=_PROPOSAL_OVERLAP,
-        count=rule.candidates,
+        count=rule.proposals,
         rule=rule,
     )
     return Proposals(boxes[chosen], jnp.where(valid, scores[chosen], 0), valid)
@@ -178,7 +178,7 @@ def refine(
 
     def look(box_head: BoxHead, boxes: jax.Array) -> list[jax.Array]:
         pooled = head.bbox_roi_extractor(pyramid, boxes, proposals.valid)
-        return [_by_image(array, boxes) for array in box_head(pooled)]
+        return [by_image(array, boxes) for array in box_head(pooled)]
 
     boxes, (first, *others) = proposals.boxes, head.box_heads
     logits, deltas = look(first, boxes)
@@ -214,11 +214,11 @@ def _masks(
     scale = jnp.tile(images.scales, (1, 2))[:, None].astype(detections.boxes.dtype)
     boxes = detections.boxes * scale
     logits = head.mask_head(head.mask_roi_extractor(pyramid, boxes, detections.valid))
-    logits = _by_image(logits, boxes)
+    logits = by_image(logits, boxes)
     own = jnp.take_along_axis(logits, detections.labels[:, :, None, None, None], axis=-1)
     return jax.nn.sigmoid(own[..., 0])
 
 
-def _by_image(array: jax.Array, boxes: jax.Array) -> jax.Array:
+def by_image(array: jax.Array, boxes: jax.Array) -> jax.Array:
     """`[N * R, ...]` as `[N, R, ...]`."""
     return array.reshape(*boxes.shape[:2], *array.shape[1:])

@@ -1,58 +1,67 @@
 # SPDX-License-Identifier: MIT
 """Image files as detectors see them: resized, normalised, padded."""
 
-import pathlib
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from examples.detection.detect import Images
-from examples.imagenet.errors import UserError
+from examples.detection.settings import View, padded_length
 
-_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # Of ImageNet, red first.
-_DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
-_SHORT, _LONG = 800, 1333
-_STRIDE = 32  # Of C5: a padded size divides evenly on every level.
+# Means and standard deviations of ImageNet, red first.
+_COLOURS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def read(path: pathlib.Path) -> np.ndarray:
-    """The pixels `[H, W, 3]` of an image file, uint8, red first."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image {path}: check the path.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is not an image that can be read: {error}.") from error
-
-
-def batch(
-    pixels: Sequence[np.ndarray], *, short: int | None = _SHORT, long: int = _LONG, one_scale=False
-) -> Images:
+def batch(pixels: Sequence[np.ndarray], view: View, *, one_scale: bool = False) -> Images:
     """Images `[H, W, 3]` of uint8 as one batch.
 
     Args:
       pixels: The images.
-      short: The height of an image or its width, whichever is smaller, after resizing; `None` keeps
-        the size.
-      long: The largest height and width after resizing.
+      view: How they are resized.
       one_scale: Whether boxes are divided by the factor of the resizing that was asked for; else by
         the ratios of the rounded widths and heights.
     """
-    views, scales = [], []
-    for image in pixels:
-        height, width = image.shape[:2]
-        factor = min(long / max(height, width), short / min(height, width)) if short else 1.0
-        size = int(height * factor + 0.5), int(width * factor + 0.5)
-        views.append(resize(image, size))
-        scales.append((factor, factor) if one_scale else (size[1] / width, size[0] / height))
-    return Images(
-        jnp.asarray(_padded([(view - _MEAN) / _DEVIATION for view in views])),
-        jnp.asarray([view.shape[:2] for view in views], jnp.float32),
-        jnp.asarray(scales, jnp.float32),
+    views, scales = zip(
+        *(fit(image, view.short, view.long, one_scale=one_scale) for image in pixels), strict=True
     )
+    sizes = np.array([view.shape[:2] for view in views])
+    height, width = map(padded_length, sizes.max(0))
+    canvas = np.zeros((len(views), height, width, 3), np.uint8)
+    for whole, part in zip(canvas, views, strict=True):
+        whole[: part.shape[0], : part.shape[1]] = part
+    return normalise(
+        jnp.asarray(canvas), jnp.asarray(sizes, jnp.float32), jnp.asarray(scales, jnp.float32)
+    )
+
+
+@jax.jit
+def normalise(pixels: jax.Array, sizes: jax.Array, scales: jax.Array) -> Images:
+    """Pixels `[N, H, W, 3]` of uint8 as the networks expect them; padding is zero."""
+    mean, deviation = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3) for values in _COLOURS)
+    rows, columns = (jnp.arange(length, dtype=sizes.dtype)[None] for length in pixels.shape[1:3])
+    inside = (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+    normalised = (pixels.astype(jnp.float32) - mean) / deviation
+    return Images(jnp.where(inside[..., None], normalised, 0), sizes, scales)
+
+
+def fit(
+    image: np.ndarray, short: int | None, long: int, *, one_scale: bool = False
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """An image `[H, W, 3]` at the size that a detector sees, and how much wider and higher.
+
+    Args:
+      image: Pixels of uint8.
+      short: The height or the width, whichever is smaller, after resizing; `None` keeps the size.
+      long: The largest height and width after resizing.
+      one_scale: Whether both scales are the factor that was asked for; else ratios of whole pixels.
+    """
+    height, width = image.shape[:2]
+    factor = min(long / max(height, width), short / min(height, width)) if short else 1.0
+    size = int(height * factor + 0.5), int(width * factor + 0.5)
+    scale = (factor, factor) if one_scale else (size[1] / width, size[0] / height)
+    return resize(image, size), scale
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -75,14 +84,3 @@ def _interpolation(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.
 
 def _interpolate(image: np.ndarray, first, second, weight: np.ndarray) -> np.ndarray:
     return image[first] * (1 - weight) + image[second] * weight
-
-
-def _padded(views: Sequence[np.ndarray]) -> np.ndarray:
-    """Views of different sizes in one array, zero where a view has no pixels."""
-    height, width = (
-        -(-max(view.shape[axis] for view in views) // _STRIDE) * _STRIDE for axis in (0, 1)
-    )
-    whole = np.zeros((len(views), height, width, 3), np.float32)
-    for padded, view in zip(whole, views, strict=True):
-        padded[: view.shape[0], : view.shape[1]] = view
-    return whole

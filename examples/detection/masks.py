@@ -32,6 +32,23 @@ def paste(
     return result
 
 
+def in_box(mask: np.ndarray, box: np.ndarray, cells: int) -> np.ndarray:
+    """A mask `[H, W]` of an image, cut to a box and stretched to `[cells, cells]`; booleans."""
+    x1, y1, x2, y2 = box
+    rows, columns = (
+        _around(start, end, length, cells)
+        for start, end, length in ((y1, y2, mask.shape[0]), (x1, x2, mask.shape[1]))
+    )
+    return rows @ mask @ columns.T >= _THRESHOLD
+
+
+def _around(start: float, end: float, pixels: int, cells: int) -> np.ndarray:
+    """The weights `[cells, pixels]` of bilinear interpolation at the middles of cells of a box."""
+    position = start + (np.arange(cells) + 0.5) / cells * (end - start) - 0.5
+    position = np.clip(position, 0, pixels - 1)
+    return np.maximum(1 - np.abs(position[:, None] - np.arange(pixels)), 0)
+
+
 def _whole_pixels(box: np.ndarray) -> np.ndarray:
     """The box that ends after the last of the pixels in which the corners lie."""
     first, last = box.astype(np.int32).reshape(2, 2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The networks of a detector, from an image to raw scores; modules are named as in mmdetection."""
 
+import dataclasses
 import functools
 
 import jax
@@ -72,6 +73,7 @@ class RoIExtractor(nnx.Module):
     def __init__(self, size: int, features: int, pool: str, rule: Conventions, rngs: nnx.Rngs):
         self.size = size
         self.rule = rule
+        self.implementation = None
         if pool == "align":
             return
         options = dict(aligned=True, samples_per_part=0) if pool == "mmcv" else {}
@@ -103,6 +105,7 @@ class RoIExtractor(nnx.Module):
             spatial_scale=1 / stride,
             pooled_size=self.size,
             sampling_ratio=rule.sampling_ratio,
+            implementation=self.implementation,
         )
 
 
@@ -188,6 +191,11 @@ class Detector(nnx.Module):
         self.rpn_head = rpn_head
         self.roi_head = roi_head
         self.rule = rule
+
+    @property
+    def training_rule(self) -> Conventions:
+        """The conventions, with as many candidates as in training."""
+        return dataclasses.replace(self.rule, candidates=self.rule.training_candidates)
 
 
 def _conv(features: int, out_features: int, size: int, kernel_init, rngs: nnx.Rngs) -> nnx.Conv:

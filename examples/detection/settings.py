@@ -3,11 +3,11 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flax import nnx
 
-from examples.detection.boxes import CONVENTIONS
+from examples.detection.boxes import CONVENTIONS, Conventions
 from examples.detection.models import (
     FPN,
     BoxHead,
@@ -24,6 +24,28 @@ from jax_dcn.nnx import DeformConv
 _POOLED = 7
 _POOLED_FOR_MASK = 14
 _CASCADE_HEADS = 3
+
+
+_STRIDE = 32  # Of C5: a padded size divides evenly on every level.
+
+
+class View(NamedTuple):
+    """How images are resized."""
+
+    short: int | None
+    """Height or width, whichever is smaller, after resizing; `None` keeps the size."""
+    long: int
+    """Largest height and width after resizing."""
+
+    def canvas(self, high: bool) -> tuple[int, int]:
+        """Height and width of arrays that hold every image that is higher than wide, or not."""
+        lengths = padded_length(self.short), padded_length(self.long)
+        return lengths[::-1] if high else lengths
+
+
+def padded_length(pixels: int) -> int:
+    """The next length that all levels of the pyramid divide."""
+    return -(-pixels // _STRIDE) * _STRIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +75,32 @@ class Architecture:
     """Features of the pyramid."""
     hidden: int = 1024
     """Features of the fully connected layers of the box head."""
+    short: int = 800
+    """Pixels of the shorter side of an image, if its longer side stays within `long`."""
+    long: int = 1333
+    """Most pixels of the longer side of an image."""
+    candidates: int | None = None
+    """Best anchors of a level, and proposals of an image; by default those of the conventions."""
+
+    @property
+    def view(self) -> View:
+        """How images are resized."""
+        return View(self.short, self.long)
+
+    @property
+    def rule(self) -> Conventions:
+        """How boxes are measured, and how many are proposed."""
+        rule = CONVENTIONS[self.conventions]
+        changes = {}
+        if self.candidates is not None:
+            names = ("candidates", "training_candidates", "proposals")
+            changes |= dict.fromkeys(names, self.candidates)
+        # As mmdetection configures these two.
+        if self.model == "cascade":
+            changes |= dict(bend=CONVENTIONS["seed"].bend)
+        if self.model == "mask":
+            changes |= dict(best_region=True)
+        return dataclasses.replace(rule, **changes)
 
     def build(self, classes: int, seed: int = 0) -> Detector:
         """A fresh detector."""
@@ -62,9 +110,7 @@ class Architecture:
         backbone = self._backbone(rngs)
         neck = FPN(self._backbone_features(), self.features, rngs)
         rpn_head = RPNHead(self.features, rngs)
-        return Detector(
-            backbone, neck, rpn_head, self._roi_head(classes, rngs), CONVENTIONS[self.conventions]
-        )
+        return Detector(backbone, neck, rpn_head, self._roi_head(classes, rngs), self.rule)
 
     def _backbone(self, rngs: nnx.Rngs) -> ResNet:
         deformable = functools.partial(
@@ -83,7 +129,7 @@ class Architecture:
         return tuple(self.width * 2**stage * block.expansion for stage in range(4))
 
     def _roi_head(self, classes: int, rngs: nnx.Rngs) -> RoIHead:
-        rule = CONVENTIONS[self.conventions]
+        rule = self.rule
         cascade, masks = self.model == "cascade", self.model == "mask"
         make_head = functools.partial(
             BoxHead, _POOLED, self.features, self.hidden, classes, 1 if cascade else classes, rngs

@@ -7,12 +7,13 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from examples.detection.boxes import CONVENTIONS, Conventions
+from examples.detection.boxes import Conventions
 from examples.detection.detect import Images, Stages, run
-from examples.detection.images import batch, read
+from examples.detection.images import batch
 from examples.detection.masks import paste
-from examples.detection.settings import Architecture
+from examples.detection.settings import Architecture, View
 from examples.detection.weights import load_published
+from examples.imagenet.readers import decode
 
 
 def stages(
@@ -37,13 +38,13 @@ def stages(
       output: A file .npz to write.
       architecture: The detector that the weights are of.
       score_threshold: Detections have higher scores.
-      resize: Resize the image to 800 pixels, at most 1333, as published; else keep the size.
+      resize: Resize the image to `short` pixels, at most `long`; else keep the size.
     """
-    pixels = read(image)
+    pixels = decode(image)
     detector = load_published(weights, architecture).detector
-    rule = CONVENTIONS[architecture.conventions]
-    options = {} if resize else dict(short=None)
-    images = batch([pixels], one_scale=rule.one_scale, **options)
+    rule = architecture.rule
+    view = architecture.view if resize else View(None, 0)
+    images = batch([pixels], view, one_scale=rule.one_scale)
     computed = nnx.jit(run)(detector, images, score_threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(output, **arrays(computed, images, pixels.shape[:2], rule))

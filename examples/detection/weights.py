@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Weights of mmdetection, old and new, and of the original repository's branch of it."""
 
-import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,10 +9,18 @@ import numpy as np
 import tyro
 from flax import nnx
 
+from examples.detection.checkpoint import Checkpoints
+from examples.detection.evaluate import load
 from examples.detection.models import Detector
+from examples.detection.recipes import Settings
 from examples.detection.settings import Architecture
+from examples.imagenet.checkpoint import Description
+from examples.imagenet.devices import Placement
 from examples.imagenet.errors import UserError
-from jax_dcn.interop.torch_weights import read_state_dict, to_flax, to_flax_and_report
+from examples.imagenet.evaluate import load as classifier
+from examples.imagenet.state import Weights, split
+from examples.imagenet.weights import over_fresh, read_weights
+from jax_dcn.interop.torch_weights import to_flax, to_flax_and_report
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,7 +49,11 @@ def import_weights(
       architecture: The detector that the weights are of.
     """
     imported = load_published(source, architecture)
-    save(output, imported.detector, architecture, list(map(str, range(imported.classes))))
+    names = [str(index) for index in range(imported.classes)]
+    with Checkpoints(output, write=True) as checkpoints:
+        if checkpoints.latest is not None:
+            raise UserError(f"{output} has checkpoints already: choose another folder.")
+        checkpoints.save_weights(split(imported.detector)[1], Description(architecture, names))
     print(f"Used {len(imported.used)} arrays of {source}, and left {len(imported.unused)} out.")
     for name in imported.unused:
         print(f"  not used: {name}")
@@ -52,7 +62,7 @@ def import_weights(
 
 def load_published(source: pathlib.Path, architecture: Architecture) -> Imported:
     """The detector of a file of mmdetection, or of the original repository's branch."""
-    weights = renamed(_read(source))
+    weights = renamed(read_weights(source))
     classes = _classes(source, weights)
     detector = nnx.eval_shape(lambda: architecture.build(classes))
     try:
@@ -110,15 +120,6 @@ def _part(name: str) -> str:
     return ".".join(words[: 2 if words[0] == "roi_head" else 1])
 
 
-def _read(source: pathlib.Path) -> Arrays:
-    try:
-        return read_state_dict(source)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {source}: check the path.") from error
-    except (ImportError, ValueError) as error:
-        raise UserError(str(error)) from error
-
-
 def _classes(source: pathlib.Path, weights: Arrays) -> int:
     for name, array in weights.items():
         if name.startswith("roi_head.bbox_head.") and name.endswith("fc_cls.bias"):
@@ -129,24 +130,28 @@ def _classes(source: pathlib.Path, weights: Arrays) -> int:
     )
 
 
-def save(
-    folder: pathlib.Path, detector: Detector, architecture: Architecture, class_names: list[str]
-) -> None:
-    """Writes a detector: `weights.safetensors`, and `detector.json` that says how to build it."""
-    from safetensors.numpy import save_file
-
-    if (folder / "detector.json").exists():
-        raise UserError(f"{folder} has a detector already: choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array) for name, array in _by_name(detector).items()}
-    save_file(arrays, folder / "weights.safetensors")
-    description = {
-        "architecture": dataclasses.asdict(architecture),
-        "class_names": class_names,
-    }
-    (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
+def initial_weights(settings: Settings, fresh: Weights, placement: Placement) -> Weights:
+    """The weights to start with: fresh ones, where no run of the settings has others."""
+    if settings.backbone is not None:
+        kept = classifier(settings.backbone, None, placement, "float32").weights
+        kept = Weights(*({f"backbone.{name}": x for name, x in part.items()} for part in kept))
+        others = (_without_backbone(part) for part in fresh)
+        kept = Weights(*(other | part for other, part in zip(others, kept, strict=True)))
+        fresh = over_fresh(settings.backbone, fresh, _without_head(kept))
+    if settings.initial is not None:
+        kept = load(settings.initial, None, placement).weights
+        fresh = over_fresh(settings.initial, fresh, kept)
+    return fresh
 
 
-def _by_name(detector: Detector) -> Arrays:
-    state = nnx.to_flat_state(nnx.state(detector, (nnx.Param, nnx.BatchStat)))
-    return {".".join(map(str, path)): np.asarray(value[...]) for path, value in state}
+def _without_backbone(arrays: Arrays) -> Arrays:
+    return {name: x for name, x in arrays.items() if not name.startswith("backbone.")}
+
+
+def _without_head(weights: Weights) -> Weights:
+    return Weights(
+        *(
+            {name: x for name, x in part.items() if not name.startswith("backbone.fc.")}
+            for part in weights
+        )
+    )

@@ -21,8 +21,8 @@ from examples.imagenet.state import (
     split,
 )
 
-_STEPS = 20  # That are timed, unless --steps says otherwise.
-_UNTIMED = 3  # Before them.
+STEPS = 20  # That are timed, unless --steps says otherwise.
+UNTIMED = 3  # Before them.
 
 
 def bench(settings: Preset) -> None:
@@ -30,7 +30,7 @@ def bench(settings: Preset) -> None:
 
     A run takes as long as the slower of reading and training.
     """
-    steps = settings.steps or _STEPS
+    steps = settings.steps or STEPS
     print(
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
         f"jax_dcn {jax_dcn.__version__}; native kernels: "
@@ -39,7 +39,7 @@ def bench(settings: Preset) -> None:
     reader = open_reader(settings.data, "train")
     batches = training_batches(
         reader,
-        range(_UNTIMED + steps),
+        range(UNTIMED + steps),
         batch_size=settings.batch_size,
         image_size=settings.model.image_size,
         workers=settings.workers,
@@ -47,8 +47,8 @@ def bench(settings: Preset) -> None:
     batch = next(batches)
     functions = {"reading": lambda: next(batches)} | _compiled(settings, reader, batch)
     for name, function in functions.items():
-        seconds = _seconds(function, steps)
-        print(f"{name:10}{settings.batch_size / seconds:12,.1f} images/s")
+        rate = settings.batch_size / seconds(function, steps)
+        print(f"{name:10}{rate:12,.1f} images/s")
 
 
 def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Callable]:
@@ -66,9 +66,9 @@ def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Cal
     }
 
 
-def _seconds(function: Callable[[], Any], steps: int) -> float:
+def seconds(function: Callable[[], Any], steps: int) -> float:
     """Of one call, the first ones, which compile and fill buffers, left out."""
-    for _ in range(_UNTIMED - 1):
+    for _ in range(UNTIMED - 1):
         jax.block_until_ready(function())
     start = time.perf_counter()
     for _ in range(steps):

@@ -21,15 +21,11 @@ _LATEST = 2  # One may be damaged by the crash that makes it needed.
 class Description:
     """What a checkpoint says about its network."""
 
-    model: Model
+    model: Any
+    """The dataclass that builds it."""
     class_names: list[str]
     dtype: str = "float32"
     """Of the computation in training and in its tests."""
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Description":
-        model = content["model"] | {"stages": tuple(content["model"]["stages"])}
-        return cls(Model(**model), content["class_names"], content.get("dtype", "float32"))
 
     def check_equal(self, other: "Description", folder: pathlib.Path) -> None:
         """Refuses to go on with the checkpoints of another network."""
@@ -57,16 +53,23 @@ class Checkpoints:
     written when its program was killed is not there.
     """
 
+    model: type = Model
+    """The dataclass that says which network a checkpoint holds."""
+    metric: str = "top1"
+    """What makes a checkpoint the best."""
+
     def __init__(self, folder: pathlib.Path, *, write: bool = False):
         self.folder = folder
         if not write and not folder.is_dir():
             raise UserError(f"There is no run in {folder.resolve()}: check the path.")
         keep = [
             policies.LatestN(_LATEST),
-            policies.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
+            policies.BestN(
+                get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
         options = ocp.CheckpointManagerOptions(
-            best_fn=_top1,
+            best_fn=self._quality,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             create=write,
             read_only=not write,
@@ -88,7 +91,7 @@ class Checkpoints:
     def save(
         self, state: TrainState, description: Description, metrics: dict[str, float] | None = None
     ) -> None:
-        """Starts to write a checkpoint; `metrics` has its "top1" if it was tested."""
+        """Starts to write a checkpoint; `metrics` has its `metric` if it was tested."""
         weights, training = _items(state)
         self._save(int(state.step), description, metrics, weights=weights, training=training)
 
@@ -129,7 +132,15 @@ class Checkpoints:
     def description(self, step: int) -> Description:
         """Which network the checkpoint of a step holds."""
         item = ocp.args.Composite(description=ocp.args.JsonRestore())
-        return Description.from_json(self._manager.restore(step, args=item).description)
+        content = self._manager.restore(step, args=item).description
+        # JSON has lists where a dataclass has tuples.
+        lists = {name: value for name, value in content["model"].items() if isinstance(value, list)}
+        tuples = {name: tuple(value) for name, value in lists.items()}
+        model = self.model(**content["model"] | tuples)
+        return Description(model, content["class_names"], content.get("dtype", "float32"))
+
+    def _quality(self, metrics: dict[str, float]) -> float:
+        return metrics[self.metric]
 
     def _restore(self, step: int, **like: Any) -> Any:
         items = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in like.items()}
@@ -158,7 +169,3 @@ def _abstract(tree: Any) -> Any:
 
 def _listed(steps: Sequence[int]) -> str:
     return ", ".join(map(str, sorted(steps)))
-
-
-def _top1(metrics: dict[str, float]) -> float:
-    return metrics["top1"]

@@ -58,7 +58,8 @@ def training_batches(
     epochs = -(-steps.stop * batch_size // len(reader))
     augment = functools.partial(_random_view, size=image_size, flip=flip)
     images = grain.MapDataset.source(reader).seed(seed).shuffle().repeat(epochs)
-    return _read(images.random_map(augment), steps, batch_size, workers, share)
+    views = images.random_map(augment)
+    return read_blocks(_blocks(views, batch_size, share), steps, workers, share)
 
 
 def evaluation_batches(
@@ -67,14 +68,21 @@ def evaluation_batches(
     """This process's share of every image once; the last batch is filled up with `NO_LABEL`."""
     steps = range(-(-len(reader) // batch_size))
     padded = _Padded(reader, steps.stop * batch_size, image_size)
-    return _read(grain.MapDataset.source(padded), steps, batch_size, workers, share)
+    views = grain.MapDataset.source(padded)
+    return read_blocks(_blocks(views, batch_size, share), steps, workers, share)
 
 
-def _read(
-    images: grain.MapDataset, steps: range, batch_size: int, workers: int, share: Share
+def _blocks(images: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
+    return images.batch(batch_size // share.count, batch_fn=_stack)
+
+
+def read_blocks(
+    blocks: grain.MapDataset, steps: range, workers: int, share: Share
 ) -> Iterator[Batch]:
-    # Blocks of a batch, one for each process, are the unit: no process decodes another's.
-    blocks = images.batch(batch_size // share.count, batch_fn=_stack)
+    """This process's blocks of the batches of `steps`, read ahead.
+
+    A batch has one block for each process, next to each other: no process decodes another's.
+    """
     mine = blocks[share.index :: share.count][steps.start : steps.stop]
     threads = _THREADS if workers == 0 else 1
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

@@ -33,15 +33,33 @@ class Network:
 
 def load(run: pathlib.Path, step: int | None, placement: Placement, dtype: str | None) -> Network:
     """The network of a run's best checkpoint, or of that of `step`; by default in its own dtype."""
-    with Checkpoints(run) as checkpoints:
+
+    def build(description: Description) -> nnx.Module:
+        classes = len(description.class_names)
+        return description.model.build(classes, dtype=dtype or description.dtype)
+
+    return load_network(Checkpoints(run), step, placement, build)
+
+
+def load_network(
+    checkpoints: Checkpoints,
+    step: int | None,
+    placement: Placement,
+    build: Callable[[Description], nnx.Module],
+) -> Network:
+    """The network of the best checkpoint, or of that of `step`.
+
+    Args:
+      checkpoints: The checkpoints of a run, to be closed.
+      step: Which checkpoint; `None` for the best.
+      placement: Where the weights go.
+      build: Makes the network that a checkpoint describes.
+    """
+    with checkpoints:
         step = checkpoints.choose(step)
         description = checkpoints.description(step)
         # Shapes are enough: initial values would be thrown away.
-        model = nnx.eval_shape(
-            lambda: description.model.build(
-                len(description.class_names), dtype=dtype or description.dtype
-            )
-        )
+        model = nnx.eval_shape(lambda: build(description))
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement.whole),
             split(model)[1],

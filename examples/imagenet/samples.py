@@ -5,11 +5,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.imagenet.state import Weights, merge, normalise, split
+from examples.imagenet.state import Weights, merge, split
 from jax_dcn.nnx import DeformConv
 
 
@@ -37,20 +36,29 @@ class Samples:
         return dataclasses.replace(self, position=self.regular, mask=np.ones_like(self.mask))
 
 
-def samples_of(model: nnx.Module, weights: Weights, view: np.ndarray) -> list[Samples]:
-    """What every deformable layer samples of a view `[size, size, 3]`, first layer first."""
+def samples_of(
+    model: nnx.Module, weights: Weights, images: jax.Array, method: str = "__call__"
+) -> list[Samples]:
+    """What every deformable layer samples of one image, first layer first.
+
+    Args:
+      model: The network.
+      weights: Its weights.
+      images: The image as the network expects it, `[1, H, W, 3]`.
+      method: What of the network to call.
+    """
     model.eval()
     graph, _ = split(model)
 
     @jax.jit
     def capture(weights: Weights, images: jax.Array):
-        network = merge(graph, weights)
-        return nnx.capture(network, nnx.Intermediate)(normalise(images))[1]
+        call = getattr(merge(graph, weights), method)
+        return nnx.capture(call, nnx.Intermediate)(images)[1]
 
-    sown = capture(weights, jnp.asarray(view[None]))
+    sown = capture(weights, images)
     modules = nnx.iter_modules(model)
     layers = {path: layer for path, layer in modules if isinstance(layer, DeformConv)}
-    return [_samples(path, layers[path], sown, view.shape[:2]) for path in sorted(layers)]
+    return [_samples(path, layers[path], sown, images.shape[1:3]) for path in sorted(layers)]
 
 
 def _samples(path: tuple, layer: DeformConv, sown: Any, image_size: tuple[int, int]) -> Samples:

@@ -89,7 +89,7 @@ def make_optimizer(settings: Settings, schedule: optax.Schedule) -> optax.Gradie
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay, mask=_is_kernel),
         optax.trace(settings.momentum, nesterov=True),
-        optax.masked(optax.scale(settings.offset_rate), _is_offset_branch),
+        optax.masked(optax.scale(settings.offset_rate), is_offset_branch),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -98,14 +98,15 @@ def _is_kernel(params: Arrays) -> dict[str, bool]:
     return {name: value.ndim > 1 for name, value in params.items()}
 
 
-def _is_offset_branch(params: Arrays) -> dict[str, bool]:
+def is_offset_branch(params: Arrays) -> dict[str, bool]:
+    """Which parameters predict where convolutions sample."""
     return {name: "offset_conv" in name for name in params}
 
 
 def make_train_step(
     model: nnx.Module, optimizer: optax.GradientTransformation, settings: Settings
-) -> Callable[[TrainState, dict], tuple[TrainState, jax.Array]]:
-    """A function from a state and a batch to the next state and the loss."""
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """A function from a state and a batch to the next state and the loss, by its name."""
     model.train()
     graph, _ = split(model)
 
@@ -114,14 +115,14 @@ def make_train_step(
         loss = _cross_entropy(trained(normalise(images)), labels, settings.label_smoothing)
         return loss, split(trained)[1].stats
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, jax.Array]:
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, gradient, stats = _accumulated_gradient(
             loss_of, state.weights, batch, settings.accumulate
         )
         updates, opt_state = optimizer.update(gradient, state.optimizer, state.weights.params)
         weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
         average = _moved_average(state, weights, settings.average)
-        return TrainState(state.step + 1, weights, average, opt_state), loss
+        return TrainState(state.step + 1, weights, average, opt_state), {"loss": loss}
 
     return train_step
 

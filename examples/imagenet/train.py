@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The training loop."""
+"""The command that trains a classifier."""
 
-import math
 from collections.abc import Iterator
 
 import jax
@@ -10,9 +9,8 @@ import jax.numpy as jnp
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import Batch, training_batches
 from examples.imagenet.devices import connect, place, together
-from examples.imagenet.errors import UserError
 from examples.imagenet.evaluate import accuracy, check_classes, make_counter, show
-from examples.imagenet.logs import Log
+from examples.imagenet.loop import Loop
 from examples.imagenet.readers import SPLITS, open_reader
 from examples.imagenet.settings import Preset, Settings
 from examples.imagenet.state import (
@@ -36,7 +34,7 @@ def train(settings: Preset) -> None:
         Training(settings, checkpoints).run()
 
 
-class Training:
+class Training(Loop):
     """One run."""
 
     def __init__(self, settings: Settings, checkpoints: Checkpoints):
@@ -68,26 +66,7 @@ class Training:
         self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
         self.count = make_counter(model, self.placement)
 
-    def run(self) -> None:
-        """Trains from the latest checkpoint, if there is one, to the last step."""
-        first = self._resume()
-        with Log(self.settings.output, first, self.steps, self.settings.batch_size) as log:
-            if first:
-                log.say(f"Resumes after step {first} of {self.steps}.")
-            for step, batch in enumerate(self._batches(first), first + 1):
-                self.state, loss = self.train_step(self.state, self.placement.put_batch(batch))
-                log.advance()
-                self._report(log, step, loss)
-                self._keep(log, step)
-
-    def _resume(self) -> int:
-        latest = self.checkpoints.latest
-        if latest is None:
-            return 0
-        self.state = self.checkpoints.restore(self.state, self.description)
-        return latest
-
-    def _batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Iterator[Batch]:
         return training_batches(
             self.readers["train"],
             range(first, self.steps),
@@ -99,29 +78,8 @@ class Training:
             share=self.placement.share,
         )
 
-    def _report(self, log: Log, step: int, loss: jax.Array) -> None:
-        # Reading the loss waits for the step: not too often.
-        if not self._due(step, self.settings.log_every):
-            return
-        values = dict(loss=float(loss), learning_rate=float(self.schedule(step - 1)))
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"The loss of step {step} is {values['loss']}: lower --learning-rate, or lengthen "
-                "--warmup-epochs."
-            )
-        log.write(step, **values, images_per_second=log.images_per_second(step))
-        log.show(step, **values)
-
-    def _keep(self, log: Log, step: int) -> None:
-        result = self._test(log, step) if self._due(step, self.settings.evaluate_every) else None
-        if result or self._due(step, self.settings.checkpoint_every):
-            self.checkpoints.save(self.state, self.description, result)
-
-    def _due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.steps
-
-    def _test(self, log: Log, step: int) -> dict[str, float]:
-        result = accuracy(
+    def test(self) -> dict[str, float]:
+        return accuracy(
             self.count,
             self.state.tested,
             self.readers["validation"],
@@ -130,6 +88,6 @@ class Training:
             image_size=self.settings.model.image_size,
             workers=self.settings.workers,
         )
-        log.write(step, **result)
-        log.say(f"step {step}: {show(result)}")
-        return result
+
+    def show(self, result: dict[str, float]) -> str:
+        return show(result)

@@ -3,6 +3,7 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from examples.imagenet.errors import UserError
 from examples.imagenet.predict import load_on_one_device, view_of
 from examples.imagenet.samples import Samples, samples_of, trace
+from examples.imagenet.state import normalise
 
 
 def visualize(
@@ -37,7 +39,8 @@ def visualize(
     if network.description.model.conv == "ordinary":
         raise UserError(f"{run} holds an ordinary network, which has no samples to draw.")
     view = view_of(network, image)
-    samples = samples_of(network.model, network.weights, view)[-layers:]
+    images = normalise(jnp.asarray(view[None]))
+    samples = samples_of(network.model, network.weights, images)[-layers:]
     output.parent.mkdir(parents=True, exist_ok=True)
     draw(view, samples, np.array(at), output)
     print(f"Wrote {output}.")
@@ -53,9 +56,9 @@ def draw(view: np.ndarray, layers: list[Samples], at: np.ndarray, path: pathlib.
     cells = np.array(last.mask.shape[:2])
     start = np.minimum((at * cells).astype(int), cells - 1) * last.scale
     through = f"through {len(layers)} layers"
-    _draw_samples(axes[0, 0], view, layers, start, f"deformable, {through}")
+    draw_samples(axes[0, 0], view, layers, start, f"deformable, {through}")
     ordinary = [layer.undeformed() for layer in layers]
-    _draw_samples(axes[1, 0], view, ordinary, start, f"ordinary, {through}")
+    draw_samples(axes[1, 0], view, ordinary, start, f"ordinary, {through}")
     # One scale for all layers, and for masks from zero, so that colours can be compared.
     furthest = max(float(layer.offset_size.max()) for layer in layers) or 1.0
     heaviest = max(float(layer.mask.mean(-1).max()) for layer in layers) or 1.0
@@ -66,9 +69,10 @@ def draw(view: np.ndarray, layers: list[Samples], at: np.ndarray, path: pathlib.
     figure.savefig(path, dpi=110)
 
 
-def _draw_samples(
+def draw_samples(
     axis: Axes, view: np.ndarray, layers: list[Samples], start: np.ndarray, title: str
 ) -> None:
+    """Draws what one output position, at the pixel `start`, gets through `layers`."""
     position, weight = trace(layers, start)
     heaviest = weight.max() or 1.0
     axis.imshow(view)

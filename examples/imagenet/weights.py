@@ -47,7 +47,7 @@ def import_weights(
       fresh: Parts that are not in the file, to start at zero: offset_conv makes an ordinary network
         deformable; fc is the head.
     """
-    weights = _read(source)
+    weights = read_weights(source)
     names = list(open_reader(data, "train").class_names) if data else _numbers(weights, prefix)
     network = nnx.eval_shape(lambda: model.build(len(names)))
     zeros = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), nnx.state(network))
@@ -63,7 +63,8 @@ def import_weights(
     print(f"Wrote {output}.")
 
 
-def _read(source: pathlib.Path) -> dict[str, np.ndarray]:
+def read_weights(source: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of PyTorch's."""
     try:
         return read_state_dict(source)
     except FileNotFoundError as error:
@@ -89,7 +90,11 @@ def initial_weights(run: pathlib.Path, fresh: Weights, placement: Placement) -> 
     What it does not have stays fresh: the offset branch, if its convolutions are ordinary, and the
     head, if it knows other classes.
     """
-    kept = load(run, None, placement, "float32").weights
+    return over_fresh(run, fresh, load(run, None, placement, "float32").weights)
+
+
+def over_fresh(run: pathlib.Path, fresh: Weights, kept: Weights) -> Weights:
+    """The weights `kept` of a run where they fit, the `fresh` ones elsewhere."""
     misfits = [name for new, old in zip(fresh, kept, strict=True) for name in _misfits(new, old)]
     if misfits:
         raise UserError(
@@ -101,7 +106,7 @@ def initial_weights(run: pathlib.Path, fresh: Weights, placement: Placement) -> 
 
 def _misfits(fresh: Arrays, kept: Arrays) -> list[str]:
     names = sorted(fresh.keys() | kept.keys())
-    may_be_fresh = re.compile(r"\boffset_conv\.|^fc\.")
+    may_be_fresh = re.compile(r"\boffset_conv\.|\b(fc|fc_cls|fc_reg|conv_logits|roi_layers)\b")
     return [name for name in names if not (_fits(fresh, kept, name) or may_be_fresh.search(name))]
 
 

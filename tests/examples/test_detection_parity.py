@@ -54,7 +54,8 @@ def test_maps_of_every_stage_equal_mmdetections(case):
     _, _, ours, theirs = case
     names = [f"C{level}" for level in range(2, 6)] + [f"P{level}" for level in range(2, 7)]
     names += [f"rpn_{kind}{level}" for kind in ("cls", "reg") for level in range(2, 7)]
-    np.testing.assert_array_equal(ours["input"][KEPT["input"]], theirs["input"])
+    # XLA multiplies by the reciprocals of the standard deviations: the last bit may differ.
+    np.testing.assert_allclose(ours["input"][KEPT["input"]], theirs["input"], rtol=2**-22)
     for name in names:
         deviation = ours[name].std()
         kept = ours[name][KEPT.get(name, np.s_[::16, ::4, ::4])]

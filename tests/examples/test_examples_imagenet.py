@@ -13,9 +13,7 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_sample_images
@@ -26,8 +24,10 @@ from examples.imagenet.devices import together
 from examples.imagenet.errors import UserError
 from examples.imagenet.logs import Log
 from examples.imagenet.readers import decode
+from tests.examples.checkpoints import arrays_of, assert_same_arrays
 
-DEVICES = jax.devices()  # The suite has several.
+pytestmark = pytest.mark.usefixtures("like_the_commands")
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 20
 # In float64, because the difference that rounding makes grows: fresh offsets are zero, where the
@@ -53,60 +53,8 @@ def photographs(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def compilations(tmp_path_factory) -> dict[str, str]:
-    """Environment in which commands share what they compile, and draw numbers as here."""
-    folder = tmp_path_factory.getbasetemp() / "compilations"
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",  # Compiles several times faster than the default.
-        # As the suite is set up.
-        "JAX_ENABLE_X64": "1",
-    }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def like_the_commands(compilations):
-    """One device, shared compilations, and the promotion that optax and flax's layers need."""
-    names = ("jax_compilation_cache_dir", "jax_default_prng_impl")
-    changed: dict = {name: compilations[name.upper()] for name in names}
-    changed["jax_persistent_cache_min_compile_time_secs"] = 0.0
-    changed["jax_numpy_dtype_promotion"] = "standard"
-    before = {name: getattr(jax.config, name) for name in changed}
-    _configure(changed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: DEVICES[:1])
-        yield
-    _configure(before)
-
-
-def _configure(values: dict):
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks at the settings once.
-
-
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
-
-
-def arrays_of(folder: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint: weights, their average, momentum."""
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        items = [
-            checkpointer.restore((folder / "checkpoints" / str(step) / item).resolve())
-            for item in ("weights", "training")
-        ]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(items)
-    return {jax.tree_util.keystr(path): np.asarray(array) for path, array in leaves}
-
-
-def assert_same_arrays(folder: pathlib.Path, other: pathlib.Path):
-    arrays, others = arrays_of(folder), arrays_of(other)
-    assert arrays.keys() == others.keys() and len(arrays) > 100
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array, others[name], err_msg=name, strict=True)
 
 
 def losses(folder: pathlib.Path) -> list[float]:
@@ -137,7 +85,7 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert "same command" in capsys.readouterr().err
     assert run(*command) == 0
     assert f"Resumes after step 10 of {STEPS}." in capsys.readouterr().out
-    assert_same_arrays(uninterrupted, tmp_path)
+    assert_same_arrays(uninterrupted, tmp_path, STEPS)
 
 
 KILLED = """
@@ -169,7 +117,7 @@ def test_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     assert len(partial) == 1 and partial[0].startswith("10.")
     assert run(*command) == 0
     assert f"Resumes after step 5 of {STEPS}." in capsys.readouterr().out
-    assert_same_arrays(uninterrupted, tmp_path)
+    assert_same_arrays(uninterrupted, tmp_path, STEPS)
     losses(tmp_path)  # Every step is in the log, once.
 
 
@@ -261,10 +209,10 @@ def test_process_that_fails_does_not_wait_for_the_others(error, message, monkeyp
 
 
 def test_loss_curve_of_two_devices_equals_that_of_one(
-    photographs, uninterrupted, tmp_path, monkeypatch
+    photographs, uninterrupted, devices, tmp_path, monkeypatch
 ):
-    assert len(DEVICES) >= 2
-    monkeypatch.setattr(jax, "devices", lambda: DEVICES[:2])
+    assert len(devices) >= 2
+    monkeypatch.setattr(jax, "devices", lambda: devices[:2])
     assert run(*TRAIN, "--data", photographs, "--output", tmp_path) == 0
     # Sums over the batch are added up in another order.
     np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted), rtol=1e-9)
@@ -328,7 +276,7 @@ def in_names_of_torch(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_network_starts_from_the_weights_of_another(photographs, uninterrupted, tmp_path):
     command = [*TRAIN, "--data", photographs, "--output", tmp_path, "--initial", uninterrupted]
     assert run(*command, "--learning-rate", 0, "--steps", 1) == 0
-    old, new = arrays_of(uninterrupted), arrays_of(tmp_path, 1)
+    old, new = arrays_of(uninterrupted, STEPS), arrays_of(tmp_path, 1)
     name = "[0]['params']['conv1.kernel']"
     # The checkpoint's are read in float32.
     np.testing.assert_allclose(new[name], old[name], rtol=1e-6)

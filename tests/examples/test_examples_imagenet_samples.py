@@ -64,7 +64,7 @@ class Network(nnx.Module):
 def test_samples_of_every_layer_are_those_of_the_layers_in_pixels_of_the_image():
     network = Network()
     view = np.random.default_rng(0).integers(256, size=(12, 16, 3)).astype(np.uint8)
-    first, second = samples_of(network, split(network)[1], view)
+    first, second = samples_of(network, split(network)[1], normalise(jnp.asarray(view[None])))
     assert (first.name, second.name) == ("layer1", "layer2")
     images = normalise(jnp.asarray(view[None]))
     expected, mask = network.layer1.sampling_positions(images)

@@ -59,8 +59,8 @@ def step(batch: dict, **changes) -> tuple[TrainState, TrainState]:
     network = Network()
     optimizer = make_optimizer(settings, lambda _: RATE)
     before = initial_state(split(network)[1], optimizer, settings.average > 0)
-    after, loss = jax.jit(make_train_step(network, optimizer, settings))(before, batch)
-    assert np.isfinite(loss) and after.step == 1
+    after, losses = jax.jit(make_train_step(network, optimizer, settings))(before, batch)
+    assert np.isfinite(losses["loss"]) and after.step == 1
     return before, after
 
 

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""How many images a second can be read, trained on and searched here."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+import jax_dcn
+from examples.detection.recipes import Preset
+from examples.detection.train import Training
+from examples.imagenet.bench import STEPS, UNTIMED, seconds
+
+
+def bench(settings: Preset) -> None:
+    """Measures what `train` would do with the same options, part by part.
+
+    A run takes as long as the slower of reading and training. Nothing is written.
+    """
+    steps = settings.steps or STEPS
+    print(
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
+        f"jax_dcn {jax_dcn.__version__}; native kernels: "
+        f"{jax_dcn.available_implementations()['native']}."
+    )
+    training = Training(settings, None)
+    training.steps = UNTIMED + steps
+    for name, function in _parts(training).items():
+        rate = settings.batch_size / seconds(function, steps)
+        print(f"{name:10}{rate:12,.1f} images/s")
+
+
+def _parts(training: Training) -> dict[str, Callable]:
+    batches = training.batches(0)
+    placed = training.placement.put_batch(next(batches))
+    scale = np.ones_like(placed["size"])
+    searched = {"image": placed["image"], "size": placed["size"], "scale": scale}
+    searched["index"] = np.zeros(len(scale), np.int32)
+    weights = jax.tree.map(np.asarray, training.state.weights)
+
+    def train() -> jax.Array:
+        training.state, losses = training.train_step(training.state, placed)
+        return losses["loss"]
+
+    return {
+        "reading": lambda: next(batches),
+        "training": train,
+        "detecting": lambda: training.find(weights, searched, 0.05),
+    }

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints of detectors: those of the classifiers, with another description and measure."""
+
+from examples.detection.settings import Architecture
+from examples.imagenet import checkpoint
+
+
+class Checkpoints(checkpoint.Checkpoints):
+    """The checkpoints in a folder; the best has the largest average precision."""
+
+    model = Architecture
+    metric = "AP"

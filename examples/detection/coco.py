@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Data sets in COCO's format: a folder of images, and a JSON file of boxes and masks."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as run_lengths
+
+from examples.detection.masks import in_box
+from examples.imagenet.errors import UserError
+from examples.imagenet.readers import decode
+
+SPLITS = ("train", "val")
+_SMALLEST = 32  # Pixels of the shorter side of an image to train on, as in mmdetection.
+
+
+class Objects(NamedTuple):
+    """The objects of an image that a detector is trained to find."""
+
+    boxes: np.ndarray
+    """`[G, 4]`, float32, in pixels of the file."""
+    labels: np.ndarray
+    """`[G]`, int32: places in `class_names`."""
+    masks: np.ndarray | None
+    """`[G, M, M]`, booleans, each stretched over its box; `None` unless asked for."""
+
+
+class CocoReader:
+    """The images of one split, in the order of the JSON file.
+
+    Args:
+      data: A folder with `annotations/*SPLIT*.json` and a folder of images whose name starts with
+        the split, such as `train` or `train2017`.
+      split: One of `SPLITS`.
+      extent: What to add to `x2 - x1` for the width of a box: see `boxes.Conventions`.
+    """
+
+    def __init__(self, data: pathlib.Path, split: str, extent: float = 0.0):
+        self.path = _annotations(data, split)
+        self._folder = _images(data, split)
+        self.extent = extent
+        self.content = _read(self.path)
+        categories = sorted(self.content["categories"], key=lambda category: category["id"])
+        self.class_names = [category["name"] for category in categories]
+        self.category_ids = [category["id"] for category in categories]
+        self.images = self.content["images"]
+        self._annotations = _by_image(self.content["annotations"], self.category_ids)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The image `[H, W, 3]`, uint8."""
+        image = self.images[index]
+        pixels = decode(self._folder / image["file_name"])
+        expected = (image["height"], image["width"])
+        if pixels.shape[:2] != expected:
+            raise UserError(
+                f"{image['file_name']} has {pixels.shape[:2]} pixels, and {self.path.name} says "
+                f"{expected}: write the size of the file."
+            )
+        return pixels
+
+    def objects(self, index: int, cells: int | None = None) -> Objects:
+        """The objects of an image, crowds and degenerate boxes left out as in mmdetection.
+
+        Args:
+          index: Which image.
+          cells: Height and width of the masks, `None` for none.
+        """
+        image = self.images[index]
+        kept = [entry for entry in self._of(index) if _is_object(entry, image)]
+        corners = np.array([entry["bbox"] for entry in kept], np.float32).reshape(-1, 4)
+        ends = corners[:, :2] + corners[:, 2:] - self.extent
+        boxes = np.concatenate([corners[:, :2], ends], axis=1)
+        labels = [self.category_ids.index(entry["category_id"]) for entry in kept]
+        masks = None
+        if cells is not None:
+            whole = [_mask(entry, image, self.path) for entry in kept]
+            regions = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
+            masks = [in_box(mask, box, cells) for mask, box in zip(whole, regions, strict=True)]
+            masks = np.array(masks, bool).reshape(-1, cells, cells)
+        return Objects(boxes, np.array(labels, np.int32), masks)
+
+    def to_train_on(self) -> np.ndarray:
+        """The images with an annotation, crowds included, and a side of 32 pixels at least."""
+        large = [min(image["height"], image["width"]) >= _SMALLEST for image in self.images]
+        chosen = [index for index in range(len(self)) if large[index] and self._of(index)]
+        if not chosen:
+            raise UserError(f"{self.path} has no image with annotations to train on.")
+        return np.array(chosen)
+
+    def _of(self, index: int) -> list[dict[str, Any]]:
+        return self._annotations.get(self.images[index]["id"], [])
+
+
+def _annotations(data: pathlib.Path, split: str) -> pathlib.Path:
+    # instances_val2017.json comes before person_keypoints_val2017.json.
+    found = sorted((data / "annotations").glob(f"*{split}*.json"))
+    if not found:
+        raise UserError(
+            f"There is no annotations/*{split}*.json in {data.resolve()}: --data takes a folder in "
+            "COCO's layout, such as `python -m examples.detection compose` writes."
+        )
+    return found[0]
+
+
+def _images(data: pathlib.Path, split: str) -> pathlib.Path:
+    found = sorted(path for path in data.glob(f"{split}*") if path.is_dir())
+    if not found:
+        raise UserError(
+            f"There is no folder {split}* in {data.resolve()}: --data takes a folder that has the "
+            "images in folders such as train2017 and val2017."
+        )
+    return found[0]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        missing = [name for name in ("images", "annotations", "categories") if name not in content]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is no JSON that can be read ({error}): write it again.") from error
+    if missing:
+        raise UserError(f"{path} has no list {missing[0]!r}: expected annotations as of COCO.")
+    return content
+
+
+def _by_image(annotations: list[dict], category_ids: list[int]) -> dict[int, list[dict]]:
+    grouped: dict[int, list[dict]] = {}
+    for entry in annotations:
+        if entry["category_id"] in category_ids:
+            grouped.setdefault(entry["image_id"], []).append(entry)
+    return grouped
+
+
+def _is_object(entry: dict[str, Any], image: dict[str, Any]) -> bool:
+    """Whether a detector shall find this: a single object, part of which is in the image."""
+    x, y, width, height = entry["bbox"]
+    inside_x = min(x + width, image["width"]) - max(x, 0)
+    inside_y = min(y + height, image["height"]) - max(y, 0)
+    large = width >= 1 and height >= 1 and entry.get("area", width * height) > 0
+    single = not entry.get("iscrowd", 0) and not entry.get("ignore", False)
+    return single and large and inside_x > 0 and inside_y > 0
+
+
+def _mask(entry: dict[str, Any], image: dict[str, Any], path: pathlib.Path) -> np.ndarray:
+    """The pixels `[H, W]` of an object, from polygons or run lengths."""
+    size = image["height"], image["width"]
+    outline = entry.get("segmentation")
+    if not outline:
+        raise UserError(
+            f"Annotation {entry['id']} of {path} has no segmentation to train masks on."
+        )
+    try:
+        if isinstance(outline, list):
+            runs = run_lengths.merge(run_lengths.frPyObjects(outline, *size))
+        elif isinstance(outline["counts"], list):
+            runs = run_lengths.frPyObjects(outline, *size)
+        else:
+            runs = outline
+        return run_lengths.decode(runs).astype(bool)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The segmentation of annotation {entry['id']} of {path} is neither polygons nor run "
+            f"lengths ({error})."
+        ) from error

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""Average precision as pycocotools defines it."""
+
+import contextlib
+import copy
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+Entry = dict[str, Any]
+"""A dictionary of COCO's format: an annotation, or a result."""
+
+_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+class Measured(NamedTuple):
+    """How good detections are; -1 where there is nothing to find."""
+
+    summary: dict[str, float]
+    """Average precisions by COCO's names; those of masks begin with "mask_"."""
+    classes: dict[str, dict[str, float]]
+    """"AP", and "mask_AP", of every class."""
+
+
+def measure(content: Entry, results: Sequence[Entry], *, masks: bool = False) -> Measured:
+    """The average precisions of detections.
+
+    Args:
+      content: A data set in COCO's format.
+      results: Detections in COCO's format of results.
+      masks: Whether to measure masks as well.
+    """
+    summary: dict[str, float] = {}
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    classes: dict[str, dict[str, float]] = {name: {} for name in names.values()}
+    for prefix, kind in (("", "bbox"), ("mask_", "segm"))[: 1 + masks]:
+        evaluation = _evaluate(content, results, kind)
+        summary |= {prefix + name: float(evaluation.stats[i]) for i, name in enumerate(_NAMES)}
+        # [overlaps, recalls, classes, areas, most detections]: any area, 100 detections.
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        for column, category in enumerate(evaluation.params.catIds):
+            classes[names[category]][f"{prefix}AP"] = _mean(precision[:, :, column])
+    return Measured(summary, classes)
+
+
+def average_precision(
+    content: Entry, results: Sequence[Entry], wanted: Callable[[Entry], bool], kind: str = "bbox"
+) -> float:
+    """The average precision on the annotations that are `wanted`; others are neither right nor wrong.
+
+    Args:
+      content: A data set in COCO's format.
+      results: Detections in COCO's format of results.
+      wanted: Says of an annotation whether it counts.
+      kind: "bbox" for boxes, "segm" for masks.
+    """
+    # pycocotools leaves annotations out by their area alone.
+    marked = [entry | {"area": 0 if wanted(entry) else 2} for entry in content["annotations"]]
+    evaluation = _evaluate(content | {"annotations": marked}, results, kind, largest=1)
+    return _mean(evaluation.eval["precision"][:, :, :, 0, -1])
+
+
+def _evaluate(
+    content: Entry, results: Sequence[Entry], kind: str, largest: float | None = None
+) -> COCOeval:
+    """Compares; `largest` is the largest area that counts, and that of every detection."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports as it goes.
+        truth = _index(content, [_complete(entry) for entry in content["annotations"]])
+        found = truth.loadRes(copy.deepcopy(list(results))) if results else _index(content, [])
+        evaluation = COCOeval(truth, found, kind)
+        if largest is not None:
+            for entry in found.dataset["annotations"]:
+                entry["area"] = largest
+            evaluation.params.areaRng = [[0, largest]]
+            evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if largest is None:
+            evaluation.summarize()
+    return evaluation
+
+
+def _index(content: Entry, annotations: list[Entry]) -> COCO:
+    indexed = COCO()
+    indexed.dataset = content | {"annotations": annotations}
+    indexed.createIndex()
+    return indexed
+
+
+def _complete(entry: Entry) -> Entry:
+    """An annotation with what pycocotools cannot do without."""
+    _, _, width, height = entry["bbox"]
+    return {"iscrowd": 0, "area": width * height} | entry
+
+
+def _mean(precision: np.ndarray) -> float:
+    real = precision[precision > -1]
+    return float(real.mean()) if real.size else -1.0

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""What a training run can be told, and the presets: recipes that differ in a few values."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import tyro
+
+from examples.detection.settings import Architecture
+from examples.imagenet.settings import Processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A training run."""
+
+    data: pathlib.Path = tyro.MISSING
+    """Folder in COCO's layout: annotations/*train*.json and annotations/*val*.json, and the images in
+    folders train* and val*."""
+    output: pathlib.Path = pathlib.Path("build/detection")
+    """Folder for checkpoints and logs. A run that finds its checkpoints there goes on with them."""
+    architecture: Architecture = dataclasses.field(default_factory=Architecture)
+    initial: pathlib.Path | None = None
+    """Folder of a run, or of imported weights, whose weights to start with."""
+    backbone: pathlib.Path | None = None
+    """Folder of a run of examples.imagenet, whose network becomes the backbone."""
+    epochs: float = 12.0
+    """How often to see every image."""
+    steps: int | None = None
+    """How many steps to train, instead of epochs."""
+    batch_size: int = 16
+    """Images in a step, over all devices and processes."""
+    learning_rate: float = 0.02
+    """After the warm-up, for 16 images in a step; scaled in proportion to batch-size."""
+    warmup_steps: int = 500
+    """Over which the learning rate rises."""
+    warmup_from: float = 0.001
+    """The share of the learning rate to start with."""
+    drop_at: tuple[float, float] = (8 / 12, 11 / 12)
+    """The shares of all steps after which the learning rate falls to a tenth."""
+    offset_rate: float = 0.1
+    """Learning rate of the offset branches, relative to the others: the paper's."""
+    momentum: float = 0.9
+    """Of gradient descent."""
+    weight_decay: float = 1e-4
+    """Of all parameters."""
+    clip: float = 35.0
+    """Largest norm of the gradient; 0 leaves gradients as they are."""
+    frozen_stages: int = 1
+    """What of the backbone stays as it is: nothing for -1, the first convolution for 0, then stage by
+    stage; 1 also keeps c2."""
+    norm: Literal["kept", "learned"] = "kept"
+    """Whether batch normalisations keep the statistics of the initial weights, or learn their own."""
+    anchors_per_image: int = 256
+    """Anchors that a step trains."""
+    regions_per_image: int = 512
+    """Regions that a step trains."""
+    max_objects: int = 100
+    """Objects of an image that a step sees; those beyond are left out."""
+    flip: bool = True
+    """Mirror half of the images."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and computation; float64 needs the environment variable JAX_ENABLE_X64=1."""
+    seed: int = 0
+    """Of initial weights, order, mirroring, and of the choice of anchors and regions."""
+    workers: int = 8
+    """Processes that decode images; 0 decodes in threads."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints: what a crash may lose."""
+    evaluate_every: int = 10000
+    """Steps between tests on the validation images; the last step tests, too."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    processes: Processes = dataclasses.field(default_factory=Processes)
+
+
+COMPOSED = Settings(
+    data=pathlib.Path("build/composed"),
+    output=pathlib.Path("build/detection-composed"),
+    architecture=Architecture(
+        depth=10,
+        width=16,
+        features=32,
+        hidden=64,
+        stages=(4, 5),
+        short=128,
+        long=128,
+        candidates=100,
+    ),
+    steps=2000,
+    learning_rate=0.04,
+    warmup_steps=100,
+    frozen_stages=-1,
+    norm="learned",
+    anchors_per_image=128,
+    regions_per_image=64,
+    max_objects=8,
+    flip=False,
+    workers=0,
+    checkpoint_every=200,
+    evaluate_every=1000,
+    log_every=20,
+)
+"""A small detector of composed images: minutes on a CPU."""
+
+PRESETS = {"coco": Settings(), "composed": COMPOSED}
+DESCRIPTIONS = {
+    "coco": "ResNet-50 with a feature pyramid, 12 epochs, as published.",
+    "composed": "A small network on what `compose` writes, from scratch: minutes on a CPU.",
+}
+Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)

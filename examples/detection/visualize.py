@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Draws where a detector looks: the samples of deformable convolutions, and the bins of pooling."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from examples.detection.boxes import STRIDES, levels
+from examples.detection.detect import Detections, Images
+from examples.detection.predict import Loaded, find_in, images_of, load_detector
+from examples.imagenet.errors import UserError
+from examples.imagenet.readers import decode
+from examples.imagenet.samples import Samples, samples_of
+from examples.imagenet.state import split
+from examples.imagenet.visualize import draw_samples
+
+
+def visualize(
+    run: tyro.conf.Positional[pathlib.Path],
+    image: tyro.conf.Positional[pathlib.Path],
+    *,
+    output: pathlib.Path = pathlib.Path("build/looks.png"),
+    detections: int = 3,
+    layers: int = 2,
+    score_threshold: float = 0.3,
+    step: int | None = None,
+) -> None:
+    """Draws where the deformable layers look for the best detections of an image.
+
+    Args:
+      run: Folder of a training run, or of imported weights.
+      image: An image file.
+      output: Picture to write: a column for each detection. The first row has the samples of the
+        last deformable convolutions for the middle of the detection, the second row the samples of
+        ordinary convolutions, and the third row the moved bins of deformable RoI pooling.
+      detections: How many of the best detections to draw.
+      layers: How many of the last deformable convolutions to look through.
+      score_threshold: Detections have higher scores.
+      step: Which checkpoint; by default the best.
+    """
+    loaded = load_detector(run, step)
+    convolves = loaded.architecture.conv != "ordinary"
+    pools = loaded.architecture.pool != "align"
+    if not convolves and not pools:
+        raise UserError(f"{run} holds an ordinary detector, which looks where every one looks.")
+    pixels = decode(image)
+    found = find_in(loaded, pixels, score_threshold)
+    count = min(detections, len(found.labels))
+    if not count:
+        raise UserError(f"Nothing is found in {image}: lower --score-threshold.")
+    images = images_of(loaded.architecture, pixels)
+    view = _view(images)
+    boxes = found.boxes[:count] * np.tile(np.asarray(images.scales[0]), 2)
+    figure = Figure(figsize=(3.4 * count, 3.4 * (2 * convolves + pools)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * convolves + pools, count, squeeze=False)
+    if convolves:
+        samples = _samples(loaded, images)[-layers:]
+        _draw_looks(axes[:2], view, samples, boxes)
+    if pools:
+        _draw_bins(axes[-1], view, boxes, _bins(loaded, images, boxes))
+    _label(axes[0], loaded, found)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    print(f"Wrote {output}.")
+
+
+def _view(images: Images) -> np.ndarray:
+    """What the detector sees, from 0 to 1, without the padding."""
+    height, width = (int(length) for length in images.sizes[0])
+    view = np.asarray(images.pixels[0, :height, :width], np.float32)
+    return (view - view.min()) / max(float(np.ptp(view)), 1e-6)
+
+
+def _samples(loaded: Loaded, images: Images) -> list[Samples]:
+    backbone = loaded.detector.backbone
+    return samples_of(backbone, split(backbone)[1], images.pixels, "features")
+
+
+def _draw_looks(
+    axes: np.ndarray, view: np.ndarray, layers: list[Samples], boxes: np.ndarray
+) -> None:
+    last = layers[-1]
+    ordinary = [layer.undeformed() for layer in layers]
+    for column, (x1, y1, x2, y2) in enumerate(boxes):
+        cell = np.round(np.array([y1 + y2, x1 + x2]) / 2 / last.scale)
+        start = np.clip(cell, 0, np.array(last.mask.shape[:2]) - 1) * last.scale
+        through = f"through {len(layers)} layers"
+        draw_samples(axes[0, column], view, layers, start, f"deformable, {through}")
+        draw_samples(axes[1, column], view, ordinary, start, f"ordinary, {through}")
+        for axis in axes[:, column]:
+            _draw_box(axis, (x1, y1, x2, y2))
+
+
+def _bins(loaded: Loaded, images: Images, boxes: np.ndarray) -> list[np.ndarray]:
+    """Where the bins of every box sample, `[bins, 2]` as `(y, x)` in pixels of the image."""
+    detector = loaded.detector
+    pyramid = detector.neck(detector.backbone.features(images.pixels))
+    level_of = np.asarray(levels(jnp.asarray(boxes), detector.rule))
+    found = []
+    for box, level in zip(boxes, level_of, strict=True):
+        layer = detector.roi_head.bbox_roi_extractor.roi_layers[int(level)]
+        region = jnp.concatenate([jnp.zeros(1), jnp.asarray(box)])[None].astype(jnp.float32)
+        position = layer.sampling_positions(pyramid[int(level)], region)[0]
+        # The middle of the samples of each bin.
+        found.append(STRIDES[int(level)] * np.asarray(position).mean((2, 3)).reshape(-1, 2))
+    return found
+
+
+def _draw_bins(
+    axes: np.ndarray, view: np.ndarray, boxes: np.ndarray, bins: list[np.ndarray]
+) -> None:
+    for axis, box, middles in zip(axes, boxes, bins, strict=True):
+        axis.imshow(view)
+        axis.plot(*middles.T[::-1], ".", color="red", markersize=4)
+        _draw_box(axis, box)
+        axis.set_title("middles of the pooled bins", fontsize=9)
+        axis.set_axis_off()
+
+
+def _draw_box(axis: Axes, box) -> None:
+    x1, y1, x2, y2 = box
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="cyan"))
+
+
+def _label(axes: np.ndarray, loaded: Loaded, found: Detections) -> None:
+    for row, axis in enumerate(axes):
+        name = loaded.class_names[found.labels[row]]
+        axis.set_title(f"{name} {found.scores[row]:.2f}: {axis.get_title()}", fontsize=9)

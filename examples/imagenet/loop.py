@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""The training loop: from the latest checkpoint to the last step, with a log and tests on the way."""
+
+import abc
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+
+from examples.imagenet.checkpoint import Checkpoints, Description
+from examples.imagenet.data import Batch
+from examples.imagenet.devices import Placement
+from examples.imagenet.errors import UserError
+from examples.imagenet.logs import Log
+from examples.imagenet.state import TrainState
+
+
+class Loop(abc.ABC):
+    """One run; a subclass sets what is declared here, and says what batches and tests are."""
+
+    settings: Any
+    """With `output`, `batch_size`, `log_every`, `checkpoint_every` and `evaluate_every`."""
+    checkpoints: Checkpoints
+    description: Description
+    placement: Placement
+    schedule: optax.Schedule
+    steps: int
+    state: TrainState
+    train_step: Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]
+    """From a state and a batch to the next state and the losses, "loss" among them."""
+
+    @abc.abstractmethod
+    def batches(self, first: int) -> Iterator[Batch]:
+        """This process's share of the batches after step `first`."""
+
+    @abc.abstractmethod
+    def test(self) -> dict[str, float]:
+        """How good the network is, by the names of measures."""
+
+    @abc.abstractmethod
+    def show(self, result: dict[str, float]) -> str:
+        """The result of a test in words."""
+
+    def run(self) -> None:
+        """Trains from the latest checkpoint, if there is one, to the last step."""
+        first = self._resume()
+        with Log(self.settings.output, first, self.steps, self.settings.batch_size) as log:
+            if first:
+                log.say(f"Resumes after step {first} of {self.steps}.")
+            for step, batch in enumerate(self.batches(first), first + 1):
+                self.state, losses = self.train_step(self.state, self.placement.put_batch(batch))
+                log.advance()
+                self._report(log, step, losses)
+                self._keep(log, step)
+
+    def _resume(self) -> int:
+        latest = self.checkpoints.latest
+        if latest is None:
+            return 0
+        self.state = self.checkpoints.restore(self.state, self.description)
+        return latest
+
+    def _report(self, log: Log, step: int, losses: dict[str, jax.Array]) -> None:
+        # Reading a loss waits for the step: not too often.
+        if not self._due(step, self.settings.log_every):
+            return
+        values = {name: float(loss) for name, loss in losses.items()}
+        values["learning_rate"] = float(self.schedule(step - 1))
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"The loss of step {step} is {values['loss']}: lower --learning-rate, or lengthen "
+                "the warm-up."
+            )
+        log.write(step, **values, images_per_second=log.images_per_second(step))
+        log.show(step, **values)
+
+    def _keep(self, log: Log, step: int) -> None:
+        result = self._test(log, step) if self._due(step, self.settings.evaluate_every) else None
+        if result or self._due(step, self.settings.checkpoint_every):
+            self.checkpoints.save(self.state, self.description, result)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.steps
+
+    def _test(self, log: Log, step: int) -> dict[str, float]:
+        result = self.test()
+        log.write(step, **result)
+        log.say(f"step {step}: {self.show(result)}")
+        return result

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""The detector's commands, one after the other, on a few composed images."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as run_lengths
+
+from examples.detection.__main__ import _COMMANDS, main
+from examples.detection.coco import CocoReader
+from examples.detection.evaluate import detect_all, load as load_run, make_finder
+from examples.detection.measure import measure
+from examples.detection.predict import images_of, load_detector
+from examples.detection.recipes import COMPOSED
+from examples.detection.results import main as compare
+from examples.detection.weights import initial_weights
+from examples.imagenet.checkpoint import Checkpoints, Description
+from examples.imagenet.devices import place
+from examples.imagenet.logs import Log
+from examples.imagenet.settings import Model
+from examples.imagenet.state import split
+from tests.examples.checkpoints import arrays_of, assert_same_arrays
+
+pytestmark = pytest.mark.usefixtures("like_the_commands")
+
+STEPS = 20
+SMALL = "--width 8 --features 8 --hidden 8 --short 64 --long 64 --candidates 12"
+# All kinds of layers at once; in float64, because the difference that rounding makes grows.
+TRAIN = (
+    f"train composed {SMALL} --model mask --pool original --stages 5 --dtype float64 --steps {STEPS} "
+    "--batch-size 4 --warmup-steps 4 --regions-per-image 8 --max-objects 4 --checkpoint-every 5 "
+    "--evaluate-every 20 --log-every 1"
+).split()
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def losses(folder) -> np.ndarray:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    names = ("rpn_class", "rpn_box", "class", "box", "mask", "loss")
+    return np.array([[line[name] for name in names] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("composed") / "data"
+    assert run("compose", folder, "--train", 12, "--val", 5, "--size", 64) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(composed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(*TRAIN, "--data", composed, "--output", folder) == 0
+    return folder
+
+
+def test_losses_fall_and_every_part_learns(trained):
+    curve = losses(trained)
+    assert np.all(np.isfinite(curve)) and curve[-4:, -1].mean() < 0.8 * curve[:4, -1].mean()
+    np.testing.assert_allclose(curve[:, :-1].sum(1), curve[:, -1], rtol=1e-6)
+    before, after = arrays_of(trained, 15), arrays_of(trained, STEPS)
+    # The last layers of the branches of pooling start at zero, and their first layers wait for them.
+    still = [
+        name for name in before if "params" in name and not np.any(before[name] != after[name])
+    ]
+    assert not [name for name in still if "roi_layers" not in name]
+
+
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    composed, trained, tmp_path, monkeypatch, capsys
+):
+    command = [*TRAIN, "--data", composed, "--output", tmp_path]
+
+    def interrupt(log, step, **_):
+        if step == 12:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "write", interrupt)
+        assert run(*command) == 130
+    assert "same command" in capsys.readouterr().err
+    assert run(*command) == 0
+    assert f"Resumes after step 10 of {STEPS}." in capsys.readouterr().out
+    assert_same_arrays(trained, tmp_path, STEPS)
+
+
+def test_losses_of_two_devices_equal_those_of_one(
+    composed, trained, devices, tmp_path, monkeypatch
+):
+    assert len(devices) >= 2
+    monkeypatch.setattr(jax, "devices", lambda: devices[:2])
+    assert run(*TRAIN, "--data", composed, "--output", tmp_path) == 0
+    # Sums over the batch are added up in another order.
+    np.testing.assert_allclose(losses(tmp_path), losses(trained), rtol=1e-6)
+
+
+def test_eval_measures_what_pycocotools_does_with_its_file_of_results(
+    composed, trained, tmp_path, capsys
+):
+    file = tmp_path / "results.json"
+    options = ["--workers", 0, "--batch-size", 2, "--score-threshold", 0.0, "--results", file]
+    assert run("eval", trained, "--data", composed, *options) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(file.read_text())
+    content = json.loads((composed / "annotations" / "val.json").read_text())
+    measured = measure(content, results, masks=True)
+    assert {entry["image_id"] for entry in results} == set(range(5))
+    expected = f"boxes: AP {100 * measured.summary['AP']:.1f}"
+    assert f"step {STEPS}, 5 images: {expected}" in printed and "masks: AP" in printed
+    assert re.search(r"^  7 +AP", printed, re.MULTILINE)
+
+
+def test_detections_do_not_depend_on_the_size_of_a_batch(composed, trained):
+    reader = CocoReader(composed, "val")
+    placement = place(1)
+    network = load_run(trained, None, placement)
+    find = make_finder(network.model, placement)
+    options = dict(architecture=network.description.model, workers=0, score_threshold=0.0)
+    single, several = (
+        detect_all(find, network.weights, reader, placement, batch_size=size, **options)
+        for size in (1, 4)
+    )
+    assert len(single) == len(several)
+    for one, other in zip(single, several, strict=True):
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def predicted(composed, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted")
+    image = composed / "val" / "000001.png"
+    options = ["--output", folder, "--score-threshold", 0.01]
+    assert run("predict", trained, image, composed / "val" / "000002.png", *options) == 0
+    return image, folder, json.loads((folder / "detections.json").read_text())
+
+
+def test_predict_draws_and_lists_detections(predicted):
+    image, folder, (first, _) = predicted
+    assert first["image"] == str(image) and len(first["detections"]) > 0
+    scores = [entry["score"] for entry in first["detections"]]
+    assert scores == sorted(scores, reverse=True) and scores[-1] > 0.01
+    entry = first["detections"][0]
+    assert entry["class"] in "0123456789" and entry["mask"]["size"] == [64, 64]
+    with Image.open(folder / first["picture"]) as drawn, Image.open(image) as plain:
+        assert drawn.size == plain.size
+        assert np.any(np.asarray(drawn) != np.asarray(plain))
+
+
+def test_exported_program_finds_what_predict_does(predicted, trained, tmp_path):
+    image, _, (first, _) = predicted
+    file = tmp_path / "detector.stablehlo"
+    assert run("export", trained, file, "--score-threshold", 0.01) == 0
+    about = json.loads(file.with_suffix(".json").read_text())
+    assert about["canvas"] == [64, 64] and about["class_names"] == list("0123456789")
+    program = jax.export.deserialize(bytearray(file.read_bytes()))
+    pixels = np.tile(np.asarray(Image.open(image))[None], (3, 1, 1, 1))
+    found = program.call(pixels, np.full((3, 2), 64, np.float32))
+    valid = np.asarray(found["valid"][2])
+    boxes = [entry["box"] for entry in first["detections"]]
+    assert valid.sum() == len(boxes) and found["masks"].shape == (3, 100, 28, 28)
+    np.testing.assert_allclose(found["boxes"][2][valid], boxes, atol=0.05)
+
+
+def test_onnx_of_the_raw_heads_runs_in_onnxruntime(predicted, trained, tmp_path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    image, *_ = predicted
+    file = tmp_path / "heads.onnx"
+    assert run("export", trained, file) == 0
+    loaded = load_detector(trained, None)
+    images = images_of(loaded.architecture, np.asarray(Image.open(image)))
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    (given,) = session.get_inputs()
+    outputs = session.run(None, {given.name: np.asarray(images.pixels)})
+    detector = loaded.detector
+    pyramid = jax.jit(lambda x: detector.neck(detector.backbone.features(x)))(images.pixels)
+    assert names == [f"{kind}{n}" for kind in ("P", "rpn_cls", "rpn_reg") for n in range(2, 7)]
+    for output, expected in zip(outputs, pyramid, strict=False):
+        np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
+    logits, _ = jax.jit(detector.rpn_head)(pyramid[1])
+    np.testing.assert_allclose(outputs[6], logits, rtol=1e-3, atol=1e-4)
+
+
+def test_visualize_draws_a_column_for_every_detection(predicted, trained, tmp_path):
+    image, *_ = predicted
+    picture = tmp_path / "looks.png"
+    options = ["--output", picture, "--score-threshold", 0.01, "--detections", 2, "--layers", 1]
+    assert run("visualize", trained, image, *options) == 0
+    with Image.open(picture) as drawn:
+        width, height = drawn.size
+        assert abs(width / height - 2 / 3) < 0.05
+
+
+def test_run_starts_from_the_weights_of_another(trained):
+    placement = place(1)
+    kept = load_run(trained, None, placement)
+    architecture = kept.description.model
+    settings = dataclasses.replace(COMPOSED, architecture=architecture, initial=trained)
+    fresh = split(architecture.build(4))[1]
+    weights = initial_weights(settings, fresh, placement)
+    assert weights.params.keys() == fresh.params.keys()
+    for name, value in weights.params.items():
+        of_classes = "fc_cls" in name or "fc_reg" in name or "conv_logits" in name
+        expected = fresh.params[name] if of_classes else kept.weights.params[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+
+
+def test_backbone_may_be_a_classifier_of_the_other_example(tmp_path):
+    classifier = Model(depth=10, width=8, image_size=32)
+    kept = split(classifier.build(3, seed=7))[1]
+    with Checkpoints(tmp_path, write=True) as checkpoints:
+        checkpoints.save_weights(kept, Description(classifier, ["a", "b", "c"]))
+    architecture = dataclasses.replace(COMPOSED.architecture, width=8, stages=(3, 4, 5))
+    settings = dataclasses.replace(COMPOSED, architecture=architecture, backbone=tmp_path)
+    fresh = split(architecture.build(4))[1]
+    weights = initial_weights(settings, fresh, place(1))
+    for kind, of_classifier, of_detector in zip(fresh, kept, weights, strict=True):
+        assert kind.keys() == of_detector.keys()
+        for name, value in of_detector.items():
+            own = of_classifier.get(name.removeprefix("backbone."), kind[name])
+            np.testing.assert_array_equal(value, own, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train coco --data nowhere", "no annotations/.*train.*compose"),
+        ("train composed --data {data} --depth 19", "depth must be one of"),
+        ("train composed --data {data} --model cascade --pool mmcv", "cascade pools by"),
+        ("train composed --data {data} --num-processes 2", "needs --coordinator"),
+        ("eval nowhere --data {data}", "no run in .*nowhere"),
+        ("predict {run}", "no image to look at"),
+        ("predict {run} nowhere.png", "no image nowhere.png"),
+        ("visualize {run} {data}/val/000001.png --score-threshold 0.99", "Nothing is found"),
+        ("export {run} network.pth", "must end in .stablehlo or .onnx"),
+        ("compose {data}", "has a data set already"),
+        ("compose new --size 32", "smaller than --largest"),
+        (f"{' '.join(TRAIN)} --width 4 --data {{data}} --output {{run}}", "another network"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(
+    arguments, message, composed, trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments.format(data=composed, run=trained).split()) == 1
+    assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.DOTALL)
+
+
+def test_data_of_other_classes_is_refused(composed, trained, tmp_path, capsys):
+    content = json.loads((composed / "annotations" / "val.json").read_text())
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val").mkdir()
+    content["categories"] = content["categories"][:4]
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(content))
+    assert run("eval", trained, "--data", tmp_path) == 1
+    assert "choose the data that it was trained for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run(command, "--help")
+    assert command in capsys.readouterr().out
+
+
+def test_results_refuse_a_file_of_another_budget(tmp_path, capsys):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"budget": {"steps": 1}, "runs": []}))
+    assert compare(["--file", str(file), "--output", str(tmp_path)]) == 1
+    assert "results of another budget" in capsys.readouterr().err
+
+
+def test_masks_of_detections_lie_in_their_boxes(predicted):
+    _, _, images = predicted
+    for image in images:
+        for entry in image["detections"]:
+            rows, columns = np.nonzero(run_lengths.decode(entry["mask"]))
+            x1, y1, x2, y2 = entry["box"]
+            assert np.all((rows + 1 >= y1) & (rows <= y2) & (columns + 1 >= x1) & (columns <= x2))

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: MIT
+"""Images and objects in COCO's format reach a detector as pycocotools and mmdetection read them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as run_lengths
+from pycocotools.coco import COCO
+
+from examples.detection.coco import CocoReader, Objects
+from examples.detection.compose import Warp, compose
+from examples.detection.data import (
+    NOTHING,
+    Plan,
+    evaluation_batches,
+    place_objects,
+    training_batches,
+)
+from examples.detection.images import normalise
+from examples.detection.settings import View
+from examples.imagenet.data import Share
+from examples.imagenet.errors import UserError
+
+SIZES = {7: (40, 60), 3: (64, 36), 5: (50, 50), 9: (33, 45), 2: (20, 70)}
+"""Heights and widths of images, by their ids, in the order of the file."""
+
+
+def annotation(image_id, box, category_id=4, **more) -> dict:
+    x, y, width, height = box
+    polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
+    return {
+        "image_id": image_id,
+        "bbox": box,
+        "category_id": category_id,
+        "area": width * height,
+        "iscrowd": 0,
+        "segmentation": [polygon],
+    } | more
+
+
+ANNOTATIONS = [
+    annotation(7, [5, 6, 20, 10]),
+    annotation(7, [30, 2, 12.5, 30], category_id=11),
+    annotation(7, [50, 30, 30, 30]),  # Leaves the image.
+    annotation(7, [70, 5, 9, 9]),  # Beside the image.
+    annotation(7, [5, 5, 0.5, 9]),  # Less than a pixel wide.
+    annotation(7, [1, 1, 5, 5], area=0),
+    annotation(7, [1, 1, 5, 5], ignore=True),
+    annotation(7, [0, 0, 60, 40], iscrowd=1, segmentation={"size": [40, 60], "counts": [0, 2400]}),
+    annotation(7, [0, 0, 9, 9], category_id=99),  # Of no category.
+    annotation(3, [4, 8, 10, 40], category_id=11),
+    annotation(9, [1, 2, 9, 9], iscrowd=1, segmentation={"size": [33, 45], "counts": [0, 1485]}),
+    annotation(2, [1, 2, 9, 9]),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images whose pixels say where they are, with annotations of every kind."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "annotations").mkdir()
+    images = []
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir()
+    for number, (height, width) in SIZES.items():
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[..., 0] = np.arange(width)
+        pixels[..., 1] = np.arange(height)[:, None]
+        pixels[..., 2] = number
+        for split in ("train2017", "val2017"):
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+        images.append(dict(id=number, file_name=f"{number}.png", height=height, width=width))
+    content = {
+        "images": images,
+        "annotations": [{"id": 1 + i} | entry for i, entry in enumerate(ANNOTATIONS)],
+        "categories": [{"id": 11, "name": "late"}, {"id": 4, "name": "early"}],
+    }
+    for name in ("instances_train2017", "instances_val2017"):
+        (root / "annotations" / f"{name}.json").write_text(json.dumps(content))
+    (root / "annotations" / "person_keypoints_train2017.json").write_text("{}")
+    return root
+
+
+def test_objects_are_those_that_mmdetection_trains_on(folder):
+    reader = CocoReader(folder, "train")
+    assert reader.class_names == ["early", "late"] and reader.category_ids == [4, 11]
+    assert [image["id"] for image in reader.images] == list(SIZES)
+    first = reader.objects(0)
+    np.testing.assert_array_equal(
+        first.boxes, [[5, 6, 25, 16], [30, 2, 42.5, 32], [50, 30, 80, 60]]
+    )
+    assert first.labels.tolist() == [0, 1, 0] and first.masks is None
+    for empty in (2, 3):  # Without annotations, and with a crowd alone.
+        assert reader.objects(empty).boxes.shape == (0, 4)
+
+
+def test_last_pixel_belongs_to_boxes_of_the_seed(folder):
+    boxes = CocoReader(folder, "train", extent=1.0).objects(1).boxes
+    np.testing.assert_array_equal(boxes, [[4, 8, 13, 47]])
+
+
+def test_training_leaves_out_images_without_annotations_and_small_ones(folder):
+    reader = CocoReader(folder, "train")
+    assert reader.to_train_on().tolist() == [0, 1, 3]
+
+
+def test_masks_are_those_of_pycocotools_stretched_over_the_box(folder):
+    coco = COCO(str(folder / "annotations" / "instances_train2017.json"))
+    reader = CocoReader(folder, "train")
+    objects = reader.objects(0, cells=10)
+    # A rectangle fills its box; of the object that leaves the image a third is left.
+    whole = coco.annToMask(coco.loadAnns([1])[0])
+    assert whole[6:16, 5:25].all() and whole.sum() == 200
+    assert objects.masks.shape == (3, 10, 10) and objects.masks[0].all()
+
+
+def test_polygons_and_run_lengths_of_either_kind_give_the_same_mask(folder, tmp_path):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:20, 5:20] = 1
+    mask[20:30, 5:12] = 1
+    packed = run_lengths.encode(np.asfortranarray(mask))
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    forms = [
+        {"size": [40, 60], "counts": packed["counts"].decode()},
+        {"size": [40, 60], "counts": counts},
+        [[5, 10, 20, 10, 20, 20, 12, 20, 12, 30, 5, 30]],
+    ]
+    content = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
+    entries = [
+        annotation(7, [5, 10, 15, 20], id=i, segmentation=form) for i, form in enumerate(forms)
+    ]
+    for name in ("annotations", "train"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "annotations" / "train.json").write_text(
+        json.dumps(content | {"annotations": entries})
+    )
+    masks = CocoReader(tmp_path, "train").objects(0, cells=20).masks
+    expected = np.zeros((20, 20), bool)  # A cell is 0.75 pixels wide and a pixel high.
+    expected[:10] = True
+    expected[10:, :9] = True
+    for found in masks:
+        np.testing.assert_array_equal(found[[3, 13]], expected[[3, 13]])
+        np.testing.assert_array_equal(found[:, [2, 17]], expected[:, [2, 17]])
+
+
+@pytest.mark.parametrize("extent", [0.0, 1.0])
+def test_flipped_boxes_surround_the_flipped_pixels(extent):
+    width, height = 60, 40
+    pixels = np.zeros((height, width), bool)
+    pixels[6:16, 5:25] = True
+    box = np.array([[5, 6, 25 - extent, 16 - extent]], np.float32)
+    masks = np.zeros((1, 4, 4), bool)
+    masks[0, 0, 0] = True
+    objects = Objects(box, np.array([0]), masks)
+    got = place_objects(objects, np.ones(2), np.array([height, width]), True, extent)
+    rows, columns = np.nonzero(pixels[:, ::-1])
+    expected = [columns.min(), rows.min(), columns.max() + 1 - extent, rows.max() + 1 - extent]
+    np.testing.assert_array_equal(got.boxes, [expected])
+    assert np.argwhere(got.masks).tolist() == [[0, 0, 3]]
+
+
+def test_boxes_are_resized_and_cut_with_the_image():
+    objects = Objects(np.array([[10, 20, 30, 70]], np.float32), np.array([1]), None)
+    got = place_objects(objects, np.array([2.0, 1.5]), np.array([90, 50]), False, 0.0)
+    np.testing.assert_array_equal(got.boxes, [[20, 30, 50, 90]])
+
+
+def test_training_batches_hold_resized_images_and_their_objects(folder):
+    reader = CocoReader(folder, "train")
+    view = View(32, 64)
+    (batch,) = list(training_batches(reader, range(1), batch_size=2, view=view, max_objects=2))
+    assert batch["labels"].shape == (2, 2) and batch["image"].dtype == np.uint8
+    for row in range(2):
+        height, width = batch["size"][row].astype(int)
+        image = batch["image"][row]
+        number = image[0, 0, 2]
+        expected = min(32 / min(SIZES[number]), 64 / max(SIZES[number]))
+        assert (height, width) == tuple(int(n * expected + 0.5) for n in SIZES[number])
+        assert not image[height:].any() and not image[:, width:].any()
+        if number == 7:  # Of its three objects two find room.
+            assert batch["labels"][row].tolist() == [0, 1]
+            left, right = batch["boxes"][row, 0, [0, 2]]
+            flipped = image[0, 0, 0] > image[0, width - 1, 0]
+            scale = width / 60
+            expected = np.array([60 - 25, 60 - 5] if flipped else [5, 25]) * scale
+            np.testing.assert_allclose([left, right], expected, rtol=1e-6)
+
+
+def test_batches_depend_on_step_and_seed_alone(folder):
+    reader = CocoReader(folder, "train")
+    options = dict(batch_size=2, view=View(32, 64), max_objects=3)
+    every = list(training_batches(reader, range(7), **options))
+    resumed = list(training_batches(reader, range(4, 7), **options))
+    shares = [
+        list(training_batches(reader, range(4, 7), share=Share(index, 2), **options))
+        for index in range(2)
+    ]
+    for step, batch in enumerate(resumed):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, every[4 + step][name])
+            halves = [share[step][name] for share in shares]
+            np.testing.assert_array_equal(np.concatenate(halves), array)
+    other = list(training_batches(reader, range(7), seed=1, **options))
+    assert any(
+        np.any(a["image"] != b["image"])
+        for a, b in zip(every, other, strict=True)
+        if a["image"].shape == b["image"].shape
+    )
+
+
+def test_every_epoch_has_all_images_in_batches_of_one_orientation():
+    sizes = np.array([(40, 60), (60, 40), (50, 50), (30, 70), (70, 30), (20, 10), (5, 9)])
+    plan = Plan(sizes, 2, seed=3)
+    assert plan.steps == 4
+    orders = []
+    for epoch in range(3):
+        batches = [plan.images(4 * epoch + step) for step in range(4)]
+        assert {image for batch in batches for image in batch} == set(range(7))
+        for batch in batches:
+            high = sizes[batch][:, 0] > sizes[batch][:, 1]
+            assert high.all() or not high.any()
+        orders.append(np.concatenate(batches).tolist())
+    assert orders[0] != orders[1]
+    np.testing.assert_array_equal(plan.images(1), Plan(sizes, 2, seed=3).images(1))
+
+
+def test_tests_see_every_image_once_empty_ones_included(folder):
+    reader = CocoReader(folder, "val")
+    seen = []
+    for index in range(2):
+        share = Share(index, 2)
+        batches, steps = evaluation_batches(reader, batch_size=4, view=View(32, 64), share=share)
+        batches = list(batches)
+        assert len(batches) == steps == 2
+        seen += [number for batch in batches for number in batch["index"]]
+        for batch in batches:
+            for row, number in enumerate(batch["index"]):
+                if number != NOTHING:
+                    assert batch["image"][row, 0, 0, 2] == list(SIZES)[number]
+    assert sorted(seen) == [NOTHING] * 3 + [0, 1, 2, 3, 4]
+
+
+def test_padding_is_zero_and_pixels_are_normalised():
+    pixels = np.full((1, 4, 6, 3), 200, np.uint8)
+    images = normalise(pixels, np.array([[3.0, 5.0]], np.float32), np.ones((1, 2), np.float32))
+    mean, deviation = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    expected = np.zeros((1, 4, 6, 3))
+    expected[:, :3, :5] = (200 - np.array(mean)) / deviation
+    np.testing.assert_allclose(images.pixels, expected, rtol=1e-6)
+
+
+def test_composed_boxes_and_masks_are_exact(tmp_path):
+    compose(tmp_path / "a", train=6, val=3, size=96)
+    compose(tmp_path / "b", train=6, val=3, size=96)
+    for split, count in (("train", 6), ("val", 3)):
+        text = (tmp_path / "a" / "annotations" / f"{split}.json").read_text()
+        assert text == (tmp_path / "b" / "annotations" / f"{split}.json").read_text()
+        content = json.loads(text)
+        assert "composed" in content["info"]["description"] and len(content["images"]) == count
+        assert len({entry["image_id"] for entry in content["annotations"]}) == count
+        taken = np.zeros((count, 96, 96), int)
+        for entry in content["annotations"]:
+            mask = run_lengths.decode(entry["segmentation"]).astype(bool)
+            rows, columns = np.nonzero(mask)
+            left, top, width, height = entry["bbox"]
+            assert (left, top) == (columns.min(), rows.min())
+            assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
+            assert entry["area"] == mask.sum() and abs(entry["rotation"]) <= Warp().rotation
+            taken[entry["image_id"]] += mask
+        assert taken.max() == 1  # No pixel is of two digits.
+    first = [(tmp_path / name / "val" / "000001.png").read_bytes() for name in ("a", "b")]
+    assert first[0] == first[1]
+
+
+def test_ink_of_a_mask_differs_from_the_photograph(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.detection.compose._drawn", lambda random, pixels, ink: pixels)
+    compose(tmp_path / "without", train=0, val=2, size=64)
+    monkeypatch.undo()
+    compose(tmp_path / "with", train=0, val=2, size=64)
+    content = json.loads((tmp_path / "with" / "annotations" / "val.json").read_text())
+    first = next(entry for entry in content["annotations"] if entry["image_id"] == 0)
+    mask = run_lengths.decode(first["segmentation"]).astype(bool)
+    images = [
+        np.asarray(Image.open(tmp_path / name / "val" / "000000.png")).astype(int).mean(-1)
+        for name in ("with", "without")
+    ]
+    changed = np.abs(images[0] - images[1]) > 20
+    assert changed[mask].mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "annotations" / "train.json").unlink(), "no annotations/.*train"),
+        (lambda root: (root / "train").rmdir(), "no folder train"),
+        (lambda root: (root / "annotations" / "train.json").write_text("{"), "no JSON that can"),
+        (lambda root: (root / "annotations" / "train.json").write_text("{}"), "no list 'images'"),
+    ],
+)
+def test_wrong_folders_are_answered_in_a_sentence(tmp_path, change, message):
+    for name in ("annotations", "train"):
+        (tmp_path / name).mkdir()
+    content = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content))
+    CocoReader(tmp_path, "train")
+    change(tmp_path)
+    with pytest.raises(UserError, match=message):
+        CocoReader(tmp_path, "train")
+
+
+def test_image_of_another_size_than_the_file_says_is_an_error(folder):
+    reader = CocoReader(folder, "train")
+    reader.images = [reader.images[0] | {"height": 41}]
+    with pytest.raises(UserError, match="write the size of the file"):
+        reader.pixels(0)
