@@ -86,6 +86,7 @@ class DeformAggregateCall : public OperatorCall {
     problem_.pixels = pixel;
     problem_.samples = sample;
     problem_.legacy_boundary = Attribute<bool>(attributes, "legacy_boundary");
+    problem_.unit_square = Attribute<bool>(attributes, "unit_square");
   }
 
   void ReadProblem(const Shape& x, const Shape& positions, const Shape& weights) {

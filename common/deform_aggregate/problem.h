@@ -17,12 +17,14 @@ struct AggregateMap {
 };
 
 // Sizes of the arrays:
-//   x [N, S, C]   positions [N, Q, G, T, 2] (y, x), pixels   weights [N, Q, G, T] if weighted
+//   x [N, S, C]   positions [N, Q, G, T, 2]   weights [N, Q, G, T] if weighted
 //   y [N, Q, C]
+// Positions are (y, x) in pixels. In the unit square they are (x, y), and 0 and 1 are the outer
+// edges of the map.
 struct DeformAggregateProblem {
   int64_t batch, pixels, channels;   // N, S, C
   int64_t queries, groups, samples;  // Q, G, T
-  bool weighted, legacy_boundary;
+  bool weighted, legacy_boundary, unit_square;
   const AggregateMap* maps;
   int64_t map_count;
 

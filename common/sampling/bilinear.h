@@ -56,7 +56,7 @@ JAX_DCN_INLINE CornerWeights<A> DerivativeWeights(const BilinearSample<A>& s, A 
 // Sum of products: weights times dot products, corner by corner.
 template <typename A>
 JAX_DCN_INLINE A Combine(const CornerWeights<A>& weights, const A* dots) {
-  A sum = 0;
+  A sum = {};
   for (int i = 0; i < kCorners; ++i) sum += weights.corner[i] * dots[i];
   return sum;
 }

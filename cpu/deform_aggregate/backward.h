@@ -2,32 +2,49 @@
 // Cotangents of deformable aggregation, by two loops.
 //
 //   positions, weights   queries in parallel; four dot products of grad_y with a sample's corners
-//   x                    blocks of channels in parallel; each block adds its queries in their order
+//   x                    groups, blocks of their channels and parts of the queries in parallel; a
+//                        part adds its queries in their order, and then the parts are added
 #ifndef JAX_DCN_CPU_DEFORM_AGGREGATE_BACKWARD_H_
 #define JAX_DCN_CPU_DEFORM_AGGREGATE_BACKWARD_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/deform_aggregate/problem.h"
 #include "cpu/deform_aggregate/query_samples.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
-#include "cpu/sampling/samples.h"
+#include "cpu/runtime/vector_blocks.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Dot products of grad_y with the four pixels of a sample.
-template <typename T>
+// Adds to `dots` the dot products of grad_y with the four pixels of each sample of a query's group.
+template <typename T, typename A>
 struct CornerDots {
-  using A = typename Accumulator<T>::type;
-  const T* rows[kCorners];
-  const A* grad_y;
-  LaneSums<A> dots[kCorners];
+  const T* x;  // the first channel of the group
+  int64_t step;
+  const IndexOf<A>* const* pixels;
+  const T* zeros;  // read outside the maps
+  const T* grad_y;
+  int64_t begin, end;  // the samples
+  A* dots;             // [samples, corners]
 
-  template <typename V>
-  JAX_DCN_INLINE void At(int64_t c) {
-    const V g = Read<V>(grad_y + c);
-    for (int i = 0; i < kCorners; ++i) dots[i].template Of<V>() += Read<V>(rows[i] + c) * g;
+  template <typename V, int kCount>
+  JAX_DCN_INLINE void At(int64_t c) const {
+    V g[kCount];
+    LoadBlock(grad_y + c, g);
+    for (int64_t i = begin; i < end; ++i) {
+      V products[kCorners] = {};
+#pragma GCC unroll 4
+      for (int corner = 0; corner < kCorners; ++corner) {
+        const int64_t pixel = pixels[corner][i];
+        V value[kCount];
+        LoadBlock((pixel < 0 ? zeros : x + pixel * step) + c, value);
+#pragma GCC unroll 4
+        for (int v = 0; v < kCount; ++v) products[corner] += value[v] * g[v];
+      }
+      AddSums(products, dots + kCorners * i);
+    }
   }
 };
 
@@ -66,60 +83,64 @@ class SampleCotangents {
   struct Scratch {
     Scratch(const DeformAggregateProblem& problem, const SampleMaps<A>& maps, Arena& arena)
         : samples(problem, maps, arena),
-          grad_y(arena.Take<A>(problem.channels)),
-          zeros(arena.Take<T>(problem.group_channels())) {
-      for (A*& of_corner : dots) of_corner = arena.Take<A>(maps.size);
-    }
+          zeros(arena.Take<T>(problem.group_channels())),
+          dots(arena.Take<A>(kCorners * maps.size)),
+          weights(arena.Take<A>(maps.size)),
+          positions(arena.Take<A>(2 * maps.size)) {}
     QuerySamples<A> samples;
-    A* grad_y;          // [C], of one query
-    T* zeros;           // [C / G]
-    A* dots[kCorners];  // of each sample
+    T* zeros;                // [C / G]
+    A* dots;                 // [samples, corners]
+    A *weights, *positions;  // cotangents of the samples
   };
 
   void Differentiate(int64_t image, Range queries, Scratch& scratch) const {
-    scratch.samples.Locate(primals_, {image, queries, {0, problem_.groups}});
-    int64_t i = 0;
-    for (int64_t query = queries.begin; query < queries.end; ++query) {
-      const T* grad_y = grad_y_ + (image * problem_.queries + query) * problem_.channels;
-      Widen(scratch.grad_y, grad_y, problem_.channels);
-      for (int64_t group = 0; group < problem_.groups; ++group, i += problem_.samples) {
-        Dots(image, group, i, scratch);
-      }
-    }
-    Combine(problem_.SampleIndex(image, queries.begin, 0), scratch);
-  }
-
-  void Dots(int64_t image, int64_t group, int64_t begin, const Scratch& scratch) const {
-    const int64_t channels = problem_.group_channels();
-    const T* x = primals_.x + image * problem_.image_size() + group * channels;
-    for (int64_t i = begin; i < begin + problem_.samples; ++i) {
-      CornerDots<T> products;
-      products.grad_y = scratch.grad_y + group * channels;
-      for (int corner = 0; corner < kCorners; ++corner) {
-        const int64_t pixel = scratch.samples.pixel[corner][i];
-        products.rows[corner] = pixel < 0 ? scratch.zeros : x + pixel * problem_.channels;
-      }
-      Vectorised<A>(channels, products);
-      for (int corner = 0; corner < kCorners; ++corner) {
-        scratch.dots[corner][i] = products.dots[corner].Total();
-      }
-    }
-  }
-
-  void Combine(int64_t index, const Scratch& scratch) const {
     const QuerySamples<A>& samples = scratch.samples;
-    for (int64_t i = 0; i < samples.count(); ++i) {
-      const BilinearSample<A> sample = samples.At(i);
-      const A dots[] = {scratch.dots[0][i], scratch.dots[1][i], scratch.dots[2][i],
-                        scratch.dots[3][i]};
-      if (grads_.weights != nullptr) {
-        grads_.weights[index + i] = jax_dcn::Combine(ValueWeights(sample, A(1)), dots);
-      }
-      if (grads_.positions == nullptr) continue;
-      const A weight = samples.weight[i];
-      A* grad = grads_.positions + 2 * (index + i);
-      grad[0] = jax_dcn::Combine(DerivativeWeights(sample, weight, A(0)), dots);
-      grad[1] = jax_dcn::Combine(DerivativeWeights(sample, A(0), weight), dots);
+    const int64_t channels = problem_.group_channels(), step = problem_.channels;
+    const int64_t index = problem_.SampleIndex(image, queries.begin, 0);
+    const T* grad_y = grad_y_ + (image * problem_.queries + queries.begin) * step;
+    scratch.samples.Locate(primals_, {image, queries, {0, problem_.groups}});
+    __builtin_memset(scratch.dots, 0, kCorners * RoundUp(samples.count(), kLanes<A>) * sizeof(A));
+    for (int64_t row = 0; row < queries.size() * problem_.groups; ++row, grad_y += channels) {
+      const int64_t begin = row * problem_.samples, end = begin + problem_.samples;
+      const T* x = primals_.x + image * problem_.image_size() + row % problem_.groups * channels;
+      CornerDots<T, A> f = {x,      step,  samples.pixel, scratch.zeros,
+                            grad_y, begin, end,           scratch.dots};
+      InBlocks<A>(channels, f);
+    }
+    for (int64_t i = 0; i < samples.count(); i += kLanes<A>) Combine(i, scratch);
+    Copy(scratch.weights, samples.count(), index, grads_.weights);
+    Copy(scratch.positions, 2 * samples.count(), 2 * index, grads_.positions);
+  }
+
+  static void Copy(const A* from, int64_t count, int64_t to, A* grads) {
+    if (grads != nullptr) __builtin_memcpy(grads + to, from, count * sizeof(A));
+  }
+
+  // Makes a vector of cotangents of the dot products.
+  JAX_DCN_INLINE void Combine(int64_t i, const Scratch& scratch) const {
+    using V = Vector<A>;
+    const QuerySamples<A>& samples = scratch.samples;
+    const A* by_sample = scratch.dots + kCorners * i;
+    const V loaded[] = {Load(by_sample), Load(by_sample + kLanes<A>),
+                        Load(by_sample + 2 * kLanes<A>), Load(by_sample + 3 * kLanes<A>)};
+    const V left[] = {Evens<A>(loaded[0], loaded[1]), Evens<A>(loaded[2], loaded[3])};
+    const V right[] = {Odds<A>(loaded[0], loaded[1]), Odds<A>(loaded[2], loaded[3])};
+    const V dots[] = {Evens<A>(left[0], left[1]), Evens<A>(right[0], right[1]),
+                      Odds<A>(left[0], left[1]), Odds<A>(right[0], right[1])};
+    const BilinearSample<V> sample = samples.template At<V>(i);
+    const V weight = Load(samples.weight + i), one = V{} + 1, zero = {};
+    Store<A>(scratch.weights + i, jax_dcn::Combine(ValueWeights(sample, one), dots));
+    const V dy = weight * samples.template RowsPerUnit<V>(i),
+            dx = weight * samples.template ColumnsPerUnit<V>(i);
+    const V y = jax_dcn::Combine(DerivativeWeights(sample, dy, zero), dots);
+    const V x = jax_dcn::Combine(DerivativeWeights(sample, zero, dx), dots);
+    const bool swapped = problem_.unit_square;
+    StoreInterleaved(scratch.positions + 2 * i, swapped ? x : y, swapped ? y : x);
+  }
+
+  static JAX_DCN_INLINE void StoreInterleaved(A* to, Vector<A> first, Vector<A> second) {
+    for (int64_t lane = 0; lane < kLanes<A>; ++lane) {
+      to[2 * lane] = first[lane], to[2 * lane + 1] = second[lane];
     }
   }
 
@@ -130,20 +151,52 @@ class SampleCotangents {
   const int64_t queries_;
 };
 
-// sums_i += w_i grad_y, for the four pixels of a sample.
-template <typename A>
+// sums += weight grad_y, for the four pixels of each sample of a query's group.
+template <typename T, typename A>
 struct Scatter {
-  A* rows[kCorners];
-  CornerWeights<A> weights;
-  const A* grad_y;
+  A* sums;  // the first channel of the block
+  int64_t step;
+  const IndexOf<A>* const* pixels;
+  A* const* weights;
+  A* nowhere;  // takes what falls outside
+  const T* grad_y;
+  int64_t begin, end;  // the samples
 
-  template <typename V>
-  JAX_DCN_INLINE void At(int64_t c) {
-    const V g = Read<V>(grad_y + c);
-    // One after the other: by the legacy rule two corners may be the same pixel.
-    for (int i = 0; i < kCorners; ++i) {
-      Write(rows[i] + c, Read<V>(rows[i] + c) + weights.corner[i] * g);
+  template <typename V, int kCount>
+  JAX_DCN_INLINE void At(int64_t c) const {
+    V g[kCount];
+    LoadBlock(grad_y + c, g);
+    for (int64_t i = begin; i < end; ++i) {
+      // One after the other: by the legacy rule two corners may be the same pixel.
+      for (int corner = 0; corner < kCorners; ++corner) {
+        const int64_t pixel = pixels[corner][i];
+        A* row = (pixel < 0 ? nowhere : sums + pixel * step) + c;
+        const A weight = weights[corner][i];
+#pragma GCC unroll 4
+        for (int v = 0; v < kCount; ++v) {
+          constexpr int64_t kWidth = sizeof(V) / sizeof(A);
+          Write(row + v * kWidth, Read<V>(row + v * kWidth) + weight * g[v]);
+        }
+      }
     }
+  }
+};
+
+// result = Σ_parts sums, rounded.
+template <typename T, typename A>
+struct SumOfParts {
+  const A* sums;
+  int64_t parts, distance;  // of the parts of `sums`
+  T* result;
+
+  template <typename V, int kCount>
+  JAX_DCN_INLINE void At(int64_t c) const {
+    constexpr int64_t kWidth = sizeof(V) / sizeof(A);
+    V total[kCount] = {};
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int v = 0; v < kCount; ++v) total[v] += Read<V>(sums + part * distance + c + v * kWidth);
+    }
+    StoreBlock(result + c, total);
   }
 };
 
@@ -161,71 +214,109 @@ class ImageCotangent {
         grad_x_(grad_x),
         blocks_(CeilDiv(problem.group_channels(), kChannels)),
         most_channels_(CeilDiv(problem.group_channels(), blocks_)),
+        block_size_(problem.pixels * most_channels_),
+        parts_(Parts(problem, problem.batch * problem.groups * blocks_)),
         queries_(QueriesAtOnce(problem, 1)) {}
 
   void Run(Executor& executor) const {
+    const int64_t items = problem_.batch * problem_.groups * blocks_ * parts_;
     const SharedSampleMaps<A> maps(problem_, queries_);
+    Shared shared(parts_ > 1 ? items * block_size_ * sizeof(A) : 0);
+    A* const shared_sums = shared.arena().template Take<A>(0);
     Arena needed;
     Scratch(*this, maps.maps, needed);
-    ParallelFor(executor, problem_.batch * problem_.groups * blocks_, needed.bytes(),
-                [&](int64_t item, char* memory) {
-                  Arena arena(memory);
-                  Scratch scratch(*this, maps.maps, arena);
-                  const int64_t group = item / blocks_;
-                  Block(group / problem_.groups, group % problem_.groups, item % blocks_, scratch);
-                });
+    ParallelFor(executor, items, needed.bytes(), [&](int64_t item, char* memory) {
+      Arena arena(memory);
+      Scratch scratch(*this, maps.maps, arena);
+      const Block block = BlockOf(item / parts_);
+      A* sums = parts_ > 1 ? shared_sums + item * block_size_ : scratch.sums;
+      SumQueries(block, QueriesOf(item % parts_), sums, scratch);
+      if (parts_ == 1) Round(block, {0, problem_.pixels}, sums);
+    });
+    if (parts_ == 1) return;
+    constexpr int64_t kStrip = 256;  // pixels of one work item
+    const int64_t strips = CeilDiv(problem_.pixels, kStrip);
+    ParallelFor(executor, items / parts_ * strips, 0, [&](int64_t item, char*) {
+      const int64_t block = item / strips, first = item % strips * kStrip;
+      Round(BlockOf(block), {first, Min(first + kStrip, problem_.pixels)},
+            shared_sums + block * parts_ * block_size_);
+    });
   }
 
  private:
   static constexpr int64_t kChannels = 32;  // two lines of cache in each pixel
 
+  // Some channels of one group of an image.
+  struct Block {
+    int64_t image, group, channel, channels;
+  };
+
   struct Scratch {
     Scratch(const ImageCotangent& of, const SampleMaps<A>& maps, Arena& arena)
         : samples(of.problem_, maps, arena),
-          grad_y(arena.Take<A>(of.most_channels_)),
           nowhere(arena.Take<A>(of.most_channels_)),
-          sums(arena.Take<A>(of.problem_.pixels * of.most_channels_)) {}
+          sums(arena.Take<A>(of.parts_ > 1 ? 0 : of.block_size_)) {
+      for (A*& w : weights) w = arena.Take<A>(maps.size);
+    }
     QuerySamples<A> samples;
-    A* grad_y;   // [channels] of one query
+    A* weights[kCorners];
     A* nowhere;  // [channels]: takes what falls outside
     A* sums;     // [S, channels]
   };
 
-  void Block(int64_t image, int64_t group, int64_t block, Scratch& scratch) const {
-    const int64_t first = group * problem_.group_channels(),
-                  end = first + problem_.group_channels();
-    const int64_t channel = first + block * most_channels_;
-    const int64_t channels = Min(most_channels_, end - channel);
-    __builtin_memset(scratch.sums, 0, problem_.pixels * channels * sizeof(A));
-    __builtin_memset(scratch.nowhere, 0, channels * sizeof(A));
-    for (int64_t begin = 0; begin < problem_.queries; begin += queries_) {
-      const Range queries = {begin, Min(begin + queries_, problem_.queries)};
-      scratch.samples.Locate(primals_, {image, queries, {group, group + 1}});
-      Add(image, queries, channel, channels, scratch);
-    }
-    T* result = grad_x_ + image * problem_.image_size() + channel;
-    for (int64_t pixel = 0; pixel < problem_.pixels; ++pixel) {
-      RoundInto(result + pixel * problem_.channels, scratch.sums + pixel * channels, channels);
+  // Parts of the queries, so that several threads find work. The division does not depend on the
+  // number of threads, nor do the sums. A part costs a pass over all pixels, and must be worth it.
+  static int64_t Parts(const DeformAggregateProblem& problem, int64_t blocks) {
+    constexpr int64_t kItems = 8;
+    const int64_t worth = problem.queries * problem.samples / Max(1, problem.pixels);
+    return Max(1, Min(worth, kItems / Max(1, blocks)));
+  }
+
+  Block BlockOf(int64_t index) const {
+    const int64_t image_group = index / blocks_, group = image_group % problem_.groups;
+    const int64_t begin = index % blocks_ * most_channels_;
+    return {image_group / problem_.groups, group, group * problem_.group_channels() + begin,
+            Min(most_channels_, problem_.group_channels() - begin)};
+  }
+
+  Range QueriesOf(int64_t part) const {
+    const int64_t size = CeilDiv(problem_.queries, parts_);
+    return {Min(part * size, problem_.queries), Min((part + 1) * size, problem_.queries)};
+  }
+
+  void SumQueries(const Block& block, Range queries, A* sums, Scratch& scratch) const {
+    __builtin_memset(sums, 0, problem_.pixels * block.channels * sizeof(A));
+    __builtin_memset(scratch.nowhere, 0, block.channels * sizeof(A));
+    for (int64_t begin = queries.begin; begin < queries.end; begin += queries_) {
+      const Range some = {begin, Min(begin + queries_, queries.end)};
+      scratch.samples.Locate(primals_, {block.image, some, {block.group, block.group + 1}});
+      scratch.samples.Weigh(scratch.weights);
+      Add(block, some, sums, scratch);
     }
   }
 
-  void Add(int64_t image, Range queries, int64_t channel, int64_t channels,
-           const Scratch& scratch) const {
-    const QuerySamples<A>& samples = scratch.samples;
-    int64_t i = 0;
+  void Add(const Block& block, Range queries, A* sums, const Scratch& scratch) const {
+    const T* grad_y = grad_y_ + block.image * problem_.queries * problem_.channels + block.channel;
     for (int64_t query = queries.begin; query < queries.end; ++query) {
-      const T* grad_y = grad_y_ + (image * problem_.queries + query) * problem_.channels + channel;
-      Widen(scratch.grad_y, grad_y, channels);
-      for (int64_t end = i + problem_.samples; i < end; ++i) {
-        Scatter<A> scatter;
-        scatter.weights = ValueWeights(samples.At(i), samples.weight[i]);
-        scatter.grad_y = scratch.grad_y;
-        for (int corner = 0; corner < kCorners; ++corner) {
-          const int64_t pixel = samples.pixel[corner][i];
-          scatter.rows[corner] = pixel < 0 ? scratch.nowhere : scratch.sums + pixel * channels;
-        }
-        Vectorised<A>(channels, scatter);
-      }
+      const int64_t begin = (query - queries.begin) * problem_.samples;
+      const Scatter<T, A> f = {sums,
+                               block.channels,
+                               scratch.samples.pixel,
+                               scratch.weights,
+                               scratch.nowhere,
+                               grad_y + query * problem_.channels,
+                               begin,
+                               begin + problem_.samples};
+      InBlocks<A>(block.channels, f);
+    }
+  }
+
+  void Round(const Block& block, Range pixels, const A* sums) const {
+    T* result = grad_x_ + block.image * problem_.image_size() + block.channel;
+    for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
+      const SumOfParts<T, A> f = {sums + pixel * block.channels, parts_, block_size_,
+                                  result + pixel * problem_.channels};
+      InBlocks<A>(block.channels, f);
     }
   }
 
@@ -233,7 +324,7 @@ class ImageCotangent {
   const DeformAggregatePrimals<T>& primals_;
   const T* const grad_y_;
   T* const grad_x_;
-  const int64_t blocks_, most_channels_, queries_;
+  const int64_t blocks_, most_channels_, block_size_, parts_, queries_;
 };
 
 template <typename T>

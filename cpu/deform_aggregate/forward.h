@@ -22,69 +22,47 @@ struct WeightedImage {
 };
 
 // y = Σ_images Σ_samples Σ_corners weight x[pixel], over the channels of one group.
-template <typename T, typename A>
+template <bool kInside, typename T, typename A>
 struct SampleSum {
-  using Index = IndexOf<A>;
   const WeightedImage<T, A>* images;
   int image_count;
-  const Index* const* pixels;
-  const T* zeros;              // read outside the maps
-  int64_t step;                // distance of pixels in x
-  int64_t first = 0;           // element of x: the first channel of the group
-  int64_t begin = 0, end = 0;  // the samples
+  const IndexOf<A>* const* pixels;
+  const T* zeros;      // read outside the maps
+  int64_t step;        // distance of pixels in x
+  int64_t first;       // element of x: the first channel of the group
+  int64_t begin, end;  // the samples
+  T* y;
 
-  template <bool kInside>
-  void Into(T* y, int64_t channels) const {
-    int64_t c = InVectors<kInside, 4>(y, 0, channels);
-    c = InVectors<kInside, 2>(y, c, channels);
-    c = InVectors<kInside, 1>(y, c, channels);
-    for (; c < channels; ++c) y[c] = FromFloat<T>::Round(Channel(c));
+  template <typename V, int kCount>
+  JAX_DCN_INLINE void At(int64_t c) const {
+    // A few vectors get sums for each corner: a single sum would wait for itself.
+    constexpr int kChains = kCount < 4 ? kCorners : 1;
+    V sums[kChains][kCount] = {};
+    for (int k = 0; k < image_count; ++k) {
+      const T* x = images[k].x + first;
+      for (int64_t i = begin; i < end; ++i) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < kCorners; ++corner) {
+          V pixel[kCount];
+          LoadBlock(Row(x, pixels[corner][i]) + c, pixel);
+          const A weight = images[k].weights[corner][i];
+#pragma GCC unroll 4
+          for (int v = 0; v < kCount; ++v) sums[corner % kChains][v] += weight * pixel[v];
+        }
+      }
+    }
+    if constexpr (kChains == kCorners) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kCount; ++v) {
+        sums[0][v] = (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]);
+      }
+    }
+    StoreBlock(y + c, sums[0]);
   }
 
  private:
-  template <bool kInside>
   JAX_DCN_INLINE const T* Row(const T* x, int64_t pixel) const {
-    if (!kInside && pixel < 0) return zeros;
-    return x + pixel * step;
-  }
-
-  // Sums kVectors vectors of channels at once, as often as they fit; returns the next channel.
-  template <bool kInside, int kVectors>
-  JAX_DCN_INLINE int64_t InVectors(T* y, int64_t c, int64_t channels) const {
-    constexpr int64_t kStep = kVectors * kLanes<A>;
-    for (; c + kStep <= channels; c += kStep) {
-      Vector<A> sums[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[v] = Vector<A>{};
-      for (int k = 0; k < image_count; ++k) {
-        const T* x = images[k].x + first;
-        for (int64_t i = begin; i < end; ++i) {
-#pragma GCC unroll 4
-          for (int corner = 0; corner < kCorners; ++corner) {
-            const T* row = Row<kInside>(x, pixels[corner][i]) + c;
-            const A weight = images[k].weights[corner][i];
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) sums[v] += weight * LoadSums(row + v * kLanes<A>);
-          }
-        }
-      }
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) StoreRounded(y + c + v * kLanes<A>, sums[v]);
-    }
-    return c;
-  }
-
-  A Channel(int64_t c) const {
-    A sum = 0;
-    for (int k = 0; k < image_count; ++k) {
-      for (int64_t i = begin; i < end; ++i) {
-        for (int corner = 0; corner < kCorners; ++corner) {
-          const T* row = Row<false>(images[k].x + first, pixels[corner][i]);
-          sum += images[k].weights[corner][i] * ToFloat(row[c]);
-        }
-      }
-    }
-    return sum;
+    return !kInside && pixel < 0 ? zeros : x + pixel * step;
   }
 };
 
@@ -138,17 +116,22 @@ class Aggregation {
     WeightedImage<T, A> images[2];
     const int64_t index = problem_.SampleIndex(image, queries.begin, 0);
     const int image_count = Weigh(scratch, index, images);
-    SampleSum<T, A> sum = {images, image_count, scratch.samples.pixel, scratch.zeros,
-                           problem_.channels};
     T* y = y_ + (image * problem_.queries + queries.begin) * problem_.channels;
     for (int64_t row = 0; row < queries.size() * problem_.groups; ++row, y += channels) {
-      sum.begin = row * count, sum.end = sum.begin + count;
-      sum.first = image * problem_.image_size() + row % problem_.groups * channels;
-      if (scratch.samples.AllInside(sum.begin, count)) {
-        sum.template Into<true>(y, channels);
-      } else {
-        sum.template Into<false>(y, channels);
-      }
+      const int64_t begin = row * count, end = begin + count;
+      const int64_t first = image * problem_.image_size() + row % problem_.groups * channels;
+      WithFlag(scratch.samples.AllInside(begin, end), [&](auto inside) {
+        SampleSum<inside.value, T, A> sum = {images,
+                                             image_count,
+                                             scratch.samples.pixel,
+                                             scratch.zeros,
+                                             problem_.channels,
+                                             first,
+                                             begin,
+                                             end,
+                                             y};
+        InBlocks<A>(channels, sum);
+      });
     }
   }
 
@@ -158,7 +141,7 @@ class Aggregation {
     const T* x = tangents_ == nullptr ? primals_.x : tangents_->x;
     if (x != nullptr) {
       images[count] = {x, scratch.weights[count]};
-      WeighValues(scratch.samples, scratch.weights[count++]);
+      scratch.samples.Weigh(scratch.weights[count++]);
     }
     const bool samples_move =
         tangents_ != nullptr && (tangents_->positions != nullptr || tangents_->weights != nullptr);
@@ -169,31 +152,24 @@ class Aggregation {
     return count;
   }
 
-  static void WeighValues(const QuerySamples<A>& samples, A* const* weights) {
-    for (int64_t i = 0; i < samples.count(); i += kLanes<A>) {
-      const Vector<A> scale = Load(samples.weight + i), x = Load(samples.x + i);
-      const Vector<A> bottom = Load(samples.y + i) * scale, top = scale - bottom;
-      Store<A>(weights[0] + i, top * (1 - x));
-      Store<A>(weights[1] + i, top * x);
-      Store<A>(weights[2] + i, bottom * (1 - x));
-      Store<A>(weights[3] + i, bottom * x);
-    }
-  }
-
   void WeighTangents(const QuerySamples<A>& samples, int64_t index, A* const* weights) const {
     for (int64_t i = 0; i < samples.count(); ++i) {
-      const CornerWeights<A> w = TangentWeights(samples.At(i), samples.weight[i], index + i);
+      const CornerWeights<A> w = TangentWeights(samples, i, index + i);
       for (int corner = 0; corner < kCorners; ++corner) weights[corner][i] = w.corner[corner];
     }
   }
 
-  CornerWeights<A> TangentWeights(const BilinearSample<A>& sample, A weight, int64_t index) const {
+  CornerWeights<A> TangentWeights(const QuerySamples<A>& samples, int64_t i, int64_t index) const {
     const A* dots = tangents_->weights;
+    const BilinearSample<A> sample = samples.At(i);
     CornerWeights<A> sum = ValueWeights(sample, dots == nullptr ? A(0) : dots[index]);
     if (tangents_->positions == nullptr) return sum;
     const A* dot = tangents_->positions + 2 * index;
-    const auto moved = DerivativeWeights(sample, weight * dot[0], weight * dot[1]);
-    for (int i = 0; i < kCorners; ++i) sum.corner[i] += moved.corner[i];
+    const int row = problem_.unit_square ? 1 : 0;
+    const A weight = samples.weight[i];
+    const auto moved = DerivativeWeights(sample, weight * samples.RowsPerUnit(i) * dot[row],
+                                         weight * samples.ColumnsPerUnit(i) * dot[1 - row]);
+    for (int corner = 0; corner < kCorners; ++corner) sum.corner[corner] += moved.corner[corner];
     return sum;
   }
 

@@ -11,6 +11,7 @@
 #include "common/sampling/locate.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
+#include "cpu/runtime/vector_blocks.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -81,40 +82,65 @@ class QuerySamples {
   using Index = IndexOf<A>;
 
   QuerySamples(const DeformAggregateProblem& problem, const SampleMaps<A>& maps, Arena& arena)
-      : problem_(problem), maps_(maps) {
+      : problem_(problem), maps_(maps), positions_(arena.Take<A>(2 * maps.size)) {
     y = arena.Take<A>(maps.size), x = arena.Take<A>(maps.size);
     weight = arena.Take<A>(maps.size);
     for (Index*& p : pixel) p = arena.Take<Index>(maps.size);
+    any_outside_ = arena.Take<Index>(maps.size);
   }
 
   template <typename T>
   void Locate(const DeformAggregatePrimals<T>& primals, const Queries& of) {
     const int64_t row = of.groups.size() * problem_.samples;
     count_ = 0;
+    if (row == 0) return;
     for (int64_t query = of.queries.begin; query < of.queries.end; ++query, count_ += row) {
       const int64_t index = problem_.SampleIndex(of.image, query, of.groups.begin);
-      Copy(primals.positions + 2 * index, count_, row);
+      __builtin_memcpy(positions_ + 2 * count_, primals.positions + 2 * index, 2 * row * sizeof(A));
       if (primals.weights == nullptr) continue;
       __builtin_memcpy(weight + count_, primals.weights + index, row * sizeof(A));
     }
     if (primals.weights == nullptr) {
       for (int64_t i = 0; i < count_; ++i) weight[i] = A(1);
     }
-    for (int64_t i = count_; i < RoundUp(count_, kLanes<A>); ++i) y[i] = x[i] = weight[i] = A(0);
+    for (int64_t i = count_; i < RoundUp(count_, kLanes<A>); ++i) {
+      positions_[2 * i] = positions_[2 * i + 1] = weight[i] = A(0);
+    }
     for (int64_t i = 0; i < count_; i += kLanes<A>) LocateVector(i);
   }
 
   int64_t count() const { return count_; }
 
-  // Where sample `i` lies between its corners.
-  BilinearSample<A> At(int64_t i) const { return {{}, y[i], x[i]}; }
+  // Where samples lie between their corners: sample `i`, or a vector of samples from `i` on.
+  template <typename V = A>
+  JAX_DCN_INLINE BilinearSample<V> At(int64_t i) const {
+    return {{}, Read<V>(y + i), Read<V>(x + i)};
+  }
 
-  // Whether all corners of the samples [begin, begin + count) are inside their maps.
-  bool AllInside(int64_t begin, int64_t count) const {
-    Index any = 0;
-    for (int64_t i = begin; i < begin + count; ++i) {
-      any |= pixel[0][i] | pixel[1][i] | pixel[2][i] | pixel[3][i];
+  // By what the derivative by a position in pixels is multiplied, for samples from `i` on.
+  template <typename V = A>
+  JAX_DCN_INLINE V RowsPerUnit(int64_t i) const {
+    return problem_.unit_square ? Read<V>(maps_.height + i) : V{} + 1;
+  }
+  template <typename V = A>
+  JAX_DCN_INLINE V ColumnsPerUnit(int64_t i) const {
+    return problem_.unit_square ? Read<V>(maps_.width + i) : V{} + 1;
+  }
+
+  // The factor of each corner of each sample.
+  void Weigh(A* const* corner_weights) const {
+    for (int64_t i = 0; i < count_; i += kLanes<A>) {
+      const CornerWeights<Vector<A>> w = ValueWeights(At<Vector<A>>(i), Load(weight + i));
+      for (int corner = 0; corner < kCorners; ++corner) {
+        Store<A>(corner_weights[corner] + i, w.corner[corner]);
+      }
     }
+  }
+
+  // Whether all corners of the samples [begin, end) are inside their maps.
+  bool AllInside(int64_t begin, int64_t end) const {
+    Index any = 0;
+    for (int64_t i = begin; i < end; ++i) any |= any_outside_[i];
     return any >= 0;
   }
 
@@ -122,47 +148,45 @@ class QuerySamples {
   Index* pixel[kCorners];  // in x, or kOutside
 
  private:
-  void Copy(const A* positions, int64_t to, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) {
-      y[to + i] = positions[2 * i];
-      x[to + i] = positions[2 * i + 1];
-    }
-  }
+  typedef Index Indices __attribute__((vector_size(kVectorBytes)));
 
   JAX_DCN_INLINE void LocateVector(int64_t i) {
-    typedef Index Indices __attribute__((vector_size(kVectorBytes)));
-    const SampledMap<2, Vector<A>> map = {{Load(maps_.height + i), Load(maps_.width + i)},
-                                          problem_.legacy_boundary};
-    const Vector<A> position[] = {Load(y + i), Load(x + i)};
+    const Vector<A> size[] = {Load(maps_.height + i), Load(maps_.width + i)};
+    const SampledMap<2, Vector<A>> map = {{size[0], size[1]}, problem_.legacy_boundary};
+    const Vector<A> low = Load(positions_ + 2 * i), high = Load(positions_ + 2 * i + kLanes<A>);
+    Vector<A> position[] = {Evens<A>(low, high), Odds<A>(low, high)};
+    if (problem_.unit_square) {
+      const Vector<A> column = position[0];
+      position[0] = position[1] * size[0] - A(0.5);
+      position[1] = column * size[1] - A(0.5);
+    }
     const auto at = jax_dcn::Locate<A>(map, position);
     Store(y + i, at.fraction[0]);
     Store(x + i, at.fraction[1]);
-    const Indices columns = LoadIndices<Indices>(maps_.columns + i);
-    const Indices start = LoadIndices<Indices>(maps_.first_pixel + i) +
+    const Indices columns = LoadIndices(maps_.columns + i);
+    const Indices start = LoadIndices(maps_.first_pixel + i) +
                           __builtin_convertvector(at.low[0], Indices) * columns +
                           __builtin_convertvector(at.low[1], Indices);
     const Indices down = columns & ~at.repeats_low[0];
     const Indices right = (Indices{} + 1) & ~at.repeats_low[1];
-    StoreIndices(pixel[0] + i, start | at.outside_low[0] | at.outside_low[1]);
-    StoreIndices(pixel[1] + i, (start + right) | at.outside_low[0] | at.outside_high[1]);
-    StoreIndices(pixel[2] + i, (start + down) | at.outside_high[0] | at.outside_low[1]);
-    StoreIndices(pixel[3] + i, (start + down + right) | at.outside_high[0] | at.outside_high[1]);
+    Write(pixel[0] + i, start | at.outside_low[0] | at.outside_low[1]);
+    Write(pixel[1] + i, (start + right) | at.outside_low[0] | at.outside_high[1]);
+    Write(pixel[2] + i, (start + down) | at.outside_high[0] | at.outside_low[1]);
+    Write(pixel[3] + i, (start + down + right) | at.outside_high[0] | at.outside_high[1]);
+    Write(any_outside_ + i,
+          at.outside_low[0] | at.outside_high[0] | at.outside_low[1] | at.outside_high[1]);
   }
 
-  template <typename V>
-  static JAX_DCN_INLINE V LoadIndices(const Index* from) {
-    V vector;
+  static JAX_DCN_INLINE Indices LoadIndices(const Index* from) {
+    Indices vector;
     __builtin_memcpy(&vector, from, sizeof(vector));
     return vector;
   }
 
-  template <typename V>
-  static JAX_DCN_INLINE void StoreIndices(Index* to, V vector) {
-    __builtin_memcpy(to, &vector, sizeof(vector));
-  }
-
   const DeformAggregateProblem& problem_;
   const SampleMaps<A>& maps_;
+  A* const positions_;  // as they are given
+  Index* any_outside_;  // negative where a corner is outside
   int64_t count_ = 0;
 };
 

@@ -106,13 +106,19 @@ JAX_DCN_INLINE Vector<float> LoadSums(const BFloat16* data) {
   return LoadSumsAs<Vector<float>>(data);
 }
 
+// The nearest upper halves, in the lower halves of the words.
 template <typename V>
-JAX_DCN_INLINE void StoreRoundedAs(BFloat16* data, V sums) {
-  using Halves = Vector<uint16_t, sizeof(V) / 2>;
+JAX_DCN_INLINE auto RoundedHalves(V sums) {
   using Words = Vector<uint32_t, sizeof(V)>;
   const Words bits = BitCast<Words>(sums), nan = bits >> 16 | 0x40u;
   const Words nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const Halves halves = __builtin_convertvector(sums != sums ? nan : nearest, Halves);
+  return sums != sums ? nan : nearest;
+}
+
+template <typename V>
+JAX_DCN_INLINE void StoreRoundedAs(BFloat16* data, V sums) {
+  using Halves = Vector<uint16_t, sizeof(V) / 2>;
+  const Halves halves = __builtin_convertvector(RoundedHalves(sums), Halves);
   __builtin_memcpy(data, &halves, sizeof(halves));
 }
 
@@ -178,8 +184,12 @@ JAX_DCN_INLINE void Write(T* data, V value) {
     __builtin_memcpy(data, &value, sizeof(value));
   } else if constexpr (sizeof(V) == sizeof(float)) {
     *data = FromFloat<T>::Round(value);
-  } else {
+  } else if constexpr (std::is_same<T, BFloat16>::value) {
     StoreRoundedAs(data, value);
+  } else if constexpr (sizeof(V) == kVectorBytes) {
+    StoreRounded(data, value);
+  } else {
+    for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) data[i] = FromFloat<T>::Round(value[i]);
   }
 }
 

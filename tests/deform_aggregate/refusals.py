@@ -32,7 +32,10 @@ WRONG = {
 }
 
 ATTRIBUTES = dict(
-    shapes=np.array(SMALL.shapes).ravel(), points=np.array(SMALL.points), legacy_boundary=False
+    shapes=np.array(SMALL.shapes).ravel(),
+    points=np.array(SMALL.points),
+    legacy_boundary=False,
+    unit_square=False,
 )
 ARRAYS = (X, POSITIONS, WEIGHTS)
 REFUSED = {
@@ -53,6 +56,7 @@ REFUSED = {
     "maps": ("forward", ARRAYS, (Y,), dict(points=np.array([3])), "shapes must have 2 values"),
     "map": ("forward", ARRAYS, (Y,), dict(shapes=np.array([4, 5, 0, 3])), "shapes"),
     "points": ("forward", ARRAYS, (Y,), dict(points=np.array([4, -1])), "points"),
+    "unit square": ("forward", ARRAYS, (Y,), dict(unit_square=np.int64(1)), "unit_square|attr"),
     "gradient": ("backward", (*ARRAYS, Y), (Y,), dict(wrt=np.array([0])), "x: expected"),
     "wrt": ("backward", (*ARRAYS, Y), (X,), dict(wrt=np.array([3])), "wrt must be"),
     "tangent": ("jvp", (*ARRAYS, Y), (Y,), dict(wrt=np.array([0])), "x: expected"),

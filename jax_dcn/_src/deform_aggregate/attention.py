@@ -3,6 +3,7 @@
 
 from __future__ import annotations  # those of shapes are for readers and type checkers
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn._src.arguments import array, choice
-from jax_dcn._src.deform_aggregate.function import deform_aggregate
-from jax_dcn._src.deform_aggregate.geometry import aggregate_geometry, map_shapes
+from jax_dcn._src.deform_aggregate.function import aggregate
+from jax_dcn._src.deform_aggregate.geometry import (
+    AggregateGeometry,
+    aggregate_geometry,
+    map_shapes,
+)
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.operator.sizes import fits
@@ -96,18 +101,12 @@ def ms_deform_attn(
     locations, weights = _flat_samples(value, locations, weights, len(shapes))
     geometry = aggregate_geometry(shapes, locations.shape[-2], points)
 
-    # Sizes (width, height) of the level of each sample.
-    sizes = np.repeat(np.array(shapes)[:, ::-1], geometry.points, axis=0)
-    scaled = locations.astype(sum_dtype(value)) * _like(sizes, locations, value)
-    positions = scaled - 0.5 if method == "bilinear" else _pixel_of(scaled, sizes)
-    return deform_aggregate(
-        value.reshape(*value.shape[:-2], value.shape[-2] * value.shape[-1]),
-        positions[..., ::-1],
-        weights,
-        shapes=shapes,
-        points=geometry.points,
-        implementation=implementation,
-    )
+    if method == "bilinear":
+        geometry = dataclasses.replace(geometry, unit_square=True)
+    else:
+        locations = _pixel(locations.astype(sum_dtype(value)), geometry)
+    flat = value.reshape(*value.shape[:-2], value.shape[-2] * value.shape[-1])
+    return aggregate(flat, locations, weights, geometry, implementation)
 
 
 def _check_value(value: jax.Array, shapes: tuple[tuple[int, int], ...]) -> None:
@@ -156,12 +155,14 @@ def _check_points(points: Any, locations: jax.Array, levels: int, value_rank: in
         )
 
 
-def _pixel_of(scaled: jax.Array, sizes: np.ndarray) -> jax.Array:
-    """The pixel that the discrete method reads, without a gradient."""
-    pixel = jax.lax.stop_gradient(jnp.trunc(scaled + 0.5))
-    return jnp.clip(pixel, jnp.zeros_like(pixel), _like(sizes - 1, pixel, pixel))
+def _pixel(locations: jax.Array, geometry: AggregateGeometry) -> jax.Array:
+    """The pixel `(y, x)` that the discrete method reads, without a gradient."""
+    # Sizes (width, height) of the level of each sample.
+    sizes = np.repeat(np.array(geometry.shapes)[:, ::-1], geometry.points, axis=0)
+    pixel = jax.lax.stop_gradient(jnp.trunc(locations * _like(sizes, locations) + 0.5))
+    return jnp.clip(pixel, jnp.zeros_like(pixel), _like(sizes - 1, locations))[..., ::-1]
 
 
-def _like(sizes: np.ndarray, array: jax.Array, value: jax.Array) -> jax.Array:
-    """`sizes [T, 2]` with the rank of `array`, in the dtype that coordinates of `value` have."""
-    return jnp.asarray(sizes, sum_dtype(value)).reshape((1,) * (array.ndim - 2) + sizes.shape)
+def _like(sizes: np.ndarray, array: jax.Array) -> jax.Array:
+    """`sizes [T, 2]` with the rank and the dtype of `array`."""
+    return jnp.asarray(sizes, array.dtype).reshape((1,) * (array.ndim - 2) + sizes.shape)

@@ -92,6 +92,17 @@ def deform_aggregate(
     geometry = aggregate_geometry(shapes, positions.shape[-2], points, boundary)
     _check_shapes(x, positions, weights, geometry)
 
+    return aggregate(x, positions, weights, geometry, implementation)
+
+
+def aggregate(
+    x: jax.Array,
+    positions: jax.Array,
+    weights: jax.Array | None,
+    geometry: AggregateGeometry,
+    implementation: Implementation,
+) -> jax.Array:
+    """The aggregation of arrays that are known to fit together."""
     wide = sum_dtype(x)
     batch = x.shape[:-2] or (1,)
     if weights is None:

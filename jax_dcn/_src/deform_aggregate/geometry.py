@@ -22,11 +22,14 @@ class AggregateGeometry:
       shapes: `(height, width)` of each map, in the order of the pixels of `x`.
       points: Samples of each map, in the order of the samples.
       boundary: `"padded"` or `"legacy"`, see `jax_dcn.deform_aggregate`.
+      unit_square: Whether positions are `(x, y)`, where 0 and 1 are the outer edges of the map, not
+        `(y, x)` in pixels.
     """
 
     shapes: tuple[tuple[int, int], ...]
     points: tuple[int, ...]
     boundary: str = "padded"
+    unit_square: bool = False
 
     @property
     def pixels(self) -> int:

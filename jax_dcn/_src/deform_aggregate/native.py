@@ -53,6 +53,7 @@ def attributes(geometry: AggregateGeometry, wrt: tuple[str, ...] | None = None) 
         shapes=np.array(geometry.shapes, np.int64).ravel(),
         points=np.array(geometry.points, np.int64),
         legacy_boundary=geometry.boundary == "legacy",
+        unit_square=geometry.unit_square,
     )
     if wrt is not None:
         found["wrt"] = np.array(SIGNATURE.indices(wrt), np.int64)

@@ -29,7 +29,8 @@ def deform_aggregate(
 
     Args:
       x: `[N, S, C]`.
-      positions: `[N, Q, G, T, 2]`, pixels of the map of each sample, last axis `(y, x)`.
+      positions: `[N, Q, G, T, 2]`, pixels of the map of each sample, last axis `(y, x)`; or, with
+        `geometry.unit_square`, `(x, y)` where 0 and 1 are the outer edges of the map.
       weights: `[N, Q, G, T]`, or `[N, Q, G, 0]` where all weights are one.
 
     Returns:
@@ -43,7 +44,8 @@ def deform_aggregate(
         maps = _maps(x.astype(positions.dtype).reshape(x.shape[0], groups, -1), geometry)
 
         def query(positions: jax.Array, weights: jax.Array) -> jax.Array:
-            terms = zip(maps, _by_map(positions, geometry), _by_map(weights, geometry), strict=True)
+            pixels = _in_pixels(_by_map(positions, geometry), geometry)
+            terms = zip(maps, pixels, _by_map(weights, geometry), strict=True)
             sums = (_sum(*term, geometry.boundary) for term in terms)
             return functools.reduce(jnp.add, sums).reshape(-1)
 
@@ -96,6 +98,22 @@ def _by_map(array: jax.Array, geometry: AggregateGeometry) -> list[jax.Array]:
     if not array.shape[1]:
         return [array] * len(geometry.points)
     return jnp.split(array, np.cumsum(geometry.points)[:-1], axis=1)
+
+
+def _in_pixels(positions: list[jax.Array], geometry: AggregateGeometry) -> list[jax.Array]:
+    """Positions `(y, x)` in pixels, of the samples of each map."""
+    if not geometry.unit_square:
+        return positions
+    return [
+        of_map[..., ::-1] * _sizes(shape, of_map) - 0.5
+        for of_map, shape in zip(positions, geometry.shapes, strict=True)
+    ]
+
+
+def _sizes(shape: tuple[Any, Any], of_map: jax.Array) -> jax.Array:
+    """The height and the width of a map, which may be free, with as many axes as the positions."""
+    sizes = jnp.stack([jnp.asarray(size, of_map.dtype) for size in shape])
+    return sizes.reshape((1,) * (of_map.ndim - 1) + (2,))
 
 
 def _sum(x: jax.Array, positions: jax.Array, weights: jax.Array, boundary: str) -> jax.Array:

@@ -23,6 +23,9 @@ def draw_problem(draw: Draw) -> Problem:
         differentiable=("x", "positions", "weights"),
         wide=("positions", "weights"),
         attributes=dict(
-            shapes=np.array(shapes), points=np.array(points), legacy_boundary=bool(draw(0, 1))
+            shapes=np.array(shapes),
+            points=np.array(points),
+            legacy_boundary=bool(draw(0, 1)),
+            unit_square=bool(draw(0, 1)),
         ),
     )

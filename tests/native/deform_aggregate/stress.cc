@@ -27,6 +27,7 @@ void DrawProblem(Random& random, Drawn& drawn) {
   p.channels = p.groups * Draw(random, 1, 70);
   p.weighted = p.samples > 0 && Draw(random, 0, 2) != 0;
   p.legacy_boundary = Draw(random, 0, 3) == 0;
+  p.unit_square = Draw(random, 0, 1) == 0;
 }
 
 template <typename T>
