@@ -53,7 +53,7 @@ class Backward {
     return pass_.grads.x == nullptr ? 0 : images * pass_.ImageSize();
   }
 
-  // Before the first phase.
+  // The steps before the first phase.
   void Begin(Executor& executor) {
     ParallelForAll(executor, 0,
                    Cleared(pass_.x_sums, kSumsInPlace<T> ? ImagesSize(pass_.problem.batch) : 0),
@@ -81,7 +81,7 @@ class Backward {
     if constexpr (!kSumsInPlace<T>) EndImages(executor);
   }
 
-  // Parts whose sums of the gradient of x are in memory together.
+  // A wave: the parts whose sums of the gradient of x are in memory together.
   Range WaveAfter(Range last) const {
     Range wave = {last.end, last.end + 1};
     while (wave.end < pass_.phase.size() &&
@@ -91,8 +91,8 @@ class Backward {
     return wave;
   }
 
-  // Numbers that parts add to in memory of their own, since an earlier part of the wave adds to the
-  // same images. Given the memory, says where each part adds to.
+  // Counts the numbers of the parts' own sums. A part has own sums if an earlier part of the wave
+  // adds to the same images. With memory given, sets the destination of each part.
   int64_t Allocate(Range wave, A* memory) const {
     int64_t size = 0;
     for (int64_t part = wave.begin; part < wave.end; ++part) {
@@ -166,7 +166,7 @@ class Backward {
         Chunks(last ? BiasSize() : 0, [&](int64_t begin, int64_t size) { SumBias(begin, size); }));
   }
 
-  // Adds what the parts have summed in memory of their own, in order.
+  // Adds the own sums of the parts to the gradient of x, in the order of the parts.
   void AddParts(Range wave, Range range) const {
     for (int64_t part = wave.begin; part < wave.end; ++part) {
       if (!IsOwn(part, wave)) continue;

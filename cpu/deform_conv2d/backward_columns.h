@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The gradient of the columns, and what follows of it for x, offset and mask: what one thread does
-// for a part of the pixels and a block of channels.
+// The work of one thread for a part of the pixels and a block of channels: the gradient of the
+// columns, and what follows from the gradient of the columns for x, offset and mask.
 #ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_COLUMNS_H_
 #define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_COLUMNS_H_
 
@@ -36,7 +36,7 @@ class BackwardColumns {
     scratch_bytes_ = arena.bytes();
   }
 
-  // `x_sums` is where the gradient of x is added to. It is cleared within `cleared`.
+  // Adds the gradient of x to `x_sums`, after clearing the range `cleared` of `x_sums`.
   void Run(Range strips, A* x_sums, Range cleared) {
     const int64_t channels = block_.channels.size();
     __builtin_memset(zeros_, 0, kPanel<A> * sizeof(A));
@@ -86,7 +86,7 @@ class BackwardColumns {
     }
   }
 
-  // For each sample of one tap: its dot products, and its part of the gradient of x.
+  // Takes the dot products of each sample of one tap, and adds the sample to the gradient of x.
   void VisitSamples(const TapSamples<A>& samples, A* dots) const {
     WithFlag(pass_.want_dots, [&](auto want_dots) {
       WithFlag(pass_.grads.x != nullptr, [&](auto sums) {

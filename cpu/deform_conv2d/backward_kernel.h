@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The gradient of the kernel: what one thread does for one tap and a block of channels.
+// The work of one thread for one tap and a block of channels: the gradient of the kernel.
 #ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_KERNEL_H_
 #define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_KERNEL_H_
 
@@ -37,7 +37,7 @@ class BackwardKernel {
     scratch_bytes_ = arena.bytes();
   }
 
-  // Adds the strips of the phase, in order. Nobody else adds to these sums.
+  // Adds the strips of the phase, in order. No other item adds to these sums.
   void Run() {
     __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(E));
     for (int64_t strip = 0; strip < pass_.PhaseStrips(); ++strip) {
@@ -70,7 +70,8 @@ class BackwardKernel {
     }
   }
 
-  // The columns, packed: pairs of the columns of two samples, where they are multiplied as such.
+  // The packed columns. Where pairs are multiplied, an element is a pair of the columns of two
+  // samples.
   const Element* Pack(int64_t samples) const {
     if constexpr (kPairs) {
       const int64_t channels = block_.channels.size();

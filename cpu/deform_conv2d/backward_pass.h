@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the steps of a backward pass share: the problem, how it is divided, and the memory of a
-// call.
+// The state that the steps of a backward pass share: the problem, the division of the problem, and
+// the memory of a call.
 #ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_PASS_H_
 #define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_PASS_H_
 
@@ -18,19 +18,19 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Channels of a block: two panels, and two lines of cache in each pixel that is sampled. Loops over
-// the channels of a full block have a known number of steps.
+// The channels of a block fill two panels, and two lines of cache in each pixel that is read. Loops
+// over the channels of a full block have a known number of steps.
 constexpr int64_t kBackwardChannels = 32;
 
-// The samples of one tap of a strip, without those whose column is zero.
+// The samples of one tap of a strip, without samples whose column is zero.
 template <typename A>
 struct TapSamples {
   int64_t count;
-  const int32_t* rows;  // [count]: the pixel of the strip that each is of
+  const int32_t* rows;  // [count]: the pixel of the strip that each sample belongs to
   const MaskedSample<A>* samples;
 };
 
-// Images and grad_y are read, and columns multiplied, as elements E: as T, or widened.
+// E is the type in which images and grad_y are read and columns are multiplied: T, or a wider type.
 template <typename T, typename E>
 struct BackwardPass {
   using A = typename Accumulator<T>::type;
@@ -61,13 +61,13 @@ struct BackwardPass {
   }
   int64_t FeaturePanels() const { return CeilDiv(problem.group_features(), kPanel<A>); }
 
-  // Strips of the phase are numbered from its first one.
+  // The strips of a phase are numbered from 0.
   int64_t PhaseStrips() const { return phase.size() * parts.strips_of_part(); }
   Range StripAt(int64_t strip) const {
     return parts.StripAt(phase.begin * parts.strips_of_part() + strip);
   }
 
-  // Where the lists of a tap's samples are.
+  // The index of the list of a tap's samples.
   int64_t ListIndex(int64_t strip, int64_t group, int64_t tap) const {
     return (strip * problem.offset_groups + group) * problem.taps() + tap;
   }
@@ -92,14 +92,15 @@ struct BackwardPass {
     return grad_y + (StripAt(strip).begin - first_pixel) * problem.features;
   }
 
-  // grad_y in panels. A row of zeros at the end of each is the partner of a pixel without one.
+  // grad_y in panels. Each panel ends with a row of zeros: the partner of a pixel without a
+  // partner.
   Row* PanelsOf(int64_t strip, int64_t feature_group) const {
     return panels + (strip * problem.geometry.feature_groups + feature_group) * FeaturePanels() *
                         kPanel<A> * (parts.strip_pixels() + kZeroRows);
   }
   static constexpr int64_t kZeroRows = Packed<E>::kDepth - 1;
 
-  // Where the sums are kept: the results themselves, or for narrower types memory of the call.
+  // The memory of the sums: the results, or memory of the call if the results have a narrower type.
   int64_t Allocate(Arena arena) {
     const int64_t strips = parts.phase_parts() * parts.strips_of_part();
     const int64_t pixels = strips * parts.strip_pixels(), taps = problem.taps();
@@ -154,25 +155,27 @@ struct BackwardPass {
   TransposedKernel<T, E> kernel;
   const T* const given_grad_y;
 
-  // Of the phase:
+  // Arrays and ranges of the phase:
   Range phase = {0, 0};
   int64_t first_pixel = 0, first_image = 0;  // of x and x_sums
   int32_t *counts = nullptr, *rows = nullptr;
-  MaskedSample<A>* samples = nullptr;  // [strips, G, K, strip pixels], in front those of SamplesOf
-  Range* reaches = nullptr;  // [strips, G]: what is sampled of x, from INT64_MAX on if nothing
-  A** part_sums = nullptr;   // [parts]: where the gradient of x is summed
-  A* dots = nullptr;         // [blocks, strips, K, strip pixels, 4]
-  Row* panels = nullptr;     // [strips, feature groups, panels, strip pixels, kPanel]
-  A* bias_parts = nullptr;   // [strips, O]
+  MaskedSample<A>* samples = nullptr;  // [strips, G, K, ListSize()]; SamplesOf gives one list
+  Range* reaches =
+      nullptr;  // [strips, G]: the pixels of x that are read; begins at INT64_MAX if none
+  A** part_sums = nullptr;  // [parts]: the sums of each part for the gradient of x
+  A* dots = nullptr;        // [blocks, strips, K, strip pixels, 4]
+  Row* panels = nullptr;    // [strips, feature groups, panels, strip pixels, kPanel]
+  A* bias_parts = nullptr;  // [strips, O]
   const E *x = nullptr, *grad_y = nullptr;
   E *wide_x = nullptr, *wide_grad_y = nullptr;
   A* x_sums = nullptr;
-  // Of the call:
+  // Arrays of the call:
   A* kernel_sums = nullptr;  // [K, C / groups, O]
   A* bias_sums = nullptr;    // [O]
 
  private:
-  int64_t PanelsSize() const {  // of a pixel
+  // The numbers that all panels hold for one pixel.
+  int64_t PanelsSize() const {
     return problem.geometry.feature_groups * FeaturePanels() * kPanel<A>;
   }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What a backward pass does once for a strip of pixels: before the products, and after them.
+// The steps of a backward pass that run once for a strip of pixels, before and after the products.
 #ifndef JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_STRIP_H_
 #define JAX_DCN_CPU_DEFORM_CONV2D_BACKWARD_STRIP_H_
 
@@ -27,7 +27,7 @@ class BackwardStrip {
   BackwardStrip(const BackwardPass<T, E>& pass, int64_t strip)
       : pass_(pass), problem_(pass.problem), strip_(strip), pixels_(pass.StripAt(strip)) {}
 
-  // What is made of grad_y.
+  // Makes the panels and the gradient of the bias from grad_y.
   void Prepare() const {
     const int64_t features = problem_.features;
     if constexpr (!BackwardPass<T, E>::kReadInPlace) {
@@ -52,7 +52,7 @@ class BackwardStrip {
     *pass_.ReachOf(strip_, group) = reach;
   }
 
-  // Gradients of offset and mask, of dot products with the blocks of an offset group.
+  // Makes the gradients of offset and mask from the dot products of the blocks of an offset group.
   void SumDots(int64_t group) const {
     const DeformConv2dCotangents<T>& grads = pass_.grads;
     for (int64_t pixel = pixels_.begin; pixel < pixels_.end; ++pixel) {
@@ -86,7 +86,7 @@ class BackwardStrip {
     }
   }
 
-  // The samples of a tap, of which each pixel has one.
+  // Lists the samples of a tap: one for each pixel, without samples whose column is zero.
   TapSamples<A> List(const MaskedSample<A>* samples, int64_t group, int64_t tap) const {
     const int64_t list = pass_.ListIndex(strip_, group, tap);
     const int64_t first = list * pass_.ListSize();
@@ -97,7 +97,7 @@ class BackwardStrip {
       count += !IsZero(*samples);
     }
     pass_.counts[list] = static_cast<int32_t>(count);
-    if (count < pass_.ListSize()) {  // the partner of the last, if their number is odd
+    if (count < pass_.ListSize()) {  // the partner of the last sample of an odd number
       pass_.rows[first + count] = static_cast<int32_t>(pixels_.size());
     }
     return pass_.SamplesOf(strip_, group, tap);

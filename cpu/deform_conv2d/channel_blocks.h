@@ -17,7 +17,7 @@ struct Piece {
   Range channels;
 };
 
-// Channels of one offset group, or all channels of several.
+// A block: channels of one offset group, or all channels of several offset groups.
 struct ChannelBlock {
   Range offset_groups;
   Range channels;
@@ -31,8 +31,8 @@ struct ChannelBlock {
   }
 };
 
-// All channels, in blocks of about equal size: parts of an offset group, of `most` channels, or
-// `together` whole offset groups.
+// The division of all channels into blocks of about equal size. A block is a part of an offset
+// group, of `most` channels, or `together` whole offset groups.
 class ChannelBlocks {
  public:
   ChannelBlocks(const DeformConv2dProblem& problem, int64_t most, int64_t lanes,

@@ -17,7 +17,8 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Pixels of a tile, whose columns then take about half of a second-level cache (Zen 1).
+// The most pixels of a tile. The columns of a tile then take about half of a second-level cache
+// (Zen 1).
 constexpr int64_t kTilePixels = 128;
 
 template <typename T, typename E>
@@ -74,8 +75,8 @@ class Forward {
     const DeformConv2dProblem& problem = pass_.problem;
     const int64_t image_pixels = problem.out_height * problem.out_width;
     const Range pixels = {images.begin * image_pixels, images.end * image_pixels};
-    // As few tiles as fit in cache, but the same number for each thread, of about equal size: whole
-    // tiles of the product.
+    // The call has as few tiles as fit in cache, the same number for each thread. Tiles have about
+    // equal size, in whole tiles of the product.
     const int64_t workers = executor.workers(), rows = CeilDiv(pixels.size(), kTileRows);
     const int64_t most = workers * Min(kTilePixels, StripPixels(problem, 0));
     const int64_t tiles = Min(workers * CeilDiv(pixels.size(), most), rows);

@@ -15,11 +15,12 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Depth of a product: all taps of 3x3 for 64 channels. A longer one adds to the result less often.
+// The depth of a product: all taps of 3x3 for 64 channels. A deeper product would add to the result
+// less often.
 constexpr int64_t kDepth = 576;
-// Pixels from which on it pays to pack the kernel ahead, for all tiles.
+// With this many pixels, packing the kernel ahead, for all tiles, saves time.
 constexpr int64_t kPackPixels = 256;
-// Steps of depth that a product of a tile takes longer than its depth.
+// The fixed cost of a product of a tile, in steps of depth.
 constexpr int64_t kTileSteps = 8;
 
 // Images whose samples are added to the columns: by the weights of the value, m w, or by those of
@@ -137,16 +138,16 @@ struct ForwardPass {
     return Max(1, Min(problem.offset_groups, Min(fit, common)));
   }
 
-  // Of about equal number in each step.
+  // The taps of a step. All steps have about the same number of taps.
   int64_t BlockTaps() const {
     const int64_t most = Max(1, kDepth / blocks.most_channels());
     return CeilDiv(problem.taps(), CeilDiv(problem.taps(), most));
   }
 
-  // Whether a product for each tap, of the pixels whose sample lies within the image, takes less
-  // time than one for all. Not decided by the samples, of which each tile has others: results must
-  // not depend on how pixels are divided. Offsets of a pixel or two, as trained ones are, move out
-  // of the image about as many samples as it has pixels in a row and a column.
+  // Whether one product for each tap, of the pixels whose sample lies within the image, takes less
+  // time than one product for all taps. Sizes decide, and not samples: samples differ from tile to
+  // tile, and results must not depend on how pixels are divided. Trained offsets are a pixel or two
+  // long, and move about as many samples out of the image as a row and a column have pixels.
   bool ZerosPay() const {
     const int64_t depth = Min(blocks.most_channels(), problem.group_channels());
     return depth * (problem.height + problem.width) > kTileSteps * problem.image_pixels();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What one thread does in a forward pass: for a tile of output pixels, a block of channels and some
-// taps at a time, it writes sampled columns to cache and multiplies them with the kernel there.
+// The work of one thread in a forward pass. For a tile of output pixels, a block of channels and
+// some taps at a time, the thread writes sampled columns to cache and multiplies the columns with
+// the kernel.
 #ifndef JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_TILE_H_
 #define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_TILE_H_
 
@@ -92,10 +93,10 @@ class ForwardTile {
     }
   }
 
-  // Whether columns are those of all samples, one after the other, and need no list.
+  // Whether the step has the columns of all samples in order, and needs no list.
   bool InOrder() const { return !pass_.skip_zeros && pass_.TapSteps() == 1; }
 
-  // Lists all columns in the order [pixel][tap]; returns their number.
+  // Lists all columns in the order [pixel][tap]; returns the number of columns.
   int64_t ReadAll(Range taps) const {
     int32_t* read = reads_;
     for (int64_t i = 0; i < pixels_.size(); ++i) {
@@ -105,7 +106,7 @@ class ForwardTile {
     return read - reads_;
   }
 
-  // Lists those that are not zero in the order [tap][pixel]; returns their number.
+  // Lists the columns that are not zero in the order [tap][pixel]; returns the number of columns.
   int64_t ReadInside(Range taps) const {
     int64_t columns = 0;
     for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
@@ -121,7 +122,7 @@ class ForwardTile {
     return columns;
   }
 
-  // Writes the channels of the block that offset group `group` has.
+  // Writes the channels that the block and offset group `group` have in common.
   void SampleGroup(int64_t columns, const ChannelBlock& block, int64_t group,
                    const ColumnProduct<T, E>& product) const {
     const int64_t stride = block.channels.size();
@@ -136,14 +137,14 @@ class ForwardTile {
     });
   }
 
-  // Where the columns of one offset group are written.
+  // The destination of the columns of one offset group.
   struct Target {
     int64_t group, first_channel, channels;
     E* columns;
     int64_t stride;
   };
 
-  // Alone, the loop has the registers that it needs.
+  // A function of its own gives the loop the registers that the loop needs.
   template <bool kAdd, int kWidth>
   __attribute__((noinline)) void Sample(int64_t columns, const Target& target,
                                         const ColumnSource<T, E>& source) const {
@@ -202,13 +203,13 @@ class ForwardTile {
     }
   }
 
-  // The columns from `row` on, packed: the channels of a piece.
+  // The channels of a piece in the packed columns from `row` on.
   const Element* ColumnsOf(const ChannelBlock& block, const Piece& piece, int64_t row) const {
     const int64_t first = piece.channels.begin - block.channels.begin;
     return reinterpret_cast<const Element*>(columns_ + row * block.channels.size() + first);
   }
 
-  // Columns in the order [pixel][tap]: a product of all taps.
+  // Multiplies columns in the order [pixel][tap], by one product of all taps.
   void MultiplyPixels(const ChannelBlock& block, const Piece& piece, int64_t taps,
                       const Element* panel, const ResultMatrix<A>& sums) const {
     const int64_t channels = block.channels.size() / Packed<E>::kDepth;
@@ -221,7 +222,7 @@ class ForwardTile {
     MultiplyPanel<E, false, true>(pixels_.size(), columns, panel, {sums.data, sums.stride}, sums);
   }
 
-  // Columns in the order [tap][pixel]: a product for each tap.
+  // Multiplies columns in the order [tap][pixel], by one product for each tap.
   void MultiplyTaps(const ChannelBlock& block, const Piece& piece, int64_t taps,
                     const Element* panel, ResultMatrix<A> sums) const {
     const int64_t channels = block.channels.size() / Packed<E>::kDepth;
@@ -255,9 +256,9 @@ class ForwardTile {
   E* columns_;           // of a step: [tile pixels, taps, channels], or some of them
   Element* panel_;       // [taps, channels, kPanel] of a step
   E* zeros_;             // [channels] of a block
-  int32_t* reads_;       // [columns]: the sample of each
-  int32_t* rows_;        // [columns]: the pixel of the tile that each is of
-  int32_t* first_rows_;  // [taps + 1]: where those of each tap begin
+  int32_t* reads_;       // [columns]: the sample of each column
+  int32_t* rows_;        // [columns]: the pixel of the tile that each column belongs to
+  int32_t* first_rows_;  // [taps + 1]: the first column of each tap
   A* sums_;              // [tile pixels, O]: the result itself, unless it is narrower
   int64_t scratch_bytes_;
 };

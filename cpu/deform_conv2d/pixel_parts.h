@@ -12,13 +12,14 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Parts that are visited together: a phase has about so many for each block of channels, where
-// images are large enough.
+// A phase visits several parts together: about this many for each block of channels, if images are
+// large enough.
 constexpr int64_t kPartsOfBlocks = 32;
-// Output rows of a part, at least: the samples of a part reach about a dozen rows beyond.
+// The fewest output rows of a part. The samples of a part reach about a dozen rows beyond the part.
 constexpr int64_t kPartRows = 7;
-// What the parts of a phase share fits in so much, and so do their own sums of the gradient of x,
-// or those of one part. With little memory, tests see small problems divided like large ones.
+// kPhaseBytes bounds the memory that the parts of a phase share. kPartSumsBytes bounds the parts'
+// own sums of the gradient of x, unless one part alone needs more. A build with little memory lets
+// tests see small problems that are divided like large ones.
 #if defined(JAX_DCN_LITTLE_MEMORY)
 constexpr int64_t kPhaseBytes = 64 << 10, kPartSumsBytes = 8 << 10;
 #else

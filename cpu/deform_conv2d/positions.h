@@ -35,7 +35,7 @@ class TapCursor {
   }
 
  private:
-  // Without a division, which would take as long as all else for a kernel of one tap.
+  // The next tap. A division would take as long as all other work for a kernel of one tap.
   JAX_DCN_INLINE void NextPixel() {
     index_ += (problem_.offset_groups - 1) * problem_.taps();
     output_.w += problem_.geometry.strides[1];
@@ -43,7 +43,7 @@ class TapCursor {
     h_ = output_.h, w_ = output_.w, tap_y_ = 0;
   }
 
-  // Goes to the first tap of an output pixel; `pixel_` is the first pixel of the same output row.
+  // Moves to the first tap of an output pixel. `pixel_` is the first pixel of the same output row.
   void Begin(int64_t pixel) {
     out_x_ = pixel % problem_.out_width, pixel_ = pixel - out_x_;
     output_ = OutputPixelAt(problem_, pixel);

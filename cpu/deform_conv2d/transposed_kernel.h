@@ -12,7 +12,7 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Position in the kernel of channel `c` of a piece, and the first feature of its group.
+// The position in the kernel of channel `c` of a piece and of the first feature of its group.
 inline int64_t KernelIndex(const DeformConv2dProblem& problem, const Piece& piece, int64_t tap,
                            int64_t c) {
   const int64_t group_channels = problem.group_channels();
@@ -39,7 +39,7 @@ class TransposedKernel {
     packed_ = arena.Take<Element>(size);
   }
 
-  // Items that pack it, if that is wanted.
+  // The items that pack the kernel; none if no gradient needs the kernel.
   auto Packing(bool wanted) {
     const int64_t taps = problem_.taps();
     if (wanted) offsets_[0] = 0;

@@ -30,7 +30,7 @@ void Pause() {
 #endif
 }
 
-// Waits for a condition that should soon be true, and says whether it is.
+// Waits for a condition that should soon be true. Returns whether the condition is true.
 template <typename F>
 bool SpinUntil(const F& condition) {
   constexpr int kYields = 64, kPauses = 64;  // about a tenth of a millisecond
@@ -42,7 +42,8 @@ bool SpinUntil(const F& condition) {
   return false;
 }
 
-// Shared by the caller and its helpers. A helper that starts late finds no items and lets go.
+// A loop, which the caller and the helpers share. A helper that starts late finds no items, and
+// drops the loop.
 class Loop {
  public:
   Loop(int64_t items, int64_t workers, size_t scratch_bytes, Executor::Body body,
@@ -61,7 +62,7 @@ class Loop {
       body_(context_, item, scratch);
     }
     if (finished > 0 && finished_.fetch_add(finished) + finished == items_) {
-      // The lock orders this after the caller's check, so that it cannot miss the signal.
+      // The lock orders the signal after the caller's check, so the caller cannot miss the signal.
       std::lock_guard<std::mutex> lock(mutex_);
       all_finished_.notify_all();
     }
@@ -73,7 +74,7 @@ class Loop {
       std::unique_lock<std::mutex> lock(mutex_);
       all_finished_.wait(lock, all_finished);
     }
-    scratch_.reset();  // whoever still holds this loop has no use for it
+    scratch_.reset();  // a helper that still holds this loop has no use for the memory
   }
 
  private:
@@ -92,7 +93,7 @@ class Loop {
 // The caller's helpers, and the loop that they work on.
 class Executor::Team {
  public:
-  // Starts a loop, and returns how many of the helpers that it wants are missing.
+  // Starts a loop. Returns how many helpers the loop lacks.
   int64_t Begin(std::shared_ptr<Loop> loop, int64_t helpers) {
     std::lock_guard<std::mutex> lock(mutex_);
     loop_ = std::move(loop);
@@ -102,7 +103,7 @@ class Executor::Team {
     return missing;
   }
 
-  // What a helper does: loop after loop, until none comes.
+  // The work of a helper: loop after loop, until no loop comes.
   void Help() {
     int64_t seen = 0;
     while (SpinUntil([&] { return loops_.load() != seen; })) {

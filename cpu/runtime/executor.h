@@ -10,7 +10,7 @@
 
 namespace jax_dcn {
 
-// The part of XLA's thread pool that we use.
+// The functions of XLA's thread pool that the executor calls.
 class ThreadPool {
  public:
   virtual ~ThreadPool() = default;
@@ -18,8 +18,8 @@ class ThreadPool {
   virtual void Schedule(std::function<void()> task) = 0;
 };
 
-// The loops of one call. Between them its helpers wait a little while: to wake a thread takes as
-// long as a short loop.
+// Runs the loops of one call. Between two loops the helpers wait for a little while, because waking
+// a thread takes as long as a short loop.
 class Executor {
  public:
   // Uses at most `workers` threads, the caller among them.
@@ -29,12 +29,13 @@ class Executor {
 
   int64_t workers() const { return workers_; }
 
-  // A loop body: `context` is the caller's, `scratch` is 64-byte aligned and the worker's own.
+  // A loop body. `context` belongs to the caller. `scratch` belongs to the worker, and is aligned
+  // to 64 bytes.
   using Body = void (*)(const void* context, int64_t item, char* scratch);
 
-  // Calls `body` once for each item in [0, items), and returns when all calls have. The caller
-  // takes items itself and never waits for a thread that has not started, so that a busy pool, a
-  // pool of one, and a caller that is one of the pool's threads are no danger.
+  // Calls `body` once for each item in [0, items), and returns when all calls have returned. The
+  // caller takes items as well, and never waits for a thread that has not started. A busy pool, a
+  // pool of one thread, and a caller that is a thread of the pool therefore cause no deadlock.
   void For(int64_t items, size_t scratch_bytes, Body body, const void* context);
 
  private:

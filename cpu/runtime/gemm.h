@@ -12,7 +12,7 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Columns of a panel: those that one tile of C covers.
+// The columns of a panel: as many as one tile of C covers.
 template <typename A>
 constexpr int64_t kPanel = kTileVectors * kLanes<A>;
 
@@ -20,16 +20,17 @@ constexpr int64_t kPanel = kTileVectors * kLanes<A>;
 template <typename E>
 struct LeftMatrix {
   const typename Packed<E>::Element* data;
-  int64_t stride;  // from row to row, or, transposed, from one step of depth to the next
+  int64_t stride;  // from row to row; of a transposed matrix, from one step of depth to the next
   int64_t segment_depth;
-  // Where its rows are, if they are not all, one after the other. Transposed, where it is always
-  // given: which row of the panel each element of depth is multiplied by.
+  // The indices of the rows in `data`. Null means that the rows follow each other. A transposed
+  // matrix always has indices: the row of the panel by which each step of depth is multiplied.
   const int32_t* indices = nullptr;
-  // Its depth may lie in equal segments, a constant step apart.
+  // The depth may lie in equal segments, with a constant step from one segment to the next.
   int64_t segments = 1, segment_step = 0;
 };
 
-// What a product is added to: the result itself, or with a stride of 0 a row that stands for all.
+// The matrix that a product is added to: the result itself, or with a stride of 0 one row that
+// stands for all rows.
 template <typename A>
 struct BaseMatrix {
   const A* data;
@@ -41,7 +42,7 @@ struct ResultMatrix {
   A* data;
   int64_t stride;
   int64_t columns;                   // of this panel, at most kPanel
-  const int32_t* indices = nullptr;  // of the rows, if they are not all, one after the other
+  const int32_t* indices = nullptr;  // of the rows; null if the rows follow each other
 };
 
 // A panel of packed elements or, for a transposed left matrix, of rows: [depth, kPanel].
@@ -49,7 +50,7 @@ template <typename E, bool kTransposed>
 using PanelElement = typename std::conditional<kTransposed, typename Packed<E>::Row,
                                                typename Packed<E>::Element>::type;
 
-// What step `k` of depth is multiplied by: vector `j` of a row of the panel.
+// The factor of step `k` of depth: vector `j` of a row of the panel.
 template <typename E, bool kTransposed>
 JAX_DCN_INLINE auto LoadRight(const PanelElement<E, kTransposed>* panel, const int32_t* indices,
                               int64_t k, int64_t j) {
@@ -98,7 +99,7 @@ constexpr int kFactors =
 
 template <typename Element, int kCount>
 struct Factors {
-  // Read as one value: GCC takes a copied one apart.
+  // The elements are read as one value, because GCC takes a copied struct apart.
   typedef Element Unaligned
       __attribute__((vector_size(kCount * sizeof(Element)), aligned(sizeof(Element)), may_alias));
   const Vector<Element, kCount * sizeof(Element)> vector;
@@ -178,7 +179,7 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<E>& a,
   using Element = typename Packed<E>::Element;
   int64_t rows[kRows];
   for (int i = 0; i < kRows; ++i) rows[i] = c.indices == nullptr ? i : c.indices[i];
-  // The result is needed last, and may be far away.
+  // The result is fetched early, because it may lie in memory and the products take a while.
   for (int i = 0; i < kRows; ++i) __builtin_prefetch(c.data + rows[i] * c.stride, 1);
   Vector<A> sums[kRows][kVectors];
 #pragma GCC unroll 16
@@ -214,7 +215,7 @@ __attribute__((noinline)) void MultiplyTile(const LeftMatrix<E>& a,
   }
 }
 
-// Chooses the tile of so many rows.
+// Chooses the tile of this many rows.
 template <typename E, bool kTransposed, int kVectors, int kRows = kTileRows,
           typename A = typename Packed<E>::Sum>
 JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<E>& a,
@@ -228,8 +229,8 @@ JAX_DCN_INLINE void MultiplyRows(int64_t rows, const LeftMatrix<E>& a,
 
 // C[rows, columns] = base[rows, columns] + A[rows, depth] panel[depth, kPanel]
 //
-// In tiles of about equal size: one of few rows takes nearly as long as a full one.
-// `kFetchNext`: the panel that follows in memory comes next; parts of it are fetched meanwhile.
+// Tiles have about equal size, because a tile of few rows takes nearly as long as a full tile. With
+// `kFetchNext`, the product fetches parts of the panel that follows in memory.
 template <typename E, bool kTransposed, bool kFetchNext = false,
           typename A = typename Packed<E>::Sum>
 void MultiplyPanel(int64_t rows, LeftMatrix<E> a, const PanelElement<E, kTransposed>* panel,
@@ -289,7 +290,8 @@ JAX_DCN_INLINE BFloat16* PackRows(const BFloat16* rows_data, int64_t rows, int64
   return panel;
 }
 
-// The same of pairs of rows: of each column, the elements of two neighbouring rows. `rows` is even.
+// Copies pairs of rows likewise: of each column, the elements of two neighbouring rows. `rows` is
+// even.
 JAX_DCN_INLINE Pair* PackRows(const BFloat16* rows_data, int64_t rows, int64_t stride,
                               int64_t columns, Pair* panel) {
   constexpr int64_t kColumns = kPanel<float>, kStep = kLanes<float>;
@@ -320,7 +322,7 @@ JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stri
   return panel;
 }
 
-// The same of pairs of columns, which become pairs of rows. `depth` is even.
+// Transposes pairs of columns likewise, which become pairs of rows. `depth` is even.
 JAX_DCN_INLINE Pair* PackTransposed(const BFloat16* rows_data, int64_t depth, int64_t stride,
                                     int64_t columns, Pair* panel) {
   for (int64_t k = 0; k < depth; k += 2, panel += kPanel<float>) {

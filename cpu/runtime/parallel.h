@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Loops over items, and the memory that they work in.
+// Loops over items, and the memory of the items.
 #ifndef JAX_DCN_CPU_RUNTIME_PARALLEL_H_
 #define JAX_DCN_CPU_RUNTIME_PARALLEL_H_
 
@@ -32,7 +32,7 @@ struct Items {
 template <typename F>
 Items(int64_t, F) -> Items<F>;
 
-// Loops that do not depend on each other, as one: the items of the first, then those of the next.
+// Runs loops that do not depend on each other as one loop: the items of the first loop come first.
 template <typename... F>
 void ParallelForAll(Executor& executor, size_t scratch_bytes, const Items<F>&... loops) {
   ParallelFor(executor, (loops.count + ...), scratch_bytes, [&](int64_t item, char* scratch) {
@@ -40,7 +40,8 @@ void ParallelForAll(Executor& executor, size_t scratch_bytes, const Items<F>&...
   });
 }
 
-// Makes a template argument of a condition: calls `f` with a value whose type has it as `value`.
+// Makes a template argument of a condition: calls `f` with an object whose type holds the condition
+// as `value`.
 template <bool kValue>
 struct Flag {
   static constexpr bool value = kValue;
@@ -51,7 +52,7 @@ void WithFlag(bool flag, const F& f) {
   flag ? f(Flag<true>{}) : f(Flag<false>{});
 }
 
-// Hands out parts of a piece of memory, or counts what would be needed.
+// Hands out parts of a piece of memory. Without memory, counts the bytes that the parts need.
 class Arena {
  public:
   explicit Arena(char* memory = nullptr) : memory_(memory) {}
@@ -70,7 +71,7 @@ class Arena {
   int64_t bytes_ = 0;
 };
 
-// Memory of one call, shared by its threads.
+// The memory of one call, which the threads of the call share.
 class Shared {
  public:
   explicit Shared(int64_t bytes) : memory_(new char[bytes + 64]) {}
