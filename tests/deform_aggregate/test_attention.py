@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`ms_deform_attn` equals the published formula, and treats its edges as the published kernel does."""
 
+import functools
 import re
 
 import jax
@@ -48,6 +49,16 @@ def test_values_and_gradients_equal_the_published_formula(channels):
     np.testing.assert_allclose(actual, expected.detach().numpy(), atol=1e-12)
     for gradient, wanted in zip(vjp(jnp.asarray(cotangent)), gradients, strict=True):
         np.testing.assert_allclose(gradient, wanted.numpy(), atol=1e-11)
+
+
+def test_native_equals_xla_along_every_tangent():
+    inputs, results = arrays(), []
+    tangents = [np.random.default_rng(2).normal(size=array.shape) for array in inputs]
+    for implementation in ("native", "xla"):
+        f = functools.partial(ms_deform_attn, spatial_shapes=SHAPES, implementation=implementation)
+        results.append(jax.jvp(f, inputs, tuple(tangents)))
+    for native, xla in zip(*results, strict=True):
+        np.testing.assert_allclose(native, xla, atol=1e-11)
 
 
 def test_points_that_differ_by_level_follow_each_other():
