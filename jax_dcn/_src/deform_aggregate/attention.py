@@ -116,6 +116,8 @@ def _check_value(value: jax.Array, shapes: tuple[tuple[int, int], ...]) -> None:
             f"value must be [..., S, M, D] with the S={pixels} pixels of spatial_shapes={shapes}, "
             f"got shape {value.shape}."
         )
+    if not all(value.shape[-2:]):
+        raise ValueError(f"value must have heads and channels, got shape {value.shape}.")
 
 
 def _flat_samples(
