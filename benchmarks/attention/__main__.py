@@ -15,12 +15,12 @@ from benchmarks.attention.cases import CASES, case
 from benchmarks.attention.engines import ENGINES, GATHER, OURS, XLA
 from benchmarks.timing import machine
 
-# What the memory is measured of.
+# The programs whose memory is measured.
 MEMORY = ("A1", "training", "float32")
 
 
 def run(names, engines, threads, rounds: int) -> dict:
-    """What the report is made of."""
+    """The rows that the report shows."""
     results: dict = {"machine": machine(), "times": [], "memory": {}}
     for count in threads:
         workers, results["versions"], results["left_out"] = measure.start(engines, count)

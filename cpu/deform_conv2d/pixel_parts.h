@@ -26,8 +26,9 @@ constexpr int64_t kPhaseBytes = 64 << 10, kPartSumsBytes = 8 << 10;
 constexpr int64_t kPhaseBytes = 12 << 20, kPartSumsBytes = 32 << 20;
 #endif
 
-// A phase is some parts: those of several images, or some of one. A part is whole images or a part
-// of one, in strips of equal size. A strip is what one thread multiplies at once.
+// A phase is several parts: the parts of several images, or some parts of one image. A part is
+// whole images, or some pixels of one image, in strips of equal size. A strip is the pixels that
+// one thread multiplies at once.
 class PixelParts {
  public:
   PixelParts(const DeformConv2dProblem& problem, int64_t blocks, int64_t pixel_bytes,

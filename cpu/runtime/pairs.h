@@ -146,7 +146,7 @@ JAX_DCN_INLINE float AddFlushed(float sum, BFloat16 a, BFloat16 b) {
   return Flushed(std::fma(Flushed(ToFloat(a)), Flushed(ToFloat(b)), Flushed(sum)));
 }
 
-// What the instruction computes in each lane: two fused multiply-adds, of the second elements and
+// The instruction's result in each lane: two fused multiply-adds, of the second elements and
 // then of the first.
 JAX_DCN_INLINE float ModelOfProduct(float sum, Pair a, Pair b) {
   return AddFlushed(AddFlushed(sum, a.second, b.second), a.first, b.first);

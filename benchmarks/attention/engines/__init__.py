@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is compared, as in `benchmarks.cpu.engines`: modules with `version` and `prepare`.
+"""The engines to compare, as in `benchmarks.cpu.engines`: modules with `version` and `prepare`.
 
 The results are y and, in training, the gradients of value, locations and weights.
 """

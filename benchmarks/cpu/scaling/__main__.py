@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print("modelled speed-up on so many cores (a model: no core but those of the check is real)")
+    print("modelled speed-up by number of cores (only the cores of the check are real)")
     print(f"{'cores':16}", *(f"{n:6}" for n in options.cores), f"  {here}: modelled, measured")
     with tempfile.TemporaryDirectory() as folder:
         program = Program(options.instruction_set, pathlib.Path(folder))

@@ -19,7 +19,7 @@ class Loop:
 
     @staticmethod
     def least(loops: Sequence["Loop"]) -> "Loop":
-        """Of the same loop in several calls, the least times."""
+        """The least time of each item over several calls of one loop."""
         items = zip(*(loop.items for loop in loops), strict=True)
         return Loop(min(loop.before for loop in loops), *map(min, items))
 

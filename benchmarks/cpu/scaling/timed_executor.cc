@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // An executor that runs every loop on the calling thread, in order, and prints what took how long:
 // for each call a line "loops", and for each loop of the call a line with the nanoseconds since the
-// last loop and those of each item. The last loop has no items: only what followed the loops.
+// last loop and the times of each item. The last entry has no items: it is the time after all
+// loops.
 //
 // Linked in the place of cpu/runtime/executor.cc.
 #include <chrono>
