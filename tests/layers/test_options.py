@@ -161,7 +161,7 @@ def test_options_are_checked_when_the_pool_is_made(options, message):
         LinenPool(**options)
 
 
-@pytest.mark.parametrize("name", ["stride", "dilation", "groups", "deform_groups"])
+@pytest.mark.parametrize("name", ["stride", "dilation", "groups", "pad", "deform_groups"])
 def test_names_of_other_libraries_are_translated(name):
     makers = [
         lambda **options: DeformConv(4, 6, 3, **options, rngs=nnx.Rngs(0)),
@@ -182,6 +182,10 @@ def test_calls_that_do_not_fit_name_the_argument():
         (lambda: layer(X[..., 1:]), "for in_features=4, got shape (2, 7, 6, 3)"),
         (lambda: layer(X, offset), "offset is predicted by the layer"),
         (lambda: layer(X, guide=X[:, 1:]), "guide must have the size of x"),
+        (
+            lambda: layer(X, guide=jnp.ones((*X.shape[:-1], 7))),
+            "the channels that guide_features gives",
+        ),
         (lambda: taking(X), "offset is required"),
         (lambda: taking(X, offset, offset[..., 0]), "modulated=False"),
         (lambda: taking.offset_and_mask(X), "offset_branch=False"),

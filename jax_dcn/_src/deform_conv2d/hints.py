@@ -13,6 +13,7 @@ ARGUMENTS = {
     "dilation": "kernel_dilation",
     "groups": "feature_group_count",
     "weight": "kernel",
+    "pad": "padding",
 }
 OPTIONS = ARGUMENTS | {
     "in_channels": "in_features",

@@ -133,10 +133,12 @@ def _check_guide(layer: DeformConvOptions, x: jax.Array, guide: jax.Array | None
             raise ValueError("guide is required in a layer with guide_features.")
         return
     guide = arguments.array("guide", guide, "[..., H, W, guide_features]")
-    channels = layer.guide_features or guide.shape[-1]
+    # A layer of Flax NNX knows its channels. A layer of Flax Linen learns them from the guide.
+    channels = layer.guide_features or getattr(layer, "in_features", guide.shape[-1])
     if not fits(guide.shape, (*x.shape[:-1], channels)):
         raise ValueError(
-            f"guide must have the size of x: expected {(*x.shape[:-1], channels)}, got {guide.shape}."
+            f"guide must have the size of x and the channels that guide_features gives: expected "
+            f"{(*x.shape[:-1], channels)}, got {guide.shape}."
         )
 
 
