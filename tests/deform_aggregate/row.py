@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jax_dcn import deform_aggregate, grid_sample, ms_deform_attn, reference
 from tests.deform_aggregate import refusals
 from tests.deform_aggregate.cases import ARGUMENTS, CASES, AggregateCase
 from tests.laws import loops
-from tests.laws.operator import Free, Operator, Spot
+from tests.laws.operator import Free, Operator, Spot, Spread
 
 CASE = {case.name: case for case in CASES}
 
@@ -87,6 +88,10 @@ def free_grid(implementation: str) -> Callable:
     return functools.partial(grid_sample, padding_mode="reflection", implementation=name)
 
 
+SPREAD = AggregateCase("spread", 4, ((3, 4), (2, 3)), (1, 3), 8, 2, 6)
+QUERIES = dict(positions=P(None, "data"), weights=P(None, "data"))
+GROUPS = dict.fromkeys(ARGUMENTS, P(None, None, "model"))
+
 OPERATOR = Operator(
     name="deform_aggregate",
     call=deform_aggregate,
@@ -118,6 +123,26 @@ OPERATOR = Operator(
     crowd=crowd,
     batched=("x", "positions", "weights"),
     resized=lambda batch: dataclasses.replace(CASE["levels"], batch=batch),
+    spreads=(
+        Spread("images", SPREAD, dict.fromkeys(ARGUMENTS, P("data")), P("data")),
+        Spread("queries", SPREAD, QUERIES, P(None, "data"), summed=("x",)),
+        Spread("groups", SPREAD, GROUPS, P(None, None, "model")),
+        Spread(
+            "channels",
+            dataclasses.replace(SPREAD, groups=1),
+            dict(x=P(None, None, "model")),
+            P(None, None, "model"),
+            summed=("positions", "weights"),
+        ),
+        Spread(
+            "queries_and_groups",
+            SPREAD,
+            dict(x=GROUPS["x"]) | dict.fromkeys(ARGUMENTS[1:], P(None, "data", "model")),
+            P(None, "data", "model"),
+            summed=("x",),
+        ),
+    ),
+    whole=dict(x=P(None, "model"), positions=P(None, None, None, "model")),
     free=(
         Free(
             free_attention,

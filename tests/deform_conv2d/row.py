@@ -6,13 +6,14 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jax_dcn import deform_conv2d, reference
 from jax_dcn._src.deform_conv2d.samples import sampling_positions
 from tests.deform_conv2d import refusals
 from tests.deform_conv2d.cases import ARGUMENTS, CASES, WORKLOADS, Case
 from tests.laws import loops
-from tests.laws.operator import Free, Operator, Spot
+from tests.laws.operator import Free, Operator, Spot, Spread
 
 CASE = {case.name: case for case in CASES}
 
@@ -117,6 +118,10 @@ def free(padding, strides: tuple[int, int], output) -> Free:
     )
 
 
+SPREAD = Case("spread", 4, (6, 5), 8, 12, kernel=(3, 2))
+IMAGES = dict.fromkeys(("x", "offset", "mask"), P("data"))
+FEATURES = dict(kernel=P(None, None, None, "model"), bias=P("model"))
+
 OPERATOR = Operator(
     name="deform_conv2d",
     call=deform_conv2d,
@@ -162,4 +167,9 @@ OPERATOR = Operator(
         free("same_lower", (2, 3), lambda size, stride: -(-size // stride)),
         free(((1, 1), (0, 1)), (1, 1), lambda size, stride: size),
     ),
+    spreads=(
+        Spread("images", SPREAD, IMAGES, P("data"), summed=("kernel", "bias")),
+        Spread("features", SPREAD, FEATURES, FEATURES["kernel"], summed=("x", "offset", "mask")),
+    ),
+    whole=dict(x=P(None, "model"), offset=P(None, None, "model")),
 )

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jax_dcn import deform_roi_align, deform_roi_pool, reference
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from tests.deform_roi_pool import refusals
 from tests.deform_roi_pool.cases import ARGUMENTS, CASES, RoICase
 from tests.laws import loops
-from tests.laws.operator import Free, Operator, Spot
+from tests.laws.operator import Free, Operator, Spot, Spread
 
 CASE = {case.name: case for case in CASES}
 
@@ -79,6 +80,10 @@ def free(function: Callable, **options) -> Free:
     )
 
 
+SPREAD = RoICase("spread", 2, (6, 7), 4, 8, 2, samples=2)
+REGIONS = dict.fromkeys(ARGUMENTS[1:], P("data"))
+FEATURES = dict(x=P(None, None, None, "model"))
+
 OPERATOR = Operator(
     name="deform_roi_pool",
     call=deform_roi_pool,
@@ -110,5 +115,10 @@ OPERATOR = Operator(
     crowd=crowd,
     batched=("rois", "offset", "mask"),
     resized=lambda regions: dataclasses.replace(CASE["pool"], regions=regions),
+    spreads=(
+        Spread("regions", SPREAD, REGIONS, P("data"), summed=("x",)),
+        Spread("features", SPREAD, FEATURES, FEATURES["x"], summed=("offset", "mask")),
+    ),
+    whole=dict(x=P("model")),
     free=(free(deform_roi_pool, output_dim=4, trans_std=0.1), free(deform_roi_align)),
 )

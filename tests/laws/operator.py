@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 
 class Case(Protocol):
@@ -43,6 +44,20 @@ class Free:
     function: Callable[[str], Callable]  # `function(implementation)`, a function of the arrays.
     shapes: Callable[..., tuple]  # The shapes of the arrays, for sizes by name.
     sizes: tuple[dict[str, int], ...]  # Sizes to run with.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spread:
+    """Arrays that are split over devices so that nothing is sent but sums of gradients."""
+
+    name: str
+    case: Case
+    split: dict[str, PartitionSpec]  # Argument -> how the argument is split.
+    result: PartitionSpec  # How `y` is split.
+    summed: tuple[str, ...] = ()  # Arguments whose gradients are sums over the devices.
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +104,8 @@ class Operator:
     batched: tuple[str, ...]  # Arguments whose first axis has the size given to `resized`.
     resized: Callable[[int], Case]
     free: tuple[Free, ...]
+    spreads: tuple[Spread, ...]
+    whole: dict[str, PartitionSpec]  # Argument -> a split of an axis that samples cross.
 
     def __str__(self) -> str:
         return self.name

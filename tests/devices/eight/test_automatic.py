@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`deform_conv2d` on several devices, its arrays spread over them by `jit`: what they send each other.
+"""`deform_conv2d` on several devices, split by `jit` along channels, groups and several axes at once.
 
 Each case compiles a program and reads its collectives, since numbers come out right without any
 splitting, too: everything is gathered then, and a device more makes nothing faster.
@@ -26,31 +26,6 @@ def run(f, placed, alone) -> tuple[list[Collective], list[P]]:
     return collectives(program), [spec_of(result) for result in jax.tree.leaves(results)]
 
 
-def test_splitting_the_batch_needs_no_communication(implementation):
-    sent, (spec,) = run(operator(PLAIN, implementation), place(PLAIN, **IMAGES), PLAIN.arrays())
-    assert sent == [] and spec == P("data")
-
-
-def test_gradients_of_a_split_batch_are_one_all_reduce(implementation):
-    sent, specs = run(gradients(PLAIN, implementation), place(PLAIN, **IMAGES), PLAIN.arrays())
-    (sums,) = sent
-    assert sums.kind == "all-reduce" and sums.shapes == ((3, 2, 8, 12), (12,))
-    assert specs == [P("data"), P(), P("data"), P("data"), P()]
-
-
-def test_splitting_the_output_channels_needs_no_communication(implementation):
-    sent, (spec,) = run(operator(PLAIN, implementation), place(PLAIN, **FEATURES), PLAIN.arrays())
-    assert sent == [] and spec == P(None, None, None, "model")
-
-
-def test_gradients_of_split_output_channels_sum_those_of_the_images_alone():
-    sent, specs = run(gradients(PLAIN), place(PLAIN, **FEATURES), PLAIN.arrays())
-    (sums,) = sent
-    assert sums.kind == "all-reduce"
-    assert sums.shapes == ((4, 6, 5, 8), (4, *PLAIN.output, 1, 6, 2), (4, *PLAIN.output, 1, 6))
-    assert specs == [P(), P(None, None, None, "model"), P(), P(), P("model")]
-
-
 def test_batch_and_output_channels_split_at_once():
     placed = place(PLAIN, **IMAGES, **FEATURES)
     sent, (spec,) = run(operator(PLAIN), placed, PLAIN.arrays())
@@ -58,15 +33,6 @@ def test_batch_and_output_channels_split_at_once():
     sent, _ = run(gradients(PLAIN), placed, PLAIN.arrays())
     assert {c.kind for c in sent} == {"all-reduce"}
     assert {c.shapes[0] for c in sent} == {(1, 6, 5, 8), (3, 2, 8, 6)}
-
-
-@pytest.mark.parametrize(
-    "specs", [IMAGES, FEATURES, IMAGES | FEATURES], ids=["batch", "out", "both"]
-)
-def test_tangents_split_as_the_operator_does(specs):
-    tangent = lambda *arrays: jax.jvp(operator(PLAIN), arrays, arrays)
-    sent, splits = run(tangent, place(PLAIN, **specs), PLAIN.arrays())
-    assert sent == [] and len(set(splits)) == 1 and splits[0] != P()
 
 
 def test_split_input_channels_are_summed_like_a_matrix_product():
@@ -106,11 +72,6 @@ def test_groups_that_do_not_divide_are_gathered():
     groups = P(None, None, None, "model")
     sent, _ = run(operator(case), place(case, x=groups, kernel=groups), case.arrays())
     assert {c.kind for c in sent} == {"all-gather"}
-
-
-def test_rows_of_the_image_are_gathered():
-    sent, _ = run(operator(PLAIN), place(PLAIN, x=P(None, "model")), PLAIN.arrays())
-    assert [c.kind for c in sent] == ["all-gather"] and sent[0].shapes == ((4, 6, 5, 8),)
 
 
 @pytest.mark.parametrize(
