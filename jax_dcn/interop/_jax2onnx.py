@@ -60,6 +60,57 @@ class DeformConv(plugin_system.PrimitiveLeafPlugin):
         _bind(ctx, eqn, y)
 
 
+class DeformAggregate(plugin_system.PrimitiveLeafPlugin):
+    """`deform_aggregate` as a GridSample node for each map, and the weighted sums of its samples."""
+
+    def lower(self, ctx: Any, eqn: Any) -> None:
+        """Appends the nodes that compute `eqn` to the graph of `ctx`."""
+        geometry, (x, positions, weights) = eqn.params["geometry"], eqn.invars
+        _check_maps(geometry)
+        batch, channels = len(x.aval.shape) - 2, x.aval.shape[-1]
+        queries = _axes(ctx, positions, batch, batch + 1)
+        images = _transpose(ctx, _one_batch_axis(ctx, x, batch), (0, 2, 1))
+        places = _transpose(ctx, _one_batch_axis(ctx, positions, batch), (0, 2, 1, 3, 4))
+        factors = None
+        if weights.aval.shape[-1]:  # Weights without samples are no weights.
+            factors = _transpose(ctx, _one_batch_axis(ctx, weights, batch), (0, 2, 1, 3))
+            factors = _cast(ctx, factors, images.dtype)
+        sums, pixel, sample = [], 0, 0
+        # The axes [N, groups] are one batch axis of GridSample.
+        for (height, width), points in zip(geometry.shapes, geometry.points, strict=True):
+            image = _slice(ctx, images, pixel, height * width, axis=2)
+            image = _reshape(ctx, image, [-1, channels // positions.aval.shape[-3], height, width])
+            grid = _slice(ctx, places, sample, points, axis=3)
+            grid = _grid(ctx, grid, (height, width), geometry.unit_square)
+            values = _grid_sample(ctx, image, _reshape(ctx, grid, [-1, *queries, points, 2]))
+            if factors is not None:
+                factor = _slice(ctx, factors, sample, points, axis=3)
+                factor = _reshape(ctx, factor, [-1, 1, *queries, points])
+                values = _node(ctx, "Mul", values, factor, dtype=values.dtype)
+            last = _integers(ctx, 3)
+            sums.append(_node(ctx, "ReduceSum", values, last, dtype=values.dtype, keepdims=0))
+            pixel, sample = pixel + height * width, sample + points
+        y = functools.reduce(lambda a, b: _node(ctx, "Add", a, b, dtype=a.dtype), sums)
+        y = _transpose(ctx, _reshape(ctx, y, [-1, channels, *queries]), (0, 2, 1))
+        if batch != 1:
+            y = _reshape(ctx, y, [*_axes(ctx, x, 0, batch), *queries, channels])
+        _bind(ctx, eqn, y)
+
+
+class Stack(plugin_system.PrimitiveLeafPlugin):
+    """`stack` of newer JAX, which older versions of jax2onnx do not have."""
+
+    def lower(self, ctx: Any, eqn: Any) -> None:
+        """Appends the nodes that compute `eqn` to the graph of `ctx`."""
+        axis = eqn.params["axis"]
+        values = [ctx.get_value_for_var(var) for var in eqn.invars]
+        longer = [
+            _node(ctx, "Unsqueeze", value, _integers(ctx, axis), dtype=value.dtype)
+            for value in values
+        ]
+        _bind(ctx, eqn, _node(ctx, "Concat", *longer, dtype=values[0].dtype, axis=axis))
+
+
 class MaxPool(plugin_system.PrimitiveLeafPlugin):
     """`reduce_window_max` over height and width; jax2onnx pools all four axes, which runs nowhere."""
 
@@ -96,12 +147,65 @@ def register() -> None:
     # jax2onnx 0.17 takes a name from `jax.core` that JAX 0.12 has in `jax.extend.core` only.
     jit.jcore = jax.extend.core
     MaxPool.general = plugin_system.PLUGIN_REGISTRY["reduce_window_max"]
-    for primitive, plugin in (("deform_conv2d", DeformConv), ("reduce_window_max", MaxPool)):
+    plugins = {
+        "deform_conv2d": DeformConv,
+        "deform_aggregate": DeformAggregate,
+        "reduce_window_max": MaxPool,
+    }
+    if "stack" not in plugin_system.PLUGIN_REGISTRY:
+        plugins["stack"] = Stack
+    for primitive, plugin in plugins.items():
         plugin_system.register_primitive(jaxpr_primitive=primitive)(plugin)
 
 
+def _check_maps(geometry: Any) -> None:
+    if geometry.boundary != "padded":
+        raise NotImplementedError(
+            f"ONNX has no GridSample with boundary={geometry.boundary!r}, only with 'padded'."
+        )
+    if not all(isinstance(size, int) for shape in geometry.shapes for size in shape):
+        raise NotImplementedError(
+            "ONNX needs the height and width of a sampled map: give them as numbers in inputs."
+        )
+
+
+def _one_batch_axis(ctx: Any, var: Any, batch: int) -> Any:
+    """The value of `var` with its first `batch` axes merged."""
+    value = ctx.get_value_for_var(var)
+    if batch == 1:
+        return value
+    return _reshape(ctx, value, [-1, *_axes(ctx, var, batch, len(var.aval.shape))])
+
+
+def _axes(ctx: Any, var: Any, start: int, stop: int) -> list[Any]:
+    """Sizes of the axes of `var` from `start` to `stop`, as `_sizes` returns them."""
+    return _sizes(ctx, ctx.get_value_for_var(var), var.aval.shape, range(start, stop))
+
+
+def _slice(ctx: Any, value: Any, start: int, size: int, *, axis: int) -> Any:
+    bounds = (_integers(ctx, number) for number in (start, start + size, axis))
+    return _node(ctx, "Slice", value, *bounds, dtype=value.dtype)
+
+
+def _grid(ctx: Any, positions: Any, size: tuple[int, int], unit_square: bool) -> Any:
+    """Positions as GridSample counts them: (x, y), where -1 and 1 are the outer edges of the map."""
+    factor, shift = np.array([2.0, 2.0]), np.array([-1.0, -1.0])
+    if not unit_square:
+        positions = _node(
+            ctx, "Gather", positions, _integers(ctx, 1, 0), dtype=positions.dtype, axis=4
+        )
+        width_height = np.array(size[::-1])
+        factor, shift = 2 / width_height, 1 / width_height - 1
+    # jax2onnx gives a product the shape of the operands whose shape is known.
+    positions.shape = ir.Shape((None, None, None, None, 2))
+    scaled = _node(
+        ctx, "Mul", positions, _numbers(ctx, factor, positions.dtype), dtype=positions.dtype
+    )
+    return _node(ctx, "Add", scaled, _numbers(ctx, shift, positions.dtype), dtype=positions.dtype)
+
+
 def _node(ctx: Any, name: str, *operands: Any, dtype: Any, **attributes: Any) -> Any:
-    listed = {k: list(v) if isinstance(v, Sequence) else v for k, v in attributes.items()}
+    listed = {k: list(v) if isinstance(v, list | tuple) else v for k, v in attributes.items()}
     value = getattr(ctx.builder, name)(*operands, _outputs=[ctx.fresh_name(name)], **listed)
     value.dtype = dtype
     return value
@@ -146,6 +250,23 @@ def _reshape(ctx: Any, value: Any, sizes: Sequence[Any]) -> Any:
 
 def _integers(ctx: Any, *values: int) -> Any:
     return ctx.bind_const_for_var(object(), np.array(values, np.int64))
+
+
+def _grid_sample(ctx: Any, image: Any, grid: Any) -> Any:
+    return _node(
+        ctx,
+        "GridSample",
+        image,
+        grid,
+        dtype=image.dtype,
+        mode="linear" if ctx.opset >= 20 else "bilinear",
+        padding_mode="zeros",
+        align_corners=0,
+    )
+
+
+def _numbers(ctx: Any, values: np.ndarray, dtype: Any) -> Any:
+    return ctx.bind_const_for_var(object(), values.astype(dtype.numpy()))
 
 
 def _product(sizes: Shape) -> int:

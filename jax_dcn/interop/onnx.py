@@ -33,9 +33,11 @@ def to_onnx(
     opset: int = OPSET,
     **options: Any,
 ) -> Any:
-    """Exports a function or a Flax module; its deformable convolutions become `DeformConv` nodes.
+    """Exports a function or a Flax module, its operators as `DeformConv` and `GridSample` nodes.
 
-    jax2onnx writes all other nodes. Installed by `pip install 'jax-dcn[onnx]'`.
+    `deform_conv2d` becomes a `DeformConv` node. `deform_aggregate`, and with it `ms_deform_attn` and
+    `grid_sample`, becomes a `GridSample` node for each map and a weighted sum of the samples; the
+    sizes of the maps must be known. jax2onnx writes all other nodes. Installed by `pip install 'jax-dcn[onnx]'`.
 
     Args:
       function: A function of arrays, or a module. Derivatives are not exported.
@@ -52,7 +54,8 @@ def to_onnx(
 
     Raises:
       ImportError: without jax2onnx.
-      NotImplementedError: for `boundary="legacy"`, which ONNX does not have.
+      NotImplementedError: for `boundary="legacy"`, which ONNX does not have, and for sampled maps whose
+        height or width is free.
       ValueError: for an `opset` below 19, for `inputs` that are no shapes, and for a model in
         training mode.
 

@@ -110,6 +110,51 @@ def test_any_number_of_batch_axes_and_free_sizes_export(name, modulated):
         np.testing.assert_allclose(run(model, x), y, rtol=1e-5, atol=1e-5)
 
 
+MAPS = ((4, 5), (2, 3))
+ATTENTION = functools.partial(jax_dcn.ms_deform_attn, spatial_shapes=MAPS)
+SAMPLED = {
+    "grid_sample": (jax_dcn.grid_sample, [("n", 8, 9, 4), ("n", 5, 6, 2)], {}),
+    "border": (
+        functools.partial(jax_dcn.grid_sample, padding_mode="border", align_corners=True),
+        [("n", 8, 9, 4), ("n", 5, 6, 2)],
+        {},
+    ),
+    "attention": (ATTENTION, [("n", 26, 2, 3), ("n", "q", 2, 2, 3, 2), ("n", "q", 2, 2, 3)], {}),
+    "opset_19": (ATTENTION, [(1, 26, 2, 3), (1, 7, 2, 2, 3, 2), (1, 7, 2, 2, 3)], dict(opset=19)),
+    "no_batch_axis": (ATTENTION, [(26, 2, 3), ("q", 2, 2, 3, 2), ("q", 2, 2, 3)], {}),
+    "two_batch_axes": (
+        jax.vmap(ATTENTION),
+        [("b", "n", 26, 2, 3), ("b", "n", "q", 2, 2, 3, 2), ("b", "n", "q", 2, 2, 3)],
+        {},
+    ),
+    "not_weighted": (
+        functools.partial(jax_dcn.deform_aggregate, shapes=MAPS, points=(1, 2)),
+        [("n", 26, 6), ("n", "q", 2, 3, 2)],
+        {},
+    ),
+}
+
+
+@exporter
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sums_of_samples_become_grid_sample_nodes(name):
+    f, shapes, options = SAMPLED[name]
+    model = interop.to_onnx(f, shapes, **options)
+    onnx.checker.check_model(model, full_check=True)
+    assert "GridSample" in [node.op_type for node in model.graph.node]
+    for sizes in (dict(b=3, n=2, q=7), dict(b=1, n=3, q=4)):
+        x, *rest = (images(*(sizes.get(size, size) for size in shape)) for shape in shapes)
+        np.testing.assert_allclose(
+            run(model, x, *rest), f(*map(jnp.asarray, (x, *rest))), rtol=1e-5, atol=1e-5
+        )
+
+
+@exporter
+def test_maps_of_free_size_are_refused_in_a_sentence():
+    with pytest.raises(NotImplementedError, match="height and width of a sampled map"):
+        interop.to_onnx(jax_dcn.grid_sample, [(1, "h", "w", 4), (1, 5, 6, 2)])
+
+
 @exporter
 def test_kernels_under_vmap_export():
     random = np.random.default_rng(0)
@@ -249,7 +294,10 @@ def test_the_legacy_boundary_is_not_exported():
         jnp.zeros((1, 4, 4, 1, 1, 2)),
     )
     legacy = functools.partial(jax_dcn.deform_conv2d, boundary="legacy")
-    with pytest.raises(NotImplementedError, match="boundary='legacy'"):
+    sums = functools.partial(jax_dcn.deform_aggregate, shapes=((4, 4),), boundary="legacy")
+    with pytest.raises(NotImplementedError, match="GridSample with boundary='legacy'"):
+        interop.to_onnx(sums, [(1, 16, 2), (1, 3, 1, 5, 2)])
+    with pytest.raises(NotImplementedError, match="DeformConv with boundary='legacy'"):
         interop.to_onnx(legacy, [x, kernel, offset])
 
 
