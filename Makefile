@@ -43,7 +43,7 @@ sanitize: $(ENVIRONMENT)/development
 	$(RUN) tests/native/sanitize.py
 
 fuzz: $(ENVIRONMENT)/development
-	$(RUN) tests/native/fuzz.py --calls 10000
+	$(RUN) tests/native/fuzz.py --calls 1000000 --xla-calls 10000 --optimize 1
 
 soak: $(ENVIRONMENT)/development
 	$(RUN) tests/native/soak.py

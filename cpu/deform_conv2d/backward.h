@@ -96,12 +96,12 @@ class Backward {
   int64_t Allocate(Range wave, A* memory) const {
     int64_t size = 0;
     for (int64_t part = wave.begin; part < wave.end; ++part) {
-      const bool own = IsOwn(part, wave);
-      const Range reach = ReachOf(part);
+      // A pass without samples has no reaches.
+      const Range reach = IsOwn(part, wave) ? ReachOf(part) : Range{0, 0};
       if (memory != nullptr) {
-        pass_.part_sums[part] = own ? memory + size - reach.begin : pass_.x_sums;
+        pass_.part_sums[part] = IsOwn(part, wave) ? memory + size - reach.begin : pass_.x_sums;
       }
-      size += own ? reach.size() : 0;
+      size += reach.size();
     }
     return size;
   }

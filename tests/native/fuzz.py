@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: MIT
 """Calls the CPU's XLA handlers with random arguments, many of them wrong, under address and undefined-
-behaviour sanitizers. Every call must be refused or computed. `python tests/native/fuzz.py --calls 10000`
+behaviour sanitizers. Every call must be refused or computed.
+
+    python tests/native/fuzz.py --calls 100000 --xla-calls 300
+
+The program of fuzz.cc makes thousands of calls a second, and takes XLA's place. XLA itself, which compiles
+each call, makes fifty: they show that both read a call alike.
 
 The folder of each operator beside this file draws the operator's problems.
 """
 
 import argparse
+import collections
 import dataclasses
 import importlib
+import itertools
+import math
 import os
 import pathlib
+import random
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -30,19 +40,25 @@ SANITIZERS = ("libasan.so", "libubsan.so")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-def build(library: pathlib.Path) -> None:
-    """Compiles the handlers into a library of their own, without Python."""
-    flags = "-std=gnu++17 -O0 -g -shared -fPIC -Wno-psabi -fsanitize=address,undefined"
-    checks = "-fsanitize=float-cast-overflow -fno-sanitize-recover=all -DJAX_DCN_ISA=baseline"
+def build(folder: pathlib.Path, optimize: int) -> tuple[pathlib.Path, pathlib.Path]:
+    """Compiles the handlers into a library of their own, without Python, and their host in C++."""
+    library, program = folder / "handlers.so", folder / "fuzz"
+    flags = f"-std=gnu++17 -O{optimize} -g -fPIC -pthread -Wno-psabi -fsanitize=address,undefined"
+    checks = "-fsanitize=float-cast-overflow -fno-sanitize-recover=all"
+    # With little memory, small problems are divided like large ones.
+    macros = ("-DJAX_DCN_ISA=baseline", "-DJAX_DCN_LITTLE_MEMORY")
     include = [f"-I{ROOT}", "-isystem", jax.ffi.include_dir()]
+    command = [_compiler(), *flags.split(), *checks.split(), *macros]
+    command += [*definitions("CpuLibrary", OPERATORS), *include]
     sources = [
         ROOT / "cpu" / operator / file
         for operator in OPERATORS
         for file in ("handlers.cc", "kernels.cc")
     ]
-    command = [_compiler(), *flags.split(), *checks.split()]
-    command += [*definitions("CpuLibrary", OPERATORS), *include]
-    subprocess.run([*command, *SHARED_SOURCES, *sources, "-o", library], check=True)
+    subprocess.run([*command, "-shared", *SHARED_SOURCES, *sources, "-o", library], check=True)
+    host = [ROOT / "tests/native/fuzz.cc", library, f"-Wl,-rpath,{folder}", "-o", program]
+    subprocess.run([*command, *host], check=True)
+    return library, program
 
 
 def _compiler() -> str:
@@ -73,14 +89,21 @@ class Problem:
     attributes: dict[str, object]
 
 
-class Call:
-    """Operands, results and attributes that fit together, until `spoil` changes one of them."""
+@dataclasses.dataclass
+class Array:
+    """The type of an operand or a result."""
 
-    def __init__(self, operator: str, random: np.random.Generator):
-        self.random = random
-        self.kind = str(random.choice(KINDS))
-        self.dtype = str(random.choice(DTYPES))
-        self.target = f"jax_dcn_{operator}_{self.kind}"
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Call:
+    """Operands, results and attributes that fit together, unless the call is `wrong`."""
+
+    def __init__(self, operator: str, seed: int, wrong: bool):
+        self.random = random.Random(seed)
+        self.kind, self.dtype = self.random.choice(KINDS), self.random.choice(DTYPES)
+        self.target, self.wrong = f"jax_dcn_{operator}_{self.kind}", wrong
         problem = importlib.import_module(f"{operator}.problems").draw_problem(self._draw)
         *operands, result = problem.shapes
         self.problem, self.attributes = problem, dict(problem.attributes)
@@ -91,99 +114,175 @@ class Call:
         linear = {"forward": rest, "jvp": wrt, "backward": [result]}[self.kind]
         self.operands = [self._array(name) for name in (*problem.primals, *linear)]
         results = wrt if self.kind == "backward" else [result]
-        self.results = [(problem.shapes[name], self._dtype(name)) for name in results]
+        self.results = [self._array(name) for name in results]
+        if wrong:
+            self.random.choice(SPOILS)(self)
 
     def _draw(self, least: int, most: int) -> int:
-        return int(self.random.integers(least, most + 1))
+        return self.random.randint(least, most)
 
-    def _dtype(self, name: str) -> str:
+    def _array(self, name: str) -> Array:
         wide = "float64" if self.dtype == "float64" else "float32"
-        return wide if name in self.problem.wide else self.dtype
+        dtype = wide if name in self.problem.wide else self.dtype
+        return Array(dtype, tuple(map(int, self.problem.shapes[name])))
 
-    def _array(self, name: str) -> np.ndarray:
-        dtype, shape = jax.numpy.dtype(self._dtype(name)), self.problem.shapes[name]
-        if self._draw(0, 2):
-            return self.random.normal(scale=3, size=shape).astype(dtype)
-        # Random bits: any value, infinities and NaNs among them.
-        bits = self.random.bytes(int(np.prod(shape)) * dtype.itemsize)
-        return np.frombuffer(bits, dtype).reshape(shape)
+    def _any_array(self) -> Array:
+        return self.random.choice([*self.operands, *self.results])
 
-    def spoil(self) -> None:
-        """Makes one thing wrong, or at least different."""
-        kind = self._draw(0, 3)
-        if kind == 3:
-            return self._spoil_attribute(str(self.random.choice(list(self.attributes))))
-        index = self._draw(0, len(self.operands) - 1)
-        operand = self.operands[index]
-        axis = self._draw(0, operand.ndim - 1)
-        if kind == 0:
-            operand = np.take(operand, range(operand.shape[axis] // 2), axis)
-        elif kind == 1:
-            operand = np.concatenate([operand, operand], axis)
-        else:
-            with np.errstate(all="ignore"):  # conversion of random bits may overflow
-                operand = operand.astype(str(self.random.choice([*DTYPES, "int32"])))
-        self.operands[index] = operand
+    def spoil_size(self) -> None:
+        array = self._any_array()
+        axis = self._draw(0, len(array.shape) - 1)
+        size = array.shape[axis]
+        size = self.random.choice([size // 2, 2 * size, size + 1, 0])
+        array.shape = (*array.shape[:axis], size, *array.shape[axis + 1 :])
 
-    def _spoil_attribute(self, name: str) -> None:
+    def spoil_rank(self) -> None:
+        array = self._any_array()
+        array.shape = array.shape[1:] if self._draw(0, 1) else (*array.shape, 1)
+
+    def spoil_dtype(self) -> None:
+        self._any_array().dtype = self.random.choice([*DTYPES, "int32", "bool"])
+
+    def spoil_count(self) -> None:
+        arrays = self.random.choice([self.operands, self.results])
+        if self._draw(0, 1):
+            arrays.append(dataclasses.replace(arrays[0]))
+        elif len(arrays) > 1 or self.kind == "forward":
+            arrays.pop()
+
+    def spoil_attribute(self) -> None:
+        name = self.random.choice(list(self.attributes))
         value = self.attributes[name]
         if isinstance(value, np.ndarray):
             values = [-(2**63), -1, 0, 1, 2, 5, 2**31, 2**62]
-            self.attributes[name] = self.random.choice(values, self._draw(0, 5))
+            changed = [self.random.choice(values) for _ in range(self._draw(0, 5))]
+            self.attributes[name] = np.array(changed, np.int64)
         elif isinstance(value, np.int64):
-            self.attributes[name] = np.int64(self.random.choice([-2, -1, 0, 1, 2, 7, 2**31, 2**62]))
+            values = [-2, -1, 0, 1, 2, 7, 2**31, 2**62]
+            self.attributes[name] = np.int64(self.random.choice(values))
         elif isinstance(value, np.float64):
-            self.attributes[name] = self.random.choice([np.nan, np.inf, -np.inf, 1e300, -1e-300])
+            values = [math.nan, math.inf, -math.inf, 1e300, -1e-300]
+            self.attributes[name] = np.float64(self.random.choice(values))
         else:
             self.attributes[name] = not value
 
+    def spoil_attribute_type(self) -> None:
+        name = self.random.choice(list(self.attributes))
+        others = [np.int64(1), np.float64(0.5), True, np.array([1, 2]), None]
+        other = self.random.choice(others)
+        if other is None:
+            del self.attributes[name]
+        else:
+            self.attributes[name] = other
+
+    def line(self) -> str:
+        """The call for fuzz.cc, which draws the values."""
+        words = [not self.wrong, self.target]
+        for arrays in (self.operands, self.results):
+            words.append(len(arrays))
+            for array in arrays:
+                words += [array.dtype, len(array.shape), *array.shape]
+        words.append(len(self.attributes))
+        for name, value in self.attributes.items():
+            words += [name, *_attribute(value)]
+        return " ".join(str(int(w) if isinstance(w, bool) else w) for w in words)
+
     def run(self) -> bool:
-        """Whether the handler computed, rather than refused."""
-        results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.results]
+        """Whether the handler, called by XLA, computed rather than refused."""
+        values = np.random.default_rng(self._draw(0, 2**32))
+        results = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in self.results]
         call = jax.ffi.ffi_call(f"fuzz_{self.target}", results)
         try:
-            jax.block_until_ready(call(*self.operands, **self.attributes))
+            operands = [_values(array, values) for array in self.operands]
+            jax.block_until_ready(call(*operands, **self.attributes))
         except jax.errors.JaxRuntimeError as error:
             assert "INVALID_ARGUMENT: jax_dcn" in str(error), error
             return False
         return True
 
 
-def fuzz(library: str, calls: int, seed: int) -> None:
+SPOILS = (
+    Call.spoil_size,
+    Call.spoil_rank,
+    Call.spoil_dtype,
+    Call.spoil_count,
+    Call.spoil_attribute,
+    Call.spoil_attribute_type,
+)
+
+
+def _attribute(value: object) -> tuple:
+    """The type of an attribute, whether it is an array, and its values, of a scalar the bits."""
+    if isinstance(value, np.ndarray):
+        return ("int64", 1, len(value), *value)
+    if isinstance(value, np.float64):
+        return ("float64", 0, 1, *struct.unpack("<q", struct.pack("<d", value)))
+    return ("bool" if isinstance(value, bool) else "int64", 0, 1, int(value))
+
+
+def _values(array: Array, values: np.random.Generator) -> np.ndarray:
+    dtype = jax.numpy.dtype(array.dtype)
+    if values.integers(3) or array.dtype == "bool":
+        return values.normal(scale=3, size=array.shape).astype(dtype)
+    # Random bits: any value, infinities and NaNs among them.
+    bits = values.bytes(math.prod(array.shape) * dtype.itemsize)
+    return np.frombuffer(bits, dtype).reshape(array.shape)
+
+
+def drawn(calls: int, seed: int) -> Iterator[Call]:
+    """Calls of every operator in turn, every other call wrong."""
+    operators = itertools.cycle(OPERATORS)
+    for i, operator in zip(range(calls), operators, strict=False):
+        yield Call(operator, seed << 32 | i, wrong=bool(i // len(OPERATORS) % 2))
+
+
+def fuzz_in_cpp(program: pathlib.Path, calls: int, seed: int) -> None:
+    with subprocess.Popen([program, str(seed)], stdin=subprocess.PIPE, text=True) as host:
+        try:
+            for call in drawn(calls, seed):
+                print(call.line(), file=host.stdin)
+            host.stdin.close()
+        except BrokenPipeError:
+            pass  # the host says why it ended
+    if host.returncode:
+        sys.exit(host.returncode)
+
+
+def fuzz_in_xla(library: str, calls: int, seed: int) -> None:
     """Runs in the sanitized process."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
     for target, capsule in capsules(library).items():
         jax.ffi.register_ffi_target(f"fuzz_{target}", capsule, platform="cpu")
-    for operator in OPERATORS:
-        fuzz_operator(operator, calls, seed)
-
-
-def fuzz_operator(operator: str, calls: int, seed: int) -> None:
-    computed = 0
-    for i in range(calls):
-        call = Call(operator, np.random.default_rng((seed, i)))
-        if wrong := i % 2:
-            call.spoil()
-        done = call.run()
-        assert done or wrong, f"{operator}: call {i} of seed {seed} was refused"
-        computed += done
-    print(f"{operator}: {calls} calls: {computed} computed, {calls - computed} refused")
+    done = collections.Counter()
+    for i, call in enumerate(drawn(calls, seed)):
+        computed = call.run()
+        assert computed or call.wrong, f"call {i} of seed {seed} was refused: {call.line()}"
+        done[call.target, computed] += 1
+    for target in capsules(library):
+        computed, refused = done[target, True], done[target, False]
+        print(
+            f"{target}: {computed + refused} calls by XLA: {computed} computed, {refused} refused"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=300, help="random calls for each operator")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--calls", type=int, default=10000, help="by fuzz.cc, of all operators")
+    parser.add_argument("--xla-calls", type=int, default=300, help="by XLA, of all operators")
+    parser.add_argument("--optimize", type=int, default=0, help="the compiler's level")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--library", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.library:
-        return fuzz(options.library, options.calls, options.seed)
+        return fuzz_in_xla(options.library, options.xla_calls, options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        library = pathlib.Path(folder, "handlers.so")
-        build(library)
+        library, program = build(pathlib.Path(folder), options.optimize)
+        fuzz_in_cpp(program, options.calls, options.seed)
         command = [sys.executable, *sys.argv, "--library", str(library)]
-        raise SystemExit(subprocess.run(command, env=environment()).returncode)
+        subprocess.run(command, env=environment(), check=True)
 
 
 if __name__ == "__main__":

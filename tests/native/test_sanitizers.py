@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,11 @@ def test_random_problems_run_clean(instruction_set):
 
 
 def test_handlers_refuse_or_compute_whatever_they_are_called_with():
-    assert run("fuzz.py", "--calls", "200").count("200 calls") == len(OPERATORS)
+    output = run("fuzz.py", "--calls", "20000", "--xla-calls", "150")
+    for host in ("calls:", "calls by XLA:"):
+        counts = re.findall(rf"(\w+): \d+ {host} (\d+) computed, (\d+) refused", output)
+        assert len(counts) == 3 * len(OPERATORS)
+        assert all(int(number) for _, *numbers in counts for number in numbers), counts
 
 
 @pytest.mark.skipif(

@@ -44,7 +44,8 @@ def main() -> int:
     )
     parser.add_argument("versions", nargs="*", default=["oldest", "0.10.2"], metavar="VERSION")
     parser.add_argument("--debian", type=pathlib.Path, help="folder of a Debian to run in")
-    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build" / "versions")
+    work = ROOT / "build" / "versions"
+    parser.add_argument("--work", type=pathlib.Path.absolute, default=work)
     own, pytest_options = split(sys.argv[1:])
     arguments = parser.parse_args(own)
     if unknown := set(arguments.versions) - set(VERSIONS):
