@@ -2,6 +2,8 @@
 """Deformable convolution for JAX."""
 
 from jax_dcn._src.deform_aggregate.attention import ms_deform_attn as ms_deform_attn
+from jax_dcn._src.deform_aggregate.dcnv3 import dcnv3 as dcnv3
+from jax_dcn._src.deform_aggregate.dcnv4 import dcnv4 as dcnv4
 from jax_dcn._src.deform_aggregate.function import deform_aggregate as deform_aggregate
 from jax_dcn._src.deform_aggregate.grid_sample import grid_sample as grid_sample
 from jax_dcn._src.deform_conv2d.function import deform_conv2d as deform_conv2d

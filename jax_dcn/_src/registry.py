@@ -4,7 +4,7 @@
 from typing import NamedTuple
 
 from jax_dcn._src.deform_aggregate.rules import deform_aggregate_p
-from jax_dcn._src.deform_aggregate.selfcheck import AGGREGATE, ATTENTION, GRID
+from jax_dcn._src.deform_aggregate.selfcheck import AGGREGATE, ATTENTION, DCN3, DCN4, GRID
 from jax_dcn._src.deform_conv2d.benchmark import BENCHMARK as CONV_BENCHMARK
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
 from jax_dcn._src.deform_conv2d.selfcheck import CONV
@@ -29,6 +29,8 @@ class Operator(NamedTuple):
 
 
 OPERATORS = {
+    "dcnv3": Operator(deform_aggregate_p, DCN3),
+    "dcnv4": Operator(deform_aggregate_p, DCN4),
     "deform_aggregate": Operator(deform_aggregate_p, AGGREGATE),
     "deform_conv2d": Operator(deform_conv2d_p, CONV, CONV_BENCHMARK),
     "deform_roi_align": Operator(deform_roi_pool_p, ALIGN),

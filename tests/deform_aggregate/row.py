@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jax_dcn import deform_aggregate, grid_sample, ms_deform_attn, reference
+from jax_dcn import dcnv3, dcnv4, deform_aggregate, grid_sample, ms_deform_attn, reference
 from tests.deform_aggregate import refusals
 from tests.deform_aggregate.cases import ARGUMENTS, CASES, AggregateCase
 from tests.laws import loops
@@ -82,10 +82,20 @@ def free_attention(implementation: str) -> Callable:
     )
 
 
-def free_grid(implementation: str) -> Callable:
-    # The native kernels need maps of known size, so that `None` takes XLA.
-    name = None if implementation == "native" else implementation
-    return functools.partial(grid_sample, padding_mode="reflection", implementation=name)
+def free_maps(f: Callable, **options) -> Callable[[str], Callable]:
+    """A function of maps of free size, which the native kernels do not take: `None` takes XLA."""
+
+    def made(implementation: str) -> Callable:
+        name = None if implementation == "native" else implementation
+        return functools.partial(f, **options, implementation=name)
+
+    return made
+
+
+def halved(n, h, w) -> tuple:
+    """The shapes of offset and mask of half the size."""
+    samples = (n, -(-h // 2), -(-w // 2), 2, 9)
+    return (*samples, 2), samples
 
 
 SPREAD = AggregateCase("spread", 4, ((3, 4), (2, 3)), (1, 3), 8, 2, 6)
@@ -150,9 +160,19 @@ OPERATOR = Operator(
             (dict(n=2, q=3), dict(n=1, q=7)),
         ),
         Free(
-            free_grid,
+            free_maps(grid_sample, padding_mode="reflection"),
             lambda n, h, w, ho, wo: ((n, h, w, 3), (n, ho, wo, 2)),
             (dict(n=2, h=4, w=5, ho=3, wo=6), dict(n=1, h=7, w=2, ho=1, wo=2)),
+        ),
+        Free(
+            free_maps(dcnv3, strides=2, offset_scale=1.5),
+            lambda n, h, w: ((n, h, w, 4), *halved(n, h, w)),
+            (dict(n=2, h=4, w=5), dict(n=1, h=7, w=2)),
+        ),
+        Free(
+            free_maps(dcnv4, groups=2, softmax=True),
+            lambda n, h, w: ((n, h, w, 4), (n, h, w, 56)),
+            (dict(n=2, h=4, w=5), dict(n=1, h=7, w=2)),
         ),
     ),
 )

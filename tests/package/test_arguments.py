@@ -139,6 +139,23 @@ ROWS = {
         dict(x=ones(1, 5, 5, 4), grid=ones(1, 2, 3, 2)),
         dict(implementation="None"),
     ),
+    "dcnv3": Row(
+        jax_dcn.dcnv3,
+        dict(
+            WINDOW,
+            x=ones(1, 5, 5, 4),
+            offset=ones(1, 5, 5, 2, 1, 2),
+            mask=ones(1, 5, 5, 2, 1),
+            kernel_size=1,
+            offset_scale=2.0,
+        ),
+        dict(padding="zero", offset_scale="zero,minus one", implementation="None"),
+    ),
+    "dcnv4": Row(
+        jax_dcn.dcnv4,
+        dict(WINDOW, x=ones(1, 5, 5, 4), offset_mask=ones(1, 5, 5, 8), groups=2, kernel_size=1),
+        dict(padding="zero", offset_scale="zero,minus one", implementation="None"),
+    ),
     "deform_roi_pool": pool("deform_roi_pool"),
     "deform_roi_align": pool("deform_roi_align"),
     "nnx.DeformConv": Row(

@@ -64,6 +64,20 @@ ROWS = {
         lambda n, h, w, c, ho, wo: [(n, h, w, c), (n, ho, wo, 2)],
         dict(n=2, h=3, w=4, c=5, ho=6, wo=7),
     ),
+    "dcnv3": (
+        lambda implementation: functools.partial(
+            jax_dcn.dcnv3, kernel_size=(1, 2), implementation=implementation
+        ),
+        lambda n, h, w, c, g: [(n, h, w, c), (n, h, w, g, 2, 2), (n, h, w, g, 2)],
+        dict(n=2, h=3, w=4, c=6, g=2),
+    ),
+    "dcnv4": (
+        lambda implementation: functools.partial(
+            jax_dcn.dcnv4, groups=2, kernel_size=(1, 2), implementation=implementation
+        ),
+        lambda n, h, w, c, packed: [(n, h, w, c), (n, h, w, packed)],
+        dict(n=2, h=3, w=4, c=6, packed=16),
+    ),
     "torchvision": (
         lambda implementation: torchvision.deform_conv2d,
         lambda n, h, w, c, o, g: [(n, c, h, w), (n, 2 * g, h, w), (o, c, 1, 1)],
@@ -88,7 +102,7 @@ ROWS = {
     ),
 }
 NAMES = {"x", "kernel", "offset", "rois", "positions", "value", "locations", "grid", "input"}
-NAMES |= {"weight", "output_dim"}
+NAMES |= {"weight", "output_dim", "offset_mask"}
 CASES = [(name, size) for name, (*_, sizes) in ROWS.items() for size in sizes]
 
 

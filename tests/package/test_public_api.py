@@ -9,6 +9,8 @@ import pytest
 PUBLIC = {
     "jax_dcn": [
         "available_implementations",
+        "dcnv3",
+        "dcnv4",
         "deform_aggregate",
         "deform_conv2d",
         "deform_roi_align",
@@ -31,6 +33,10 @@ PARAMETERS = {
     "jax_dcn.deform_aggregate": "x positions weights * shapes points boundary implementation",
     "jax_dcn.ms_deform_attn": "value locations weights * spatial_shapes points method "
     "implementation",
+    "jax_dcn.dcnv3": "x offset mask * kernel_size strides padding kernel_dilation offset_scale "
+    "remove_center implementation",
+    "jax_dcn.dcnv4": "x offset_mask * groups kernel_size strides padding kernel_dilation offset_scale "
+    "remove_center softmax implementation",
     "jax_dcn.grid_sample": "x grid * mode padding_mode align_corners implementation",
     "jax_dcn.deform_roi_pool": "x rois offset mask * spatial_scale pooled_size output_dim group_size "
     "part_size samples_per_part trans_std implementation",
