@@ -16,8 +16,12 @@ from flax import nnx
 
 import jax_dcn
 from jax_dcn.interop import onnx, torch_weights, torchvision
-from jax_dcn.linen import DeformConv as LinenConv, DeformRoIPool as LinenPool
-from jax_dcn.nnx import DeformConv, DeformRoIPool, is_offset_branch
+from jax_dcn.linen import (
+    DeformConv as LinenConv,
+    DeformRoIPool as LinenPool,
+    MSDeformAttn as LinenAttn,
+)
+from jax_dcn.nnx import DeformConv, DeformRoIPool, MSDeformAttn, is_offset_branch
 
 BAD: dict[str, Any] = {
     "None": None,
@@ -73,6 +77,8 @@ POOL = dict(spatial_scale=0.5, pooled_size=2)
 POOL_ACCEPTS = dict(
     offset="None", mask="None", implementation="None", part_size="None", dtype="None"
 )
+ATTENTION = dict(features=12, heads=2, levels=3, points=(3, 2, 3))
+ATTENTION_ACCEPTS = dict(dtype="None", implementation="None", offset_scale="zero,minus one")
 ROIS = np.array([[0, 0, 0, 9, 9]], np.float32)
 TORCH = dict(input=ones(1, 4, 5, 5), offset=ones(1, 2, 5, 5), weight=ones(6, 4, 1, 1))
 
@@ -166,6 +172,8 @@ ROWS = {
     "linen.DeformConv": Row(
         LinenConv, dict(LAYER, features=6), LAYER_ACCEPTS, hidden="parent name"
     ),
+    "nnx.MSDeformAttn": Row(MSDeformAttn, dict(ATTENTION, rngs=nnx.Rngs(0)), ATTENTION_ACCEPTS),
+    "linen.MSDeformAttn": Row(LinenAttn, ATTENTION, ATTENTION_ACCEPTS, hidden="parent name"),
     "nnx.DeformRoIPool": Row(
         DeformRoIPool,
         dict(POOL, output_dim=4, hidden_features=3, rngs=nnx.Rngs(0)),

@@ -45,6 +45,8 @@ PARAMETERS = {
     "jax_dcn.nnx.DeformConv": "in_features out_features kernel_size strides * padding "
     "kernel_dilation feature_group_count offset_groups modulated mask_scale use_bias boundary "
     "offset_branch guide_features offset_dtype dtype param_dtype precision kernel_init bias_init implementation rngs",
+    "jax_dcn.nnx.MSDeformAttn": "features * heads levels points value_projection output_projection "
+    "offset_scale method dtype param_dtype implementation rngs",
     "jax_dcn.interop.torchvision.deform_conv2d": "input offset weight bias stride padding dilation "
     "mask",
     "jax_dcn.interop.onnx.deform_conv": "X W offset B mask * dilations group kernel_shape "

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""The parts of an attention layer that are the same in every neural network library."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_dcn._src import arguments
+from jax_dcn._src.deform_aggregate.attention import METHODS, ms_deform_attn
+from jax_dcn._src.deform_aggregate.geometry import map_shapes
+from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.sizes import fits
+
+# The names of other libraries, and the names here.
+OPTIONS = {
+    "d_model": "features",
+    "embed_dim": "features",
+    "embed_dims": "features",
+    "n_heads": "heads",
+    "num_heads": "heads",
+    "n_levels": "levels",
+    "num_levels": "levels",
+    "n_points": "points",
+    "num_points": "points",
+}
+
+# Any size of a level.
+Shapes = Sequence[tuple[Any, Any]]
+
+
+class MSDeformAttnOptions(Protocol):
+    """The options of a layer, which every `MSDeformAttn` has as attributes of these names."""
+
+    features: int
+    heads: int
+    levels: int
+    points: int | Sequence[int]
+    value_projection: bool
+    output_projection: bool
+    offset_scale: float
+    method: Any
+    dtype: Any
+    param_dtype: Any
+    implementation: Implementation
+
+
+def check_options(layer: MSDeformAttnOptions) -> None:
+    """Raises `ValueError` for options that are wrong."""
+    for name in ("features", "heads", "levels"):
+        arguments.positive(name, getattr(layer, name))
+    if layer.features % layer.heads:
+        raise ValueError(f"heads={layer.heads} must divide features={layer.features}.")
+    level_points(layer)
+    for name in ("value_projection", "output_projection"):
+        arguments.flag(name, getattr(layer, name))
+    arguments.finite("offset_scale", layer.offset_scale)
+    arguments.choice("method", layer.method, METHODS)
+    arguments.optional_dtype("dtype", layer.dtype)
+    arguments.dtype("param_dtype", layer.param_dtype)
+    implementation_names(layer.implementation)
+
+
+def level_points(layer: MSDeformAttnOptions) -> tuple[int, ...]:
+    """Points of each level."""
+    points: Any = layer.points
+    listed = [points] * layer.levels if arguments.is_integer(points) else points
+    is_listed = arguments.is_sequence(listed) and len(listed) == layer.levels
+    if not is_listed or not all(arguments.is_integer(n) and n > 0 for n in listed):
+        raise ValueError(
+            f"points must be a positive integer or one for each of the {layer.levels} levels, got "
+            f"{points!r}."
+        )
+    return tuple(map(int, listed))
+
+
+def check_call(
+    layer: MSDeformAttnOptions,
+    query: Any,
+    reference: Any,
+    value: Any,
+    spatial_shapes: Any,
+    value_mask: Any,
+) -> None:
+    """Raises `ValueError` for arguments of a call that do not fit the options or each other."""
+    check_query(layer, query, reference, spatial_shapes)
+    value = arguments.array("value", value, f"[..., S, {layer.features}]")
+    shapes = map_shapes("spatial_shapes", spatial_shapes)
+    expected = (*query.shape[:-2], sum(map(math.prod, shapes)), layer.features)
+    if not fits(value.shape, expected):
+        raise ValueError(
+            f"value must be [..., S, features] with the batch axes of query and the pixels of "
+            f"spatial_shapes: expected {expected}, got shape {value.shape}."
+        )
+    if value_mask is None:
+        return
+    mask = arguments.any_array("value_mask", value_mask, "[..., S]")
+    if mask.dtype != bool or not fits(mask.shape, value.shape[:-1]):
+        raise ValueError(
+            f"value_mask must be True where a pixel of value counts: expected bool "
+            f"{value.shape[:-1]}, got {mask.dtype.name} {mask.shape}."
+        )
+
+
+def check_query(
+    layer: MSDeformAttnOptions, query: Any, reference: Any, spatial_shapes: Any
+) -> None:
+    """Raises `ValueError` for queries that do not fit the options, or references or levels."""
+    query = arguments.array("query", query, f"[..., Q, {layer.features}]")
+    if query.ndim < 2 or query.shape[-1] != layer.features:
+        raise ValueError(f"query must be [..., Q, {layer.features}], got shape {query.shape}.")
+    shapes = map_shapes("spatial_shapes", spatial_shapes)
+    if len(shapes) != layer.levels:
+        raise ValueError(
+            f"spatial_shapes must have the size of each of the {layer.levels} levels, got {shapes}."
+        )
+    reference = arguments.array("reference", reference, "[..., Q, levels, 2 or 4]")
+    levels = reference.shape[len(query.shape) - 1 : -1]
+    if (
+        not fits(reference.shape[: query.ndim - 1], query.shape[:-1])
+        or levels not in ((), (1,), (layer.levels,))
+        or reference.shape[-1] not in (2, 4)
+    ):
+        raise ValueError(
+            f"reference must be [..., Q, {layer.levels}, 2 or 4], [..., Q, 1, 2 or 4] or [..., Q, 2 or "
+            f"4] with the axes {query.shape[:-1]} of query, got shape {reference.shape}."
+        )
+
+
+def branch_features(layer: MSDeformAttnOptions) -> dict[str, int]:
+    """Output features of the dense layers that predict, by their names."""
+    samples = layer.heads * sum(level_points(layer))
+    return {"sampling_offsets": 2 * samples, "attention_weights": samples}
+
+
+def ring(layer: MSDeformAttnOptions) -> np.ndarray:
+    """The first bias of `sampling_offsets`: head by head another direction, point by point further."""
+    angles = 2 * np.pi / layer.heads * np.arange(layer.heads)
+    direction = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    direction /= abs(direction).max(axis=-1, keepdims=True)
+    distance = np.concatenate([np.arange(1, n + 1) for n in level_points(layer)])
+    return (direction[:, None, :] * distance[None, :, None]).ravel()
+
+
+def branch_options(layer: MSDeformAttnOptions) -> dict[str, Any]:
+    """The dtypes of the dense layers that predict, as both Flaxes name them."""
+    narrow = jnp.dtype(layer.param_dtype).itemsize < 4
+    return dict(dtype=jnp.float32 if narrow else None, param_dtype=layer.param_dtype)
+
+
+def branch_input(query: jax.Array) -> jax.Array:
+    """Queries as the dense layers that predict read them: at least float32.
+
+    In bfloat16, a location would miss by half a pixel.
+    """
+    return query.astype(jnp.float32) if query.dtype.itemsize < 4 else query
+
+
+def locations_and_weights(
+    layer: MSDeformAttnOptions,
+    offsets: jax.Array,
+    logits: jax.Array,
+    reference: jax.Array,
+    spatial_shapes: Shapes,
+) -> tuple[jax.Array, jax.Array]:
+    """Locations `[..., Q, M, sum(points), 2]` in 0 to 1, and weights `[..., Q, M, sum(points)]`."""
+    points = level_points(layer)
+    samples = (*logits.shape[:-1], layer.heads, sum(points))
+    offsets = offsets.reshape(*samples, 2)
+    reference = _by_sample(reference.astype(offsets.dtype), offsets, points)
+    if reference.shape[-1] == 2:
+        steps = _by_sample(1 / _widths_and_heights(offsets, spatial_shapes), offsets, points)
+    else:
+        shares = np.repeat(layer.offset_scale / np.array(points), points)[:, None]
+        steps = reference[..., 2:] * _leading(jnp.asarray(shares, offsets.dtype), offsets.ndim)
+    weights = jax.nn.softmax(logits.reshape(samples))
+    return reference[..., :2] + offsets * steps, weights
+
+
+def _widths_and_heights(offsets: jax.Array, spatial_shapes: Shapes) -> jax.Array:
+    """`[1, ..., 1, levels, 2]`, of which any may be free."""
+    sizes = [jnp.asarray(size, offsets.dtype) for shape in spatial_shapes for size in shape[::-1]]
+    return _leading(jnp.stack(sizes).reshape(-1, 2), offsets.ndim - 1)
+
+
+def _leading(matrix: jax.Array, rank: int) -> jax.Array:
+    """`matrix` with axes of size one before its own, as many as give it the rank."""
+    return matrix.reshape((1,) * (rank - 2) + matrix.shape)
+
+
+def _by_sample(values: jax.Array, offsets: jax.Array, points: Sequence[int]) -> jax.Array:
+    """Repeats values `[..., levels, n]`, or those of all levels `[..., n]`, for each sample."""
+    if values.ndim == offsets.ndim - 2:
+        values = values[..., None, :]
+    if values.shape[-2] > 1:
+        parts = [
+            jnp.broadcast_to(
+                values[..., level, None, :], (*values.shape[:-2], count, values.shape[-1])
+            )
+            for level, count in enumerate(points)
+        ]
+        values = jnp.concatenate(parts, axis=-2)
+    return values[..., None, :, :]  # for every head
+
+
+def masked(value: jax.Array, value_mask: jax.Array | None) -> jax.Array:
+    """Values with zeros for the pixels that do not count."""
+    return value if value_mask is None else jnp.where(jnp.asarray(value_mask)[..., None], value, 0)
+
+
+def attend(
+    layer: MSDeformAttnOptions,
+    value: jax.Array,
+    locations: jax.Array,
+    weights: jax.Array,
+    spatial_shapes: Shapes,
+) -> jax.Array:
+    """`jax_dcn.ms_deform_attn` of `value [..., S, features]`, with the options of `layer`."""
+    by_head = (*value.shape[:-1], layer.heads, layer.features // layer.heads)
+    return ms_deform_attn(
+        value.reshape(by_head),
+        locations,
+        weights,
+        spatial_shapes=spatial_shapes,
+        points=level_points(layer),
+        method=layer.method,
+        implementation=layer.implementation,
+    )
