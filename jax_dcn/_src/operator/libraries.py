@@ -11,6 +11,8 @@ import warnings
 import jax
 import jaxlib.version
 
+from jax_dcn._src.operator import gpus
+
 # JAX's platform name -> XLA's platform name.
 _PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
 
@@ -36,7 +38,7 @@ def why_not(platform: str, target: str | None = None) -> str | None:
         return _unavailable[platform]
     if target is not None and target not in _extensions[platform].TARGETS:
         return f"the library of {platform} kernels has none for it"
-    return None
+    return _of_gpus(_extensions[platform].DESCRIPTION) if platform == "cuda" else None
 
 
 def describe(platform: str) -> str:
@@ -162,6 +164,13 @@ def _plugins() -> dict[str, str]:
     return found
 
 
+def _of_gpus(built: str) -> str | None:
+    reason = gpus.why_not(built)
+    if reason is not None:
+        _warn("cuda", reason)
+    return reason
+
+
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
@@ -170,8 +179,12 @@ def _warn_of_missing_kernels() -> None:
     """Slow results would be the only sign that kernels are missing which this machine could use."""
     for platform, expected in (("cpu", True), ("cuda", bool(_plugins()))):
         if expected and platform in _unavailable:
-            reason = f"On {platform}, jax_dcn runs on XLA, slowly: {_unavailable[platform]}."
-            warnings.warn(reason, RuntimeWarning, stacklevel=1)
+            _warn(platform, _unavailable[platform])
+
+
+def _warn(platform: str, reason: str) -> None:
+    message = f"On {platform}, jax_dcn runs on XLA, slowly: {reason}."
+    warnings.warn(message, RuntimeWarning, stacklevel=1)
 
 
 for _platform in _PLATFORMS:
