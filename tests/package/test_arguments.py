@@ -17,11 +17,13 @@ from flax import nnx
 import jax_dcn
 from jax_dcn.interop import onnx, torch_weights, torchvision
 from jax_dcn.linen import (
+    DCNv3 as LinenDCNv3,
+    DCNv4 as LinenDCNv4,
     DeformConv as LinenConv,
     DeformRoIPool as LinenPool,
     MSDeformAttn as LinenAttn,
 )
-from jax_dcn.nnx import DeformConv, DeformRoIPool, MSDeformAttn, is_offset_branch
+from jax_dcn.nnx import DCNv3, DCNv4, DeformConv, DeformRoIPool, MSDeformAttn, is_offset_branch
 
 BAD: dict[str, Any] = {
     "None": None,
@@ -79,6 +81,8 @@ POOL_ACCEPTS = dict(
 )
 ATTENTION = dict(features=12, heads=2, levels=3, points=(3, 2, 3))
 ATTENTION_ACCEPTS = dict(dtype="None", implementation="None", offset_scale="zero,minus one")
+DCN = dict(features=4, groups=2, kernel_size=3, kernel_dilation=1, dw_kernel_size=3)
+DCN_ACCEPTS = ATTENTION_ACCEPTS | dict(dw_kernel_size="None")
 ROIS = np.array([[0, 0, 0, 9, 9]], np.float32)
 TORCH = dict(input=ones(1, 4, 5, 5), offset=ones(1, 2, 5, 5), weight=ones(6, 4, 1, 1))
 
@@ -174,6 +178,10 @@ ROWS = {
     ),
     "nnx.MSDeformAttn": Row(MSDeformAttn, dict(ATTENTION, rngs=nnx.Rngs(0)), ATTENTION_ACCEPTS),
     "linen.MSDeformAttn": Row(LinenAttn, ATTENTION, ATTENTION_ACCEPTS, hidden="parent name"),
+    "nnx.DCNv3": Row(DCNv3, dict(DCN, rngs=nnx.Rngs(0)), DCN_ACCEPTS),
+    "linen.DCNv3": Row(LinenDCNv3, DCN, DCN_ACCEPTS, hidden="parent name"),
+    "nnx.DCNv4": Row(DCNv4, dict(DCN, rngs=nnx.Rngs(0)), DCN_ACCEPTS),
+    "linen.DCNv4": Row(LinenDCNv4, DCN, DCN_ACCEPTS, hidden="parent name"),
     "nnx.DeformRoIPool": Row(
         DeformRoIPool,
         dict(POOL, output_dim=4, hidden_features=3, rngs=nnx.Rngs(0)),

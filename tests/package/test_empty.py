@@ -12,7 +12,7 @@ from flax import nnx
 
 import jax_dcn
 from jax_dcn.interop import torchvision
-from jax_dcn.nnx import DeformConv, DeformRoIPool, MSDeformAttn
+from jax_dcn.nnx import DCNv3, DeformConv, DeformRoIPool, MSDeformAttn
 
 # For each function: the function, the shapes of its arrays by sizes, and the sizes.
 POOL = functools.partial(jax_dcn.deform_roi_pool, spatial_scale=0.5, pooled_size=2, trans_std=0.1)
@@ -96,6 +96,13 @@ ROWS = {
         lambda n, q, s, c: [(n, q, c), (n, q, 2), (n, s, c)],
         dict(n=2, q=5, s=6, c=6),
     ),
+    "nnx.DCNv3": (
+        lambda implementation: DCNv3(
+            6, groups=2, kernel_size=1, implementation=implementation, rngs=nnx.Rngs(0)
+        ),
+        lambda n, h, w: [(n, h, w, 6)],
+        dict(n=2, h=3, w=4),
+    ),
     "nnx.DeformRoIPool": (
         lambda implementation: DeformRoIPool(
             6,
@@ -109,6 +116,7 @@ ROWS = {
         dict(n=2, h=3, w=4, r=5),
     ),
 }
+RANDOM = ("nnx.DeformConv", "nnx.MSDeformAttn", "nnx.DCNv3")  # whose parameters are not zero
 NAMES = {"x", "kernel", "offset", "rois", "positions", "value", "locations", "grid", "input"}
 NAMES |= {"weight", "output_dim", "offset_mask", "query"}
 CASES = [(name, size) for name, (*_, sizes) in ROWS.items() for size in sizes]
@@ -130,6 +138,6 @@ def test_zero_of_a_count_gives_an_empty_result_or_names_the_argument(name, size,
     except ValueError as error:
         assert NAMES & set(re.findall(r"\w+", str(error))), error
         return
-    assert not jnp.any(y) or name in ("nnx.DeformConv", "nnx.MSDeformAttn")
+    assert not jnp.any(y) or name in RANDOM
     for array, g in zip(arrays, gradients, strict=True):
         assert g.shape == array.shape and bool(jnp.isfinite(g).all())

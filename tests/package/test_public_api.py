@@ -47,6 +47,11 @@ PARAMETERS = {
     "offset_branch guide_features offset_dtype dtype param_dtype precision kernel_init bias_init implementation rngs",
     "jax_dcn.nnx.MSDeformAttn": "features * heads levels points value_projection output_projection "
     "offset_scale method dtype param_dtype implementation rngs",
+    "jax_dcn.nnx.DCNv3": "features * groups kernel_size kernel_dilation dw_kernel_size offset_scale act "
+    "norm center_feature_scale remove_center dtype param_dtype implementation rngs",
+    "jax_dcn.nnx.DCNv4": "features * groups kernel_size kernel_dilation dw_kernel_size offset_scale "
+    "center_feature_scale remove_center output_bias without_pointwise softmax dtype param_dtype "
+    "implementation rngs",
     "jax_dcn.interop.torchvision.deform_conv2d": "input offset weight bias stride padding dilation "
     "mask",
     "jax_dcn.interop.onnx.deform_conv": "X W offset B mask * dilations group kernel_shape "

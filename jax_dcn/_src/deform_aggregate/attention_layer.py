@@ -145,20 +145,6 @@ def ring(layer: MSDeformAttnOptions) -> np.ndarray:
     return (direction[:, None, :] * distance[None, :, None]).ravel()
 
 
-def branch_options(layer: MSDeformAttnOptions) -> dict[str, Any]:
-    """The dtypes of the dense layers that predict, as both Flaxes name them."""
-    narrow = jnp.dtype(layer.param_dtype).itemsize < 4
-    return dict(dtype=jnp.float32 if narrow else None, param_dtype=layer.param_dtype)
-
-
-def branch_input(query: jax.Array) -> jax.Array:
-    """Queries as the dense layers that predict read them: at least float32.
-
-    In bfloat16, a location would miss by half a pixel.
-    """
-    return query.astype(jnp.float32) if query.dtype.itemsize < 4 else query
-
-
 def locations_and_weights(
     layer: MSDeformAttnOptions,
     offsets: jax.Array,

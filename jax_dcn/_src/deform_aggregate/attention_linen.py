@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jax_dcn._src.arguments import renamed_options
 from jax_dcn._src.deform_aggregate import attention_layer as layers
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
@@ -95,7 +96,7 @@ class MSDeformAttn(nn.Module):
     def _branch(self, name: str, bias_init: Any) -> nn.Dense:
         return nn.Dense(
             layers.branch_features(self)[name],
-            **layers.branch_options(self),
+            **branch_options(self.param_dtype),
             kernel_init=nn.initializers.zeros_init(),
             bias_init=bias_init,
         )
@@ -145,7 +146,7 @@ class MSDeformAttn(nn.Module):
     def _predicted(
         self, query: jax.Array, reference: jax.Array, spatial_shapes: layers.Shapes
     ) -> tuple[jax.Array, jax.Array]:
-        query = layers.branch_input(query)
+        query = branch_input(query)
         offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
         return layers.locations_and_weights(self, offsets, logits, reference, spatial_shapes)
 

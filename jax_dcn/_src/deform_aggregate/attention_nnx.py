@@ -10,6 +10,7 @@ from flax import nnx
 
 from jax_dcn._src.arguments import renamed
 from jax_dcn._src.deform_aggregate import attention_layer as layers
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
@@ -121,7 +122,7 @@ class MSDeformAttn(nnx.Module):
         return nnx.Linear(
             self.features,
             layers.branch_features(self)[name],
-            **layers.branch_options(self),
+            **branch_options(self.param_dtype),
             kernel_init=nnx.initializers.zeros_init(),
             bias_init=bias_init,
             rngs=nnx.Rngs(0),  # zeros need no randomness
@@ -178,7 +179,7 @@ class MSDeformAttn(nnx.Module):
     def _predicted(
         self, query: jax.Array, reference: jax.Array, spatial_shapes: layers.Shapes
     ) -> tuple[jax.Array, jax.Array]:
-        query = layers.branch_input(query)
+        query = branch_input(query)
         offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
         return layers.locations_and_weights(self, offsets, logits, reference, spatial_shapes)
 

@@ -98,7 +98,7 @@ def dcnv4(
     )
     _check_packed(x, offset_mask, groups, taps)
 
-    offset, mask = _unpacked(offset_mask.astype(sum_dtype(x)), groups, taps.count)
+    offset, mask = unpack(offset_mask.astype(sum_dtype(x)), groups, taps.count)
     mask = jax.nn.softmax(mask) if softmax else mask
     return aggregate_taps(x, offset, mask, taps, implementation)
 
@@ -120,7 +120,7 @@ def _check_packed(x: jax.Array, offset_mask: jax.Array, groups: int, taps: Taps)
         )
 
 
-def _unpacked(offset_mask: jax.Array, groups: int, taps: int) -> tuple[jax.Array, jax.Array]:
+def unpack(offset_mask: jax.Array, groups: int, taps: int) -> tuple[jax.Array, jax.Array]:
     """Offsets `[..., G, K', 2]` and weights `[..., G, K']`."""
     leading = (*offset_mask.shape[:-1], groups)
     by_group = offset_mask[..., : groups * taps * 3].reshape(*leading, taps * 3)

@@ -114,7 +114,7 @@ def aggregate_taps(
     geometry = AggregateGeometry(((height, width),), (taps.count,))
     y = aggregate(
         x.reshape(*batch, height * width, channels),
-        _positions(offset.astype(sum_dtype(x)), taps).reshape(queries),
+        positions(offset.astype(sum_dtype(x)), taps).reshape(queries),
         mask.reshape(queries[:-1]),
         geometry,
         implementation,
@@ -122,17 +122,17 @@ def aggregate_taps(
     return y.reshape(*batch, *offset.shape[-5:-3], channels)
 
 
-def _positions(offset: jax.Array, taps: Taps) -> jax.Array:
+def positions(offset: jax.Array, taps: Taps) -> jax.Array:
     """Positions `(y, x)` in pixels, for offsets `(x, y)`."""
-    positions = []
+    found = []
     for axis, coordinates in enumerate(_stretched(taps)):
         output = jnp.arange(offset.shape[axis - 5], dtype=np.int32) * taps.strides[axis]
         first = (output - taps.padding[axis][0] + taps.shift[axis]).astype(offset.dtype)
         grid = jnp.add.outer(first, jnp.asarray(coordinates, offset.dtype))
         others = (*range(offset.ndim - 5), offset.ndim - 4 - axis, offset.ndim - 3)
         displacement = taps.offset_scale * offset[..., 1 - axis]
-        positions.append(jnp.expand_dims(grid, others) + displacement)
-    return jnp.stack(positions, axis=-1)
+        found.append(jnp.expand_dims(grid, others) + displacement)
+    return jnp.stack(found, axis=-1)
 
 
 def _stretched(taps: Taps) -> np.ndarray:

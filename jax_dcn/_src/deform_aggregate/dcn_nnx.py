@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: MIT
+"""DCNv3 and DCNv4 as Flax NNX modules."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+
+from jax_dcn._src.arguments import renamed
+from jax_dcn._src.deform_aggregate import dcn_layer as layers
+from jax_dcn._src.deform_aggregate.dcnv3 import dcnv3
+from jax_dcn._src.deform_aggregate.dcnv4 import dcnv4
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
+from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.public import public
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+class _DCN(nnx.Module):
+    """What both layers have."""
+
+    features: int
+    groups: int
+    kernel_size: layers.Size
+    kernel_dilation: layers.Size
+    dw_kernel_size: layers.Size | None
+    offset_scale: float
+    center_feature_scale: bool
+    remove_center: bool
+    dtype: Any
+    param_dtype: Any
+    implementation: Implementation
+
+    def _branch(self, features: int) -> nnx.Linear:
+        return nnx.Linear(
+            self.features,
+            features,
+            **branch_options(self.param_dtype),
+            kernel_init=nnx.initializers.zeros_init(),
+            rngs=nnx.Rngs(0),  # zeros need no randomness
+        )
+
+    def _projection(self, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+        return nnx.Linear(
+            self.features,
+            self.features,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            rngs=rngs,
+        )
+
+    def _depthwise(self, rngs: nnx.Rngs) -> nnx.Conv:
+        options = layers.depthwise_options(self)
+        return nnx.Conv(self.features, self.features, **options, rngs=rngs)
+
+    def _make_centre(self) -> None:
+        if self.center_feature_scale:
+            shape = (self.groups, self.features)
+            weight, bias = (jnp.zeros(s, self.param_dtype) for s in (shape, shape[:1]))
+            self.center_feature_scale_proj_weight = nnx.Param(weight)
+            self.center_feature_scale_proj_bias = nnx.Param(bias)
+
+    def _mixed(self, y: jax.Array, x: jax.Array, features: jax.Array) -> jax.Array:
+        """The sums `y`, or a mixture with the centre's own features `x` that `features` decide."""
+        if not self.center_feature_scale:
+            return y
+        weight = self.center_feature_scale_proj_weight[...]
+        bias = self.center_feature_scale_proj_bias[...]
+        features, weight, bias = dtypes.promote_dtype((features, weight, bias), dtype=self.dtype)
+        return layers.mixed(self, y, x, layers.centre_logits(features, weight, bias))
+
+    def _sow_samples(self, x: jax.Array, offset: jax.Array, mask: jax.Array) -> None:
+        # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
+        if hasattr(self, "__captures__"):
+            for name, value in layers.sown(self, x, offset, mask).items():
+                self.sow(nnx.Intermediate, name, value)
+
+    def offset_and_mask(self, x: jax.Array) -> Pair:
+        """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
+        raise NotImplementedError
+
+    def sampling_positions(self, x: jax.Array) -> Pair:
+        """Where every output position samples `x`, to draw it.
+
+        Returns:
+          Positions `[..., H, W, G, K', 2]` in pixels of `x`, last axis `(y, x)`, and the weights of
+          the samples `[..., H, W, G, K']`. Taps are ordered as in `jax_dcn.dcnv3`.
+        """
+        offset, mask = self.offset_and_mask(x)
+        return layers.sampling_positions(self, x, offset), mask
+
+
+@public("jax_dcn.nnx")
+class DCNv3(_DCN):
+    """The layer of InternImage: sums of samples at positions that the input predicts.
+
+    A depthwise convolution of the input, a norm and an activation, `dw_conv`, give features from which
+    the dense layers `offset` and `mask` predict where each output position samples, and the weights of
+    the samples, which sum to one in each group. `jax_dcn.dcnv3` does the rest, between the dense
+    layers `input_proj` and `output_proj`. Names, axes and initial values are those of InternImage,
+    whose checkpoints `jax_dcn.interop.torch_weights` reads: a fresh layer takes the mean of the
+    regular grid.
+
+    `"sampling_positions"` and `"weights"` are sown as `nnx.Intermediate` while `nnx.capture` listens.
+
+    Args:
+      features: Number of channels, of input and output.
+      groups: Number of groups of channels with positions and weights of their own; it divides
+        `features`.
+      kernel_size: Taps, one number or `(height, width)`.
+      kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
+      dw_kernel_size: Of the depthwise convolution; by default that of the taps. InternImage-H has 5.
+      offset_scale: By what offsets are multiplied, and with them the grid of the taps. InternImage-L
+        and -XL have 2.0.
+      act: The activation; by default the exact GELU, as in PyTorch.
+      norm: `"layer"`, as in all published models, or `"batch"`.
+      center_feature_scale: Whether to mix the sums with the input's own features, by a share that is
+        predicted for each group (InternImage-H and -G).
+      remove_center: Whether the tap in the centre is left out.
+      dtype: Of the computation; by default, what the input and the parameters promote to. Offsets and
+        the softmax are computed in float32 at least.
+      param_dtype: Of the parameters.
+      implementation: See `jax_dcn.dcnv3`.
+      rngs: Random streams; `params` initialises the projections and the depthwise convolution.
+
+    Raises:
+      ValueError: when the layer is made, for options that are wrong; on call, if the input does not
+        fit. The message names the argument.
+
+    Note:
+      The output has the size of the input. The published layer has an option `stride`, which no model
+      sets, and which fails, since it predicts offsets for every pixel.
+
+    Examples:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, jax_dcn.nnx
+      >>> layer = jax_dcn.nnx.DCNv3(64, groups=4, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((2, 14, 14, 64))
+      >>> layer(x).shape
+      (2, 14, 14, 64)
+
+      Where it looked, to draw it:
+
+      >>> positions, mask = layer.sampling_positions(x)
+      >>> positions.shape, mask.shape
+      ((2, 14, 14, 4, 9, 2), (2, 14, 14, 4, 9))
+
+    References:
+      Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
+      Convolutions", CVPR 2023.
+    """
+
+    @renamed(layers.OPTIONS)
+    def __init__(
+        self,
+        features: int,
+        *,
+        groups: int = 4,
+        kernel_size: layers.Size = 3,
+        kernel_dilation: layers.Size = 1,
+        dw_kernel_size: layers.Size | None = None,
+        offset_scale: float = 1.0,
+        act: Callable[[jax.Array], jax.Array] = layers.gelu,
+        norm: Literal["layer", "batch"] = "layer",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        implementation: Implementation = None,
+        rngs: nnx.Rngs,
+    ):
+        self.features = features
+        self.groups = groups
+        self.kernel_size = kernel_size
+        self.kernel_dilation = kernel_dilation
+        self.dw_kernel_size = dw_kernel_size
+        self.offset_scale = offset_scale
+        self.act = act
+        self.norm = norm
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = remove_center
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.implementation = implementation
+        layers.check_dcnv3_options(self)
+        if not isinstance(rngs, nnx.Rngs):
+            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        # Published sequences also count a change of axes, before or after the norm.
+        norms: list[Any] = [None, None]
+        norms[layers.NORMS[norm]] = self._norm(rngs)
+        self.dw_conv = nnx.List([self._depthwise(rngs), nnx.List(norms)])
+        sizes = layers.dcnv3_branches(self)
+        self.offset, self.mask = (self._branch(sizes[name]) for name in ("offset", "mask"))
+        self.input_proj = self._projection(rngs)
+        self.output_proj = self._projection(rngs)
+        self._make_centre()
+
+    def _norm(self, rngs: nnx.Rngs) -> Any:
+        made = nnx.BatchNorm if self.norm == "batch" else nnx.LayerNorm
+        return made(self.features, **layers.norm_options(self), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Images `[..., H, W, features]` to images of the same shape."""
+        layers.check_call(self, x)
+        features = self._features(x)
+        offset, mask = self._predicted(features)
+        self._sow_samples(x, offset, mask)
+        projected = self.input_proj(x)
+        y = dcnv3(projected, offset, mask, **layers.operator_options(self))
+        return self.output_proj(self._mixed(y, projected, features))
+
+    def _features(self, x: jax.Array) -> jax.Array:
+        layer: Any = self.dw_conv
+        return self.act(layer[1][layers.NORMS[self.norm]](layer[0](x)))
+
+    def _predicted(self, features: jax.Array) -> Pair:
+        wide = branch_input(features)
+        return layers.offset_and_mask(self, self.offset(wide), self.mask(wide))
+
+    def offset_and_mask(self, x: jax.Array) -> Pair:
+        """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
+        layers.check_call(self, x)
+        return self._predicted(self._features(x))
+
+
+@public("jax_dcn.nnx")
+class DCNv4(_DCN):
+    """The layer of FlashInternImage: `DCNv3` without the softmax and with less before the prediction.
+
+    The dense layer `offset_mask` predicts where each output position samples, and weights of any
+    value; with `dw_kernel_size` it does so from a depthwise convolution of the input,
+    `offset_mask_dw`. `jax_dcn.dcnv4` does the rest, between the dense layers `value_proj` and
+    `output_proj`. Names, axes and initial values are those of DCNv4, whose checkpoints
+    `jax_dcn.interop.torch_weights` reads. Weights start at zero: a fresh layer gives the bias of
+    `output_proj`.
+
+    `"sampling_positions"` and `"weights"` are sown as `nnx.Intermediate` while `nnx.capture` listens.
+
+    Args:
+      features: Number of channels, of input and output.
+      groups: Number of groups of channels with positions and weights of their own; it divides
+        `features`.
+      kernel_size: Taps, one number or `(height, width)`.
+      kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
+      dw_kernel_size: Of the depthwise convolution before the prediction; `None`: there is none.
+      offset_scale: By what offsets are multiplied, and with them the grid of the taps.
+      center_feature_scale: Whether to mix the sums with the centre's own features, by a share that is
+        predicted from the sums for each group.
+      remove_center: Whether the tap in the centre is left out.
+      output_bias: Whether `output_proj` has a bias.
+      without_pointwise: Whether to leave out `value_proj` and `output_proj`.
+      softmax: Whether the weights of a group are the softmax of what is predicted, as in a DCNv3 that
+        is converted.
+      dtype: Of the computation; by default, what the input and the parameters promote to. Offsets and
+        weights are predicted in float32 at least.
+      param_dtype: Of the parameters.
+      implementation: See `jax_dcn.dcnv4`.
+      rngs: Random streams; `params` initialises the projections and the depthwise convolution.
+
+    Raises:
+      ValueError: when the layer is made, for options that are wrong or have no effect; on call, if
+        the input does not fit. The message names the argument.
+
+    Note:
+      Images are `[..., H, W, features]`. The published layer takes `[N, H * W, features]`, and guesses
+      a square where it is not called with a shape.
+
+    Examples:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp, jax_dcn.nnx
+      >>> layer = jax_dcn.nnx.DCNv4(64, groups=4, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 14, 14, 64))).shape
+      (2, 14, 14, 64)
+
+    References:
+      Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision
+      Applications", CVPR 2024.
+    """
+
+    @renamed(layers.OPTIONS)
+    def __init__(
+        self,
+        features: int,
+        *,
+        groups: int = 4,
+        kernel_size: layers.Size = 3,
+        kernel_dilation: layers.Size = 1,
+        dw_kernel_size: layers.Size | None = None,
+        offset_scale: float = 1.0,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+        softmax: bool = False,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        implementation: Implementation = None,
+        rngs: nnx.Rngs,
+    ):
+        self.features = features
+        self.groups = groups
+        self.kernel_size = kernel_size
+        self.kernel_dilation = kernel_dilation
+        self.dw_kernel_size = dw_kernel_size
+        self.offset_scale = offset_scale
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = remove_center
+        self.output_bias = output_bias
+        self.without_pointwise = without_pointwise
+        self.softmax = softmax
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.implementation = implementation
+        layers.check_dcnv4_options(self)
+        if not isinstance(rngs, nnx.Rngs):
+            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        self.offset_mask_dw = None if dw_kernel_size is None else self._depthwise(rngs)
+        self.offset_mask = self._branch(layers.dcnv4_branch(self))
+        self.value_proj = None if without_pointwise else self._projection(rngs)
+        self.output_proj = None if without_pointwise else self._projection(rngs, output_bias)
+        self._make_centre()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Images `[..., H, W, features]` to images of the same shape."""
+        layers.check_call(self, x)
+        offset_mask = self._predicted(x)
+        self._sow_samples(x, *layers.unpacked(self, offset_mask))
+        projected = self._projected(self.value_proj, x)
+        y = dcnv4(projected, offset_mask, **layers.packed_options(self))
+        return self._projected(self.output_proj, self._mixed(y, projected, y))
+
+    def _projected(self, projection: nnx.Linear | None, x: jax.Array) -> jax.Array:
+        if projection is not None:
+            return projection(x)
+        return x if self.dtype is None else x.astype(self.dtype)
+
+    def _predicted(self, x: jax.Array) -> jax.Array:
+        features = x if self.offset_mask_dw is None else self.offset_mask_dw(x)
+        return self.offset_mask(branch_input(features))
+
+    def offset_and_mask(self, x: jax.Array) -> Pair:
+        """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
+        layers.check_call(self, x)
+        return layers.unpacked(self, self._predicted(x))
