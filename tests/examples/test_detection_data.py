@@ -2,6 +2,7 @@
 """Images and objects in COCO's format reach a detector as pycocotools and mmdetection read them."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from examples.detection.data import (
     place_objects,
     training_batches,
 )
-from examples.detection.images import normalise
+from examples.detection.images import normalise, resize
 from examples.detection.settings import View
 from examples.imagenet.data import Share
 from examples.imagenet.errors import UserError
@@ -167,6 +168,17 @@ def test_boxes_are_resized_and_cut_with_the_image():
     objects = Objects(np.array([[10, 20, 30, 70]], np.float32), np.array([1]), None)
     got = place_objects(objects, np.array([2.0, 1.5]), np.array([90, 50]), False, 0.0)
     np.testing.assert_array_equal(got.boxes, [[20, 30, 50, 90]])
+
+
+@pytest.mark.parametrize(
+    ("size", "checksum"),
+    [((31, 50), 586387907), ((80, 113), 1789775398)],
+    ids=["smaller", "larger"],
+)
+def test_every_bit_of_a_resized_image_equals_opencvs(size, checksum):
+    pixels = np.random.default_rng(0).integers(0, 256, (43, 61, 3), np.uint8)
+    # Of what cv2.resize makes with INTER_LINEAR in OpenCV 5.0.
+    assert zlib.crc32(resize(pixels, size).tobytes()) == checksum
 
 
 def test_training_batches_hold_resized_images_and_their_objects(folder):

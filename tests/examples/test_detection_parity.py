@@ -17,6 +17,7 @@ from examples.detection.detect import Images, Proposals, candidates, classify
 from examples.detection.settings import Architecture
 from examples.detection.weights import load_published
 from tests.examples.published_weights import FOLDER, published_weights
+from tests.examples.same_boxes import same
 
 RULE = CONVENTIONS["mmdet3"]
 PHOTOGRAPH = pathlib.Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"
@@ -111,18 +112,6 @@ def test_most_proposals_and_detections_equal_mmdetections_whatever_the_order_of_
     detections = same(theirs["boxes"], theirs["scores"], ours["boxes"], ours["scores"])
     detections &= theirs["labels"][:, None] == ours["labels"]
     assert detections.any(axis=1).mean() > 0.9
-
-
-def same(boxes, scores, other_boxes, other_scores) -> np.ndarray:
-    """Which boxes are the same: intersection over union above 0.99, scores equal to 1e-3."""
-    boxes, other_boxes = np.asarray(boxes)[:, None], np.asarray(other_boxes)[None]
-    corner = np.maximum(boxes[..., :2], other_boxes[..., :2])
-    common = np.prod(
-        np.clip(np.minimum(boxes[..., 2:], other_boxes[..., 2:]) - corner, 0, None), -1
-    )
-    areas = [np.prod(array[..., 2:] - array[..., :2], -1) for array in (boxes, other_boxes)]
-    close = np.abs(np.asarray(scores)[:, None] - np.asarray(other_scores)[None]) < 1e-3
-    return (common > 0.99 * (sum(areas) - common)) & close
 
 
 def teardown_module() -> None:
