@@ -121,6 +121,14 @@ def converted(
     return result
 
 
+def points_of_shares(shares: np.ndarray) -> list[int]:
+    """The points of each level, from the share 1 / n of each sample of a level of n points."""
+    points: list[int] = []
+    while sum(points) < shares.size:
+        points.append(max(1, round(1 / shares[sum(points)])))
+    return points
+
+
 def _check_shape(array: np.ndarray, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
         message = f"expected {expected}, got {array.shape}"

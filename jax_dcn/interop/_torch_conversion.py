@@ -12,6 +12,11 @@ from jax_dcn.interop._torch_arrays import Misfit
 from jax_dcn.interop._torch_names import LEAVES, MASK_BRANCH, Names, common_prefix
 from jax_dcn.interop._torch_variables import Variable
 
+# The module that predicts offsets in attention layers, and the buffers beside it which say, sample by
+# sample, the share 1 / n of a level's n points.
+_OFFSETS = "sampling_offsets"
+_POINT_SHARES = ("num_points_scale", "n_points_scale")
+
 
 class Report(NamedTuple):
     """Names of PyTorch parameters, sorted by what became of them.
@@ -48,7 +53,6 @@ class Conversion:
             prefix = f"{prefix}."
         self._weights, self._prefix, self._leave, self._convert = weights, prefix, leave, convert
         self._names = Names(weights, [variable.modules for variable in variables], prefix)
-        self._layers = {variable.modules: variable.module for variable in variables}
         self._used: dict[str, str] = {}
         self._left: set[str] = set()
         self._missing: list[list[str]] = []
@@ -98,19 +102,34 @@ class Conversion:
         if not all(np.issubdtype(array.dtype, np.floating) for array in arrays):
             raise Misfit("misshapen", f"expected floating point, got {arrays[0].dtype}")
         self._check_mask_scale(variable, names)
+        self._check_points(variable, names[0])
         weight = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return self._arranged(variable, names[0], weight).astype(variable.value.dtype)
 
     def _check_mask_scale(self, variable: Variable, names: Sequence[str]) -> None:
         """A branch `modulator_conv` makes masks `2 * sigmoid`."""
-        layer = self._layers.get(variable.modules[:-1])
-        scale = getattr(layer, "mask_scale", 2.0)
+        scale = getattr(variable.parent, "mask_scale", 2.0)
         if len(names) > 1 and scale != 2.0:
             raise Misfit(
                 "uncertain",
                 f"the mask of a layer with {MASK_BRANCH} is 2 * sigmoid(logits): make the layer "
                 f"with mask_scale=2.0, not {scale}",
             )
+
+    def _check_points(self, variable: Variable, name: str) -> None:
+        """RT-DETRv2 and D-FINE keep the points of each level, of which shapes show the sum alone."""
+        module = name.rpartition(".")[0]
+        if not module.endswith(_OFFSETS):
+            return
+        for shares in _POINT_SHARES:
+            buffer = f"{module.removesuffix(_OFFSETS)}{shares}"
+            if buffer not in self._weights:
+                continue
+            self._left.add(buffer)
+            found = _torch_arrays.points_of_shares(self._weights[buffer])
+            points = getattr(variable.parent, "points", found)
+            if found != ([points] * len(found) if isinstance(points, int) else list(points)):
+                raise Misfit("uncertain", f"the layer has points={points}, but {buffer} {found}")
 
     def _arranged(self, variable: Variable, name: str, weight: np.ndarray) -> np.ndarray:
         """`weight` in Flax's order of axes."""

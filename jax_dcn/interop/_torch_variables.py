@@ -27,7 +27,8 @@ class Variable:
       leaf: Name of the variable in the innermost module.
       value: An array, or its shape and dtype.
       is_parameter: Whether PyTorch has a counterpart: not for counters and random streams.
-      module: The innermost module itself, if the network was given as an NNX model.
+      module, parent: The innermost module itself and the one around it, if the network was given as an
+        NNX model.
     """
 
     modules: tuple[str, ...]
@@ -35,6 +36,7 @@ class Variable:
     value: Any
     is_parameter: bool
     module: Any = None
+    parent: Any = None
 
     @property
     def path(self) -> str:
@@ -69,8 +71,9 @@ def variables_of(like: Any) -> tuple[Any, list[Variable]]:
             path = path[1:]
         elif has_collections and path[-1] not in LEAVES:
             is_parameter = False
-        module = modules.get(path[:-1])
-        variables.append(Variable(path[:-1], path[-1], value, is_parameter, module))
+        *outer, leaf = path
+        module, parent = modules.get(tuple(outer)), modules.get(tuple(outer[:-1]))
+        variables.append(Variable(tuple(outer), leaf, value, is_parameter, module, parent))
     return tree, variables
 
 

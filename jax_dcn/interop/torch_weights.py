@@ -69,6 +69,14 @@ def to_flax(
     | `conv2.weight` | `conv_offset_mask.weight` | the original's mmdetection |
     | `conv2.regular_conv.weight` | `conv2.offset_conv.weight` and `conv2.modulator_conv.weight` | layers on torchvision's function; their mask is `2 * sigmoid`: `mask_scale=2.0` |
 
+    Layers of attention have one dialect: `sampling_offsets`, `attention_weights`, `value_proj` and
+    `output_proj` of `MSDeformAttn` are so called in Deformable DETR, DINO, Grounding DINO, Mask2Former,
+    RT-DETR, RT-DETRv2 and D-FINE, in mmcv and in Hugging Face. The buffers `num_points_scale` and
+    `n_points_scale` of the last two fill no variable; with an NNX model they are compared with the
+    layer's `points`, which shapes do not tell. The layers of InternImage and FlashInternImage have
+    the names of `DCNv3` and `DCNv4`; Linen's `dw_conv_0` and `dw_conv_1_1` are their `dw_conv.0` and
+    `dw_conv.1.1`.
+
     Args:
       weights: Arrays or tensors by their PyTorch names, see `read_state_dict`.
       like: The network's variables: an NNX model, `nnx.state(model)`, or what Linen's `init`
