@@ -10,63 +10,16 @@ import numpy as np
 import pytest
 
 from jax_dcn import dcnv3, dcnv4, deform_conv2d
-from tests.laws import loops
-
-# Sizes of all axes differ, and so do the options of height and width.
-BATCH, GROUPS, GROUP_CHANNELS = 2, 3, 2
-CHANNELS = GROUPS * GROUP_CHANNELS
-WINDOWS = {
-    "plain": dict(),
-    "stretched": dict(offset_scale=1.5),
-    "without_centre": dict(kernel_size=(5, 3), remove_center=True, offset_scale=2.0),
-    "even": dict(kernel_size=(2, 4), kernel_dilation=(3, 1), offset_scale=0.5),
-    "strided": dict(strides=(2, 1), padding=((1, 0), (2, 3)), kernel_dilation=(1, 2)),
-    "one_tap": dict(kernel_size=1, padding="VALID"),
-}
-DEFAULTS = dict(
-    kernel_size=3,
-    strides=1,
-    padding="SAME",
-    kernel_dilation=1,
-    offset_scale=1.0,
-    remove_center=False,
+from tests.deform_aggregate.windows import (
+    BATCH,
+    CHANNELS,
+    GROUP_CHANNELS,
+    GROUPS,
+    WINDOWS,
+    Window,
+    in_torch,
 )
-
-
-class Window:
-    """The options of one of `WINDOWS`, by axis, as the published kernel names them."""
-
-    def __init__(self, name: str, size: tuple[int, int] = (5, 7)):
-        self.options = WINDOWS[name]
-        self.size = size
-        options = DEFAULTS | self.options
-        pair = lambda v: (v, v) if isinstance(v, int) else v
-        self.kernel, self.dilation = pair(options["kernel_size"]), pair(options["kernel_dilation"])
-        self.strides, self.scale = pair(options["strides"]), options["offset_scale"]
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
-        named = {"SAME": [(r // 2, r - r // 2) for r in reach], "VALID": [(0, 0)] * 2}
-        self.padding = named.get(str(options["padding"]), options["padding"])
-        sizes = zip(size, self.padding, reach, self.strides, strict=True)
-        self.output = tuple((n + sum(pads) - r - 1) // s + 1 for n, pads, r, s in sizes)
-        # Taps (row, column) in the published order.
-        taps = [(j, i) for i in range(self.kernel[1]) for j in range(self.kernel[0])]
-        if options["remove_center"]:
-            taps.remove((self.kernel[0] // 2, self.kernel[1] // 2))
-        self.taps = taps
-
-    def arrays(self) -> tuple:
-        """Random `(x, offset, mask)`."""
-        random = np.random.default_rng(0)
-        samples = (BATCH, *self.output, GROUPS, len(self.taps))
-        x = random.normal(size=(BATCH, *self.size, CHANNELS))
-        offset = random.uniform(-1.9, 1.9, (*samples, 2))
-        return x, np.where(abs(offset) < 0.2, 0.0, offset), random.normal(size=samples)
-
-    def position(self, axis: int, output: int, tap: int, offset: float) -> float:
-        """The formula of the published CUDA kernel."""
-        centre = (self.dilation[axis] * (self.kernel[axis] - 1)) >> 1
-        p0 = centre - self.padding[axis][0] + output * self.strides[axis]
-        return p0 - centre * self.scale + (tap * self.dilation[axis] + offset) * self.scale
+from tests.laws import loops
 
 
 def published(window: Window, x, offset, mask) -> np.ndarray:
@@ -82,7 +35,7 @@ def published(window: Window, x, offset, mask) -> np.ndarray:
 
 @pytest.mark.parametrize("name", WINDOWS)
 def test_values_are_those_of_the_published_kernel(name):
-    window = Window(name)
+    window = Window(WINDOWS[name])
     y = dcnv3(*window.arrays(), **window.options)
     np.testing.assert_allclose(y, published(window, *window.arrays()), atol=1e-12)
 
@@ -113,7 +66,7 @@ def depthwise(window: Window, x, offset, mask):
 
 @pytest.mark.parametrize("name", ["without_centre", "strided"])
 def test_gradients_are_those_of_a_depthwise_deformable_convolution(name):
-    window = Window(name)
+    window = Window(WINDOWS[name])
     expected, expected_vjp = jax.vjp(lambda *a: depthwise(window, *a), *window.arrays())
     actual, vjp = jax.vjp(lambda *a: dcnv3(*a, **window.options), *window.arrays())
     cotangent = jnp.asarray(np.random.default_rng(1).normal(size=actual.shape))
@@ -122,30 +75,9 @@ def test_gradients_are_those_of_a_depthwise_deformable_convolution(name):
         np.testing.assert_allclose(gradient, wanted, atol=1e-11)
 
 
-def in_torch(torch, window: Window, x, offset, mask):
-    """InternImage's formula by PyTorch's grid_sample, group by group, with positions in float64."""
-    height, width = window.size
-    groups = []
-    for group in range(GROUPS):
-        image = x[..., group * GROUP_CHANNELS : (group + 1) * GROUP_CHANNELS].permute(0, 3, 1, 2)
-        columns, rows = [], []
-        for t, (row, column) in enumerate(window.taps):
-            first = [torch.arange(n, dtype=torch.float64) for n in window.output]
-            of_tap = offset[:, :, :, group, t]
-            rows.append(window.position(0, first[0][:, None], row, of_tap[..., 1]))
-            columns.append(window.position(1, first[1], column, of_tap[..., 0]))
-        positions = torch.stack([torch.stack(columns, -1), torch.stack(rows, -1)], -1)
-        grid = (2 * positions + 1) / torch.tensor([width, height]) - 1
-        read = torch.nn.functional.grid_sample(image, grid.flatten(2, 3), align_corners=False)
-        weights = mask[:, :, :, group].flatten(2, 3)[:, None]
-        sums = (read * weights).unflatten(3, (window.output[1], -1)).sum(-1)
-        groups.append(sums.permute(0, 2, 3, 1))
-    return torch.cat(groups, -1)
-
-
 def test_values_and_gradients_equal_torch():
     torch = pytest.importorskip("torch")
-    window = Window("stretched")
+    window = Window(WINDOWS["stretched"])
     x, offset, mask = window.arrays()
     offset += 0.0625  # where no position is a whole number
     tensors = [torch.tensor(array, requires_grad=True) for array in (x, offset, mask)]
@@ -174,7 +106,7 @@ def test_without_offsets_every_tap_reads_a_pixel_in_float32(size):
 
 
 def test_one_pixel_before_the_first_every_gradient_is_zero():
-    window = Window("stretched")
+    window = Window(WINDOWS["stretched"])
     x, offset, mask = window.arrays()
     offset[0, 0, 0, 0, 0] = [0.3, 1 / 3]  # the tap at row -1.5, moved by half a pixel
     assert window.position(0, 0, 0, offset[0, 0, 0, 0, 0, 1]) == -1
@@ -205,7 +137,7 @@ def packed(offset, mask, padding: float) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["plain", "without_centre"])
 def test_packed_numbers_are_offsets_then_weights_of_each_group(name):
-    window = Window(name)
+    window = Window(WINDOWS[name])
     x, offset, mask = window.arrays()
     offset_mask = packed(offset, mask, np.nan)
     assert offset_mask.shape[-1] == {"plain": 88, "without_centre": 128}[name]
@@ -232,7 +164,7 @@ def test_an_image_does_not_depend_on_its_batch():
         np.testing.assert_array_equal(y[image], alone)
 
 
-X, OFFSET, MASK = Window("plain").arrays()
+X, OFFSET, MASK = Window(WINDOWS["plain"]).arrays()
 PACKED = packed(OFFSET, MASK, 0)
 WRONG3 = {
     "x": (dict(x=X[0, 0]), "x must be [..., H, W, C] with pixels and channels"),

@@ -165,7 +165,6 @@ def of_flax(family: Family, call, params) -> tuple[jax.Array, dict, tuple]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_modules_of_hugging_face_give_equal_results_and_gradients(name):
     family = FAMILIES[name]
     module = randomized(family.module())
