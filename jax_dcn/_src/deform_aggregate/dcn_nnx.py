@@ -20,84 +20,59 @@ from jax_dcn._src.public import public
 Pair = tuple[jax.Array, jax.Array]
 
 
-class _DCN(nnx.Module):
-    """What both layers have."""
+def _branch(layer: layers.DCNOptions, features: int) -> nnx.Linear:
+    return nnx.Linear(
+        layer.features,
+        features,
+        **branch_options(layer.param_dtype),
+        kernel_init=nnx.initializers.zeros_init(),
+        rngs=nnx.Rngs(0),  # zeros need no randomness
+    )
 
-    features: int
-    groups: int
-    kernel_size: layers.Size
-    kernel_dilation: layers.Size
-    dw_kernel_size: layers.Size | None
-    offset_scale: float
-    center_feature_scale: bool
-    remove_center: bool
-    dtype: Any
-    param_dtype: Any
-    implementation: Implementation
 
-    def _branch(self, features: int) -> nnx.Linear:
-        return nnx.Linear(
-            self.features,
-            features,
-            **branch_options(self.param_dtype),
-            kernel_init=nnx.initializers.zeros_init(),
-            rngs=nnx.Rngs(0),  # zeros need no randomness
-        )
+def _projection(layer: layers.DCNOptions, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    return nnx.Linear(
+        layer.features,
+        layer.features,
+        use_bias=use_bias,
+        dtype=layer.dtype,
+        param_dtype=layer.param_dtype,
+        kernel_init=nnx.initializers.xavier_uniform(),
+        rngs=rngs,
+    )
 
-    def _projection(self, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
-        return nnx.Linear(
-            self.features,
-            self.features,
-            use_bias=use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nnx.initializers.xavier_uniform(),
-            rngs=rngs,
-        )
 
-    def _depthwise(self, rngs: nnx.Rngs) -> nnx.Conv:
-        options = layers.depthwise_options(self)
-        return nnx.Conv(self.features, self.features, **options, rngs=rngs)
+def _depthwise(layer: layers.DCNOptions, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(layer.features, layer.features, **layers.depthwise_options(layer), rngs=rngs)
 
-    def _make_centre(self) -> None:
-        if self.center_feature_scale:
-            shape = (self.groups, self.features)
-            weight, bias = (jnp.zeros(s, self.param_dtype) for s in (shape, shape[:1]))
-            self.center_feature_scale_proj_weight = nnx.Param(weight)
-            self.center_feature_scale_proj_bias = nnx.Param(bias)
 
-    def _mixed(self, y: jax.Array, x: jax.Array, features: jax.Array) -> jax.Array:
-        """The sums `y`, or a mixture with the centre's own features `x` that `features` decide."""
-        if not self.center_feature_scale:
-            return y
-        weight = self.center_feature_scale_proj_weight[...]
-        bias = self.center_feature_scale_proj_bias[...]
-        features, weight, bias = dtypes.promote_dtype((features, weight, bias), dtype=self.dtype)
-        return layers.mixed(self, y, x, layers.centre_logits(features, weight, bias))
+def _make_centre(layer: Any) -> None:
+    if layer.center_feature_scale:
+        shape = (layer.groups, layer.features)
+        weight, bias = (jnp.zeros(s, layer.param_dtype) for s in (shape, shape[:1]))
+        layer.center_feature_scale_proj_weight = nnx.Param(weight)
+        layer.center_feature_scale_proj_bias = nnx.Param(bias)
 
-    def _sow_samples(self, x: jax.Array, offset: jax.Array, mask: jax.Array) -> None:
-        # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
-        if hasattr(self, "__captures__"):
-            for name, value in layers.sown(self, x, offset, mask).items():
-                self.sow(nnx.Intermediate, name, value)
 
-    def offset_and_mask(self, x: jax.Array) -> Pair:
-        """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
-        raise NotImplementedError
+def _mixed(layer: Any, y: jax.Array, x: jax.Array, features: jax.Array) -> jax.Array:
+    """The sums `y`, or a mixture with the centre's own features `x` that `features` decide."""
+    if not layer.center_feature_scale:
+        return y
+    weight = layer.center_feature_scale_proj_weight[...]
+    bias = layer.center_feature_scale_proj_bias[...]
+    features, weight, bias = dtypes.promote_dtype((features, weight, bias), dtype=layer.dtype)
+    return layers.mixed(layer, y, x, layers.centre_logits(features, weight, bias))
 
-    def sampling_positions(self, x: jax.Array) -> Pair:
-        """Where every output position samples `x`, to draw it.
 
-        Returns:
-          Positions `[..., H, W, G, K', 2]` in pixels of `x`, last axis `(y, x)`, and the weights of
-          the samples `[..., H, W, G, K']`. Taps are ordered as in `jax_dcn.dcnv3`.
-        """
-        offset, mask = self.offset_and_mask(x)
-        return layers.sampling_positions(self, x, offset), mask
+def _sow_samples(layer: Any, x: jax.Array, offset: jax.Array, mask: jax.Array) -> None:
+    # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
+    if hasattr(layer, "__captures__"):
+        for name, value in layers.sown(layer, x, offset, mask).items():
+            layer.sow(nnx.Intermediate, name, value)
 
 
 @public("jax_dcn.nnx")
-class DCNv3(_DCN):
+class DCNv3(nnx.Module):
     """The layer of InternImage: sums of samples at positions that the input predicts.
 
     A depthwise convolution of the input, a norm and an activation, `dw_conv`, give features from which
@@ -194,12 +169,12 @@ class DCNv3(_DCN):
         # Published sequences also count a change of axes, before or after the norm.
         norms: list[Any] = [None, None]
         norms[layers.NORMS[norm]] = self._norm(rngs)
-        self.dw_conv = nnx.List([self._depthwise(rngs), nnx.List(norms)])
+        self.dw_conv = nnx.List([_depthwise(self, rngs), nnx.List(norms)])
         sizes = layers.dcnv3_branches(self)
-        self.offset, self.mask = (self._branch(sizes[name]) for name in ("offset", "mask"))
-        self.input_proj = self._projection(rngs)
-        self.output_proj = self._projection(rngs)
-        self._make_centre()
+        self.offset, self.mask = (_branch(self, sizes[name]) for name in ("offset", "mask"))
+        self.input_proj = _projection(self, rngs)
+        self.output_proj = _projection(self, rngs)
+        _make_centre(self)
 
     def _norm(self, rngs: nnx.Rngs) -> Any:
         made = nnx.BatchNorm if self.norm == "batch" else nnx.LayerNorm
@@ -210,10 +185,10 @@ class DCNv3(_DCN):
         layers.check_call(self, x)
         features = self._features(x)
         offset, mask = self._predicted(features)
-        self._sow_samples(x, offset, mask)
+        _sow_samples(self, x, offset, mask)
         projected = self.input_proj(x)
         y = dcnv3(projected, offset, mask, **layers.operator_options(self))
-        return self.output_proj(self._mixed(y, projected, features))
+        return self.output_proj(_mixed(self, y, projected, features))
 
     def _features(self, x: jax.Array) -> jax.Array:
         layer: Any = self.dw_conv
@@ -228,9 +203,19 @@ class DCNv3(_DCN):
         layers.check_call(self, x)
         return self._predicted(self._features(x))
 
+    def sampling_positions(self, x: jax.Array) -> Pair:
+        """Where every output position samples `x`, to draw it.
+
+        Returns:
+          Positions `[..., H, W, G, K', 2]` in pixels of `x`, last axis `(y, x)`, and the weights of
+          the samples `[..., H, W, G, K']`. Taps are ordered as in `jax_dcn.dcnv3`.
+        """
+        offset, mask = self.offset_and_mask(x)
+        return layers.sampling_positions(self, x, offset), mask
+
 
 @public("jax_dcn.nnx")
-class DCNv4(_DCN):
+class DCNv4(nnx.Module):
     """The layer of FlashInternImage: `DCNv3` without the softmax and with less before the prediction.
 
     The dense layer `offset_mask` predicts where each output position samples, and weights of any
@@ -320,20 +305,20 @@ class DCNv4(_DCN):
         layers.check_dcnv4_options(self)
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
-        self.offset_mask_dw = None if dw_kernel_size is None else self._depthwise(rngs)
-        self.offset_mask = self._branch(layers.dcnv4_branch(self))
-        self.value_proj = None if without_pointwise else self._projection(rngs)
-        self.output_proj = None if without_pointwise else self._projection(rngs, output_bias)
-        self._make_centre()
+        self.offset_mask_dw = None if dw_kernel_size is None else _depthwise(self, rngs)
+        self.offset_mask = _branch(self, layers.dcnv4_branch(self))
+        self.value_proj = None if without_pointwise else _projection(self, rngs)
+        self.output_proj = None if without_pointwise else _projection(self, rngs, output_bias)
+        _make_centre(self)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images `[..., H, W, features]` to images of the same shape."""
         layers.check_call(self, x)
         offset_mask = self._predicted(x)
-        self._sow_samples(x, *layers.unpacked(self, offset_mask))
+        _sow_samples(self, x, *layers.unpacked(self, offset_mask))
         projected = self._projected(self.value_proj, x)
         y = dcnv4(projected, offset_mask, **layers.packed_options(self))
-        return self._projected(self.output_proj, self._mixed(y, projected, y))
+        return self._projected(self.output_proj, _mixed(self, y, projected, y))
 
     def _projected(self, projection: nnx.Linear | None, x: jax.Array) -> jax.Array:
         if projection is not None:
@@ -348,3 +333,13 @@ class DCNv4(_DCN):
         """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
         layers.check_call(self, x)
         return layers.unpacked(self, self._predicted(x))
+
+    def sampling_positions(self, x: jax.Array) -> Pair:
+        """Where every output position samples `x`, to draw it.
+
+        Returns:
+          Positions `[..., H, W, G, K', 2]` in pixels of `x`, last axis `(y, x)`, and the weights of
+          the samples `[..., H, W, G, K']`. Taps are ordered as in `jax_dcn.dcnv3`.
+        """
+        offset, mask = self.offset_and_mask(x)
+        return layers.sampling_positions(self, x, offset), mask
