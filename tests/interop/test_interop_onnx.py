@@ -13,7 +13,7 @@ from flax import nnx
 import jax_dcn
 from examples.imagenet.models import resnet
 from jax_dcn.interop import onnx as interop
-from jax_dcn.nnx import DeformConv
+from jax_dcn.nnx import DCNv3, DeformConv, MSDeformAttn
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -147,6 +147,25 @@ def test_sums_of_samples_become_grid_sample_nodes(name):
         np.testing.assert_allclose(
             run(model, x, *rest), f(*map(jnp.asarray, (x, *rest))), rtol=1e-5, atol=1e-5
         )
+
+
+@exporter
+@pytest.mark.parametrize("name", ["MSDeformAttn", "DCNv3"])
+def test_layers_on_sums_of_samples_export(name):
+    if name == "MSDeformAttn":
+        layer = MSDeformAttn(12, heads=2, levels=2, points=3, rngs=rngs())
+        f = functools.partial(layer, spatial_shapes=MAPS)
+        shapes = [("n", 7, 12), ("n", 7, 4), ("n", 26, 12)]
+    else:
+        f = layer = DCNv3(12, groups=2, offset_scale=2.0, rngs=rngs())
+        shapes = [("n", 5, 7, 12)]
+    branch = layer.sampling_offsets if name == "MSDeformAttn" else layer.offset
+    branch.kernel[...] = jnp.asarray(images(*branch.kernel.shape)) / 5
+    arrays = [images(*(3 if size == "n" else size for size in shape)) for shape in shapes]
+    model = interop.to_onnx(f, shapes)
+    np.testing.assert_allclose(
+        run(model, *arrays), f(*map(jnp.asarray, arrays)), rtol=1e-5, atol=1e-5
+    )
 
 
 @exporter
