@@ -5,13 +5,19 @@ Neither the number of worker processes, nor that of training processes, nor an i
 what a step sees: the number of the step is all the state that there is.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import gc
+import os
+import time
 from collections.abc import Iterable, Iterator
 
 import absl.flags
 import grain
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 from PIL import Image
 
 from examples.imagenet.readers import Reader
@@ -92,7 +98,28 @@ def read_blocks(
         absl.flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(options)
-    return iter(batches)
+    shared: collections.deque[str] = collections.deque(maxlen=64)
+    yield from _copies(batches, shared)
+    _wait_until_freed(shared)
+
+
+def _copies(batches: grain.IterDataset, shared: collections.deque[str]) -> Iterator[Batch]:
+    """Batches outside of the memory that Grain shares with its workers, whose names are noted."""
+    with contextlib.closing(iter(batches)) as read:
+        for batch in read:
+            arrays = batch.values()
+            shared.extend(
+                f"/dev/shm/{a.metadata.name}" for a in arrays if isinstance(a, SharedMemoryArray)
+            )
+            yield {name: np.array(array) for name, array in batch.items()}
+
+
+def _wait_until_freed(shared: Iterable[str], seconds: float = 5) -> None:
+    """Waits until Grain's threads have freed the memory: a program that ends earlier would warn."""
+    gc.collect()  # iterators of Grain, which refer to each other
+    end = time.monotonic() + seconds
+    while any(map(os.path.exists, shared)) and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _stack(examples: Iterable[tuple[np.ndarray, int]]) -> Batch:

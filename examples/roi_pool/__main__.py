@@ -32,8 +32,8 @@ pool = functools.partial(
     spatial_scale=SCALE,
     pooled_size=BINS,
     output_dim=3,
-    trans_std=TRANS_STD,
 )
+displaced_pool = functools.partial(pool, trans_std=TRANS_STD)
 
 
 def features(photograph: np.ndarray) -> jax.Array:
@@ -53,7 +53,7 @@ def fit_offset(x: jax.Array, roi: jax.Array, target: jax.Array, steps: int) -> j
 
     def loss(offset: jax.Array) -> jax.Array:
         # A little friction: of the offsets that do, the smallest.
-        return jnp.mean((pool(x, roi, offset) - target) ** 2) + 1e-4 * jnp.mean(offset**2)
+        return jnp.mean((displaced_pool(x, roi, offset) - target) ** 2) + 1e-4 * jnp.mean(offset**2)
 
     optimizer = optax.adam(0.05)
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     x = features(photograph)
     target, before = pool(x, region(BOX)), pool(x, region(MISPLACED))
     offset = fit_offset(x, region(MISPLACED), target, options.steps)
-    after = pool(x, region(MISPLACED), offset)
+    after = displaced_pool(x, region(MISPLACED), offset)
     for name, pooled in {"undisplaced": before, "displaced": after}.items():
         print(
             f"{name} bins: colours differ by {float(jnp.sqrt(jnp.mean((pooled - target) ** 2))):.3f}"

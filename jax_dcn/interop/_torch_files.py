@@ -53,6 +53,7 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
 
     Raises:
       ImportError: if the package that reads the file is not installed.
+      FileNotFoundError: if there is no file at `path`.
       ValueError: if the file holds no parameters, several sets of parameters and no `key`, no entry
         `key`, or Python objects (reading them could run code).
     """
@@ -61,6 +62,8 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
     if key is not None:
         text("key", key)
     path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be the path of a file, but there is no file {path}.")
     if path.suffix != ".safetensors":
         return _read_pickled(path, key)
     if key is not None:

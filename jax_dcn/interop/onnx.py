@@ -2,6 +2,7 @@
 """ONNX's `DeformConv`: writes it, from models that hold deformable convolutions, and evaluates it."""
 
 import contextlib
+import inspect
 import numbers
 import os
 import sys
@@ -56,8 +57,8 @@ def to_onnx(
       ImportError: without jax2onnx.
       NotImplementedError: for `boundary="legacy"`, which ONNX does not have, and for sampled maps whose
         height or width is free.
-      ValueError: for an `opset` below 19, for `inputs` that are no shapes, and for a model in
-        training mode.
+      ValueError: for an `opset` below 19, for `inputs` that are no shapes or that the function does
+        not take, for a `path` that is none, and for a model in training mode.
 
     Examples:
       A layer, for batches of any size, in a file::
@@ -69,8 +70,11 @@ def to_onnx(
         raise ValueError(f"opset must be at least 19, which brought DeformConv, got {opset!r}.")
     if not callable(function):
         raise ValueError(f"function must be a function or a module, got {function!r}.")
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path must be the path of a file, or None, got {path!r}.")
     avals = _abstract(inputs)
     _check_mode(function)
+    _check_count(function, avals, inputs)
     try:
         import jax2onnx
 
@@ -106,6 +110,18 @@ def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:
                 "function changes its model, as one in training mode does: call model.eval() first."
             ) from error
         raise
+
+
+def _check_count(function: Callable[..., Any], avals: Sequence[Any], inputs: Any) -> None:
+    """Refuses more or fewer arrays than the function takes."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function that does not say what it takes
+        return
+    try:
+        signature.bind(*avals)
+    except TypeError as error:
+        raise ValueError(f"inputs does not fit the function, {error}: got {inputs!r}.") from None
 
 
 @contextlib.contextmanager

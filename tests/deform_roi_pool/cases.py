@@ -44,7 +44,7 @@ class RoICase:
             group_size=self.group_size,
             part_size=self.part_size,
             samples_per_part=self.samples,
-            trans_std=0.13,
+            trans_std=0.13 if self.displaced else 0.0,
         )
 
     @property

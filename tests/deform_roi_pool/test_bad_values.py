@@ -45,9 +45,8 @@ def test_region_without_an_image_pools_to_zero(name, implementation):
 
 
 def test_no_images_pool_to_zero(implementation):
-    f = jax.jit(lambda x, rois: SMALL.function(implementation)(x, rois))
-    x, rois, _, _ = SMALL.arrays()
-    y = f(x[:0], rois)
+    x, *rest = SMALL.arrays()
+    y = jax.jit(SMALL.function(implementation))(x[:0], *rest)
     assert y.shape == (3, 2, 2, 4) and not np.any(y)
 
 
@@ -76,6 +75,13 @@ def test_pixels_beside_those_read_do_not_matter():
         assert y.item() == 2.0
     y = deform_roi_align(x, between, spatial_scale=1, pooled_size=1)
     assert y.item() == 2.0
+
+
+def test_options_of_offsets_are_refused_without_offsets():
+    options = dict(spatial_scale=1.0, pooled_size=2, output_dim=X.shape[-1])
+    for name, value in dict(trans_std=0.1, part_size=2).items():
+        with pytest.raises(ValueError, match=f"{name} has no effect without offset: leave it out."):
+            deform_roi_pool(X, ROIS, **options, **{name: value})
 
 
 def test_alignment_checks_its_own_options():

@@ -2,6 +2,8 @@
 """What a training step of the ImageNet example sees depends on the seed and the step alone."""
 
 import functools
+import pathlib
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from examples.imagenet.errors import UserError
 from examples.imagenet.pack import pack
 from examples.imagenet.readers import SPLITS, open_reader
 
+ROOT = pathlib.Path(__file__).parents[2]
 IMAGE_SIZE = 9
 batches_of = functools.partial(training_batches, batch_size=6, image_size=IMAGE_SIZE, seed=3)
 
@@ -79,6 +82,22 @@ def test_resumed_batches_equal_uninterrupted_ones():
 def test_worker_processes_change_nothing():
     reader = open_reader("digits", "train")  # Workers import it: a class of this file would not do.
     assert_equal(batches_of(reader, range(3)), batches_of(reader, range(3), workers=2))
+
+
+READ_AND_END = """
+from examples.imagenet.data import training_batches
+from examples.imagenet.readers import open_reader
+def read():
+    reader = open_reader("digits", "train")
+    for batch in training_batches(reader, range(3), batch_size=600, image_size=9, workers=2): ...
+read()
+"""
+
+
+def test_program_that_ends_after_the_last_batch_leaves_no_shared_memory():
+    command = [sys.executable, "-c", READ_AND_END]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -148,6 +148,7 @@ WRONG_POOLS = [
     (dict(samples_per_part=0), "samples_per_part must be an integer"),
     (dict(trans_std=0.0), "trans_std=0 gives the offsets no effect"),
     (dict(joint=True, modulated=False), "joint has no effect"),
+    (dict(deformable=False, hidden_features=3), "hidden_features has no effect with deformable=F"),
     (dict(aligned=True, group_size=2), "group_size has no effect with aligned=True"),
 ]
 

@@ -32,10 +32,15 @@ def arguments(options: dict) -> tuple[jax.Array, jax.Array]:
     return images(4 * options.get("group_size", 1) ** 2), ROIS
 
 
+def small(options: dict) -> dict:
+    """The options, with few hidden features where there are branches."""
+    hidden = dict(hidden_features=5) if options.get("deformable", True) else {}
+    return dict(spatial_scale=SCALE) | hidden | options
+
+
 def layer(**options) -> jax_dcn.nnx.DeformRoIPool:
     rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
-    options = dict(spatial_scale=SCALE, hidden_features=5) | options
-    return jax_dcn.nnx.DeformRoIPool(4, 3, **options, rngs=rngs)
+    return jax_dcn.nnx.DeformRoIPool(4, 3, **small(options), rngs=rngs)
 
 
 def trained(pool: jax_dcn.nnx.DeformRoIPool) -> jax_dcn.nnx.DeformRoIPool:
@@ -96,9 +101,7 @@ def test_layer_is_the_operator_of_what_it_predicts(options):
 @pytest.mark.parametrize("options", PACKS, ids=str)
 def test_linen_is_the_twin_of_nnx(options):
     pool, (x, rois) = trained(layer(**options)), arguments(options)
-    twin = jax_dcn.linen.DeformRoIPool(
-        4, 3, **(dict(spatial_scale=SCALE, hidden_features=5) | options)
-    )
+    twin = jax_dcn.linen.DeformRoIPool(4, 3, **small(options))
     shapes = jax.eval_shape(twin.init, jax.random.key(0), x, rois)
     parameters = {
         f"{name}_{i}": layer
@@ -125,7 +128,7 @@ def test_weights_of_published_packs_are_found_by_name(options):
         for i, linear in branch.items():
             expected = weights[f"head.{name}.{i}.weight"].T.astype(np.float32)
             np.testing.assert_array_equal(linear["kernel"], expected)
-    twin = jax_dcn.linen.DeformRoIPool(4, 3, spatial_scale=SCALE, hidden_features=5, **options)
+    twin = jax_dcn.linen.DeformRoIPool(4, 3, **small(options))
     like = jax.eval_shape(twin.init, jax.random.key(0), images(), ROIS)
     variables = torch_weights.to_flax(weights, like, prefix="head.")
     np.testing.assert_array_equal(twin.apply(variables, images(), ROIS), pool(images(), ROIS))

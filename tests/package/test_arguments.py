@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 import jax_dcn
@@ -95,6 +97,8 @@ def pool(name: str) -> Row:
         good |= dict(gamma=0.1, sampling_ratio=2)
     scales = dict(spatial_scale="zero,minus one", trans_std="minus one", gamma="minus one")
     accepts = POOL_ACCEPTS | scales | dict(sampling_ratio="zero")
+    if name == "deform_roi_pool":  # whose trans_std and part_size need an offset
+        del accepts["offset"]
     return Row(getattr(jax_dcn, name), good | POOL, accepts)
 
 
@@ -238,12 +242,29 @@ ROWS |= {
         dict(rename="None", convert="None", leave="empty"),
         hidden="like prefix",
     ),
+    "read_state_dict": Row(
+        torch_weights.read_state_dict,
+        dict(path="weights.safetensors", key=None),
+        dict(key="None"),
+    ),
+    "to_onnx": Row(
+        onnx.to_onnx,
+        dict(function=jnp.tanh, inputs=[(2, 3)], path=None, opset=21),
+        dict(path="None,string", inputs="integers,rank,tuple"),
+        hidden="options",
+    ),
 }
 CALLS = [
     pytest.param(row, argument, id=f"{name}-{argument}")
     for name, row in ROWS.items()
     for argument in row.arguments()
 ]
+
+
+@pytest.fixture(autouse=True)
+def in_folder_with_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    safetensors.numpy.save_file(WEIGHTS, "weights.safetensors")
 
 
 @pytest.mark.parametrize("row, argument", CALLS)
@@ -255,7 +276,7 @@ def test_nonsense_is_named(row, argument):
             row.function(**(row.good | {argument: value}))
             if name not in accepted:
                 wrong.append(f"{name} is taken")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, FileNotFoundError) as error:
             if not re.search(rf"\b{argument}\b", str(error)) or name in accepted:
                 wrong.append(f"{name}: {type(error).__name__}: {str(error)[:90]}")
         except Exception as error:

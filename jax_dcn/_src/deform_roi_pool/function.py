@@ -81,10 +81,11 @@ def deform_roi_pool(
       output_dim: Number of features `D`.
       group_size: Number of cells of a region, along each axis, that have channels of their own;
         1 is ordinary pooling. In R-FCN, equal to `pooled_size`.
-      part_size: Number of displacements along each axis; by default `pooled_size`.
+      part_size: Number of displacements along each axis; by default `pooled_size`. Refused without
+        an offset.
       samples_per_part: Samples of a bin along each axis.
       trans_std: How far an offset of one moves a bin, in sizes of the region; the papers use 0.1.
-        Required with an offset.
+        Required with an offset, and refused without.
       implementation: `"native"`, `"xla"`, or a sequence of these to try in order. `None` takes the
         best that can run.
 
@@ -128,6 +129,10 @@ def deform_roi_pool(
         group_size=integer("group_size", group_size, 1, _MOST),
     )
     _check_effect("trans_std", geometry, offset)
+    if offset is None and geometry.offset_scale != 0:
+        raise ValueError("trans_std has no effect without offset: leave it out.")
+    if offset is None and part_size is not None:
+        raise ValueError("part_size has no effect without offset: leave it out.")
     channels = integer("output_dim", output_dim, 1) * geometry.group_size**2
     if x.ndim == 4 and x.shape[-1] != channels:
         raise ValueError(

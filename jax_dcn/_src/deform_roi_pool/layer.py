@@ -13,6 +13,9 @@ from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 
+HIDDEN_FEATURES = 1024
+"""Features of the branches in published networks."""
+
 
 class DeformRoIPoolOptions(Protocol):
     """The options of a layer, which every `DeformRoIPool` has as attributes of these names."""
@@ -48,6 +51,8 @@ def check_options(layer: DeformRoIPoolOptions) -> None:
     implementation_names(layer.implementation)
     if layer.deformable and not layer.trans_std:
         raise ValueError("trans_std=0 gives the offsets no effect: pass deformable=False.")
+    if not layer.deformable and layer.hidden_features != HIDDEN_FEATURES:
+        raise ValueError("hidden_features has no effect with deformable=False: leave it out.")
     if layer.joint and not (layer.deformable and layer.modulated):
         raise ValueError("joint has no effect without deformable=True and modulated=True.")
     if layer.aligned and layer.group_size != 1:
@@ -129,7 +134,7 @@ def pool(
         output_dim=layer.output_dim,
         group_size=layer.group_size,
         samples_per_part=layer.samples_per_part,
-        trans_std=layer.trans_std,
+        trans_std=0.0 if offset is None else layer.trans_std,
         implementation=layer.implementation,
     )
 

@@ -45,7 +45,7 @@ class DeformRoIPool(nnx.Module):
       joint: Whether one branch predicts both offset and mask.
       aligned: Whether samples are those of `jax_dcn.deform_roi_align`, which is mmcv's pooling,
         instead of those of `jax_dcn.deform_roi_pool`, which is the original's.
-      hidden_features: Of the branches.
+      hidden_features: Of the branches; refused with `deformable=False`.
       dtype: Of the computation; by default, that of the input and the parameters.
       param_dtype: Of the parameters.
       kernel_init: Initialiser of the hidden layers of the branches.
@@ -83,7 +83,7 @@ class DeformRoIPool(nnx.Module):
         modulated: bool = True,
         joint: bool = False,
         aligned: bool = False,
-        hidden_features: int = 1024,
+        hidden_features: int = roi_layers.HIDDEN_FEATURES,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         kernel_init: Callable[..., jax.Array] = nnx.initializers.lecun_normal(),
