@@ -6,6 +6,7 @@ dtype of coordinates and sums; `weights` without samples (`[..., G, 0]`) where a
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax_dcn._src.deform_aggregate.signature import OPERANDS
 from jax_dcn._src.operator import derivatives
 from jax_dcn._src.operator.blockwise import blockwise
 from jax_dcn._src.public import public
-from jax_dcn._src.sampling.bilinear import sample
+from jax_dcn._src.sampling.bilinear import corners
 
 
 @public("jax_dcn.reference")
@@ -37,17 +38,20 @@ def deform_aggregate(
       `[N, Q, C]`, dtype of `x`.
     """
     _, queries, groups, samples, _ = positions.shape
-    query_bytes = samples * x.shape[-1] * positions.dtype.itemsize
+    # The four corners of the samples, and their cotangents.
+    query_bytes = 2 * 4 * samples * x.shape[-1] * positions.dtype.itemsize
+    group = np.arange(groups, dtype=np.int32)[:, None]
 
     def image(x: jax.Array, positions: jax.Array, weights: jax.Array) -> jax.Array:
-        # Widened before it is read, so that the gradient of x is summed in the wide dtype.
-        maps = _maps(x.astype(positions.dtype).reshape(x.shape[0], groups, -1), geometry)
+        # Widened before it is read, so that the gradient of x is summed in the wide dtype. Corners
+        # that do not count read a zero behind the last pixel.
+        x = jnp.pad(x.astype(positions.dtype), ((0, 1), (0, 0)))
+        x = x.reshape(x.shape[0], groups, -1)
 
         def query(positions: jax.Array, weights: jax.Array) -> jax.Array:
-            pixels = _in_pixels(_by_map(positions, geometry), geometry)
-            terms = zip(maps, pixels, _by_map(weights, geometry), strict=True)
-            sums = (_sum(*term, geometry.boundary) for term in terms)
-            return functools.reduce(jnp.add, sums).reshape(-1)
+            pixels, factors = _corners(positions, weights, geometry)
+            values = x.at[pixels, group].get(mode="promise_in_bounds")
+            return jnp.einsum("gt,gtc->gc", factors, values, precision="highest").reshape(-1)
 
         return blockwise(query, (positions, weights), query_bytes)
 
@@ -83,42 +87,34 @@ def deform_aggregate_backward(
     return derivatives.vjp(functools.partial(deform_aggregate, **options), operands, wrt, grad_y)
 
 
-def _maps(x: jax.Array, geometry: AggregateGeometry) -> list[jax.Array]:
-    """The maps `[H, W, G, C // G]` of `x [S, G, C // G]`."""
-    ends = np.cumsum([height * width for height, width in geometry.shapes])
-    parts = jnp.split(x, ends[:-1])
-    return [
-        part.reshape(*shape, *x.shape[1:])
-        for part, shape in zip(parts, geometry.shapes, strict=True)
+def _corners(
+    positions: jax.Array, weights: jax.Array, geometry: AggregateGeometry
+) -> tuple[jax.Array, jax.Array]:
+    """The pixels that the samples of a query read, and their factors, both `[G, 4 T]`."""
+    height, width, first = _maps_of_samples(geometry)
+    if geometry.unit_square:
+        sizes = jnp.stack([height, width], axis=-1).astype(positions.dtype)
+        positions = positions[..., ::-1] * sizes - 0.5
+    pixels, factors = [], []
+    coordinates = positions[..., 0], positions[..., 1]
+    for corner in corners(coordinates, (height, width), geometry.boundary):
+        row, column = corner.indices
+        pixels.append(jnp.where(corner.read, first + row * width + column, geometry.pixels))
+        factors.append(corner.weight * weights if weights.shape[1] else corner.weight)
+    # Flat: XLA sums over one axis faster than over two.
+    rows = (len(positions), 4 * positions.shape[1])
+    return jnp.stack(pixels, axis=-1).reshape(rows), jnp.stack(factors, axis=-1).reshape(rows)
+
+
+def _maps_of_samples(geometry: AggregateGeometry) -> list[jax.Array]:
+    """The height, the width and the first pixel of the map of each sample, all `[1, T]`."""
+    sizes = [height * width for height, width in geometry.shapes]
+    firsts = itertools.accumulate(sizes[:-1], initial=0)
+    heights, widths = zip(*geometry.shapes, strict=True)
+    # Sizes may be free.
+    arrays = [
+        jnp.stack([jnp.asarray(value, np.int32) for value in of_maps])
+        for of_maps in (heights, widths, firsts)
     ]
-
-
-def _by_map(array: jax.Array, geometry: AggregateGeometry) -> list[jax.Array]:
-    """Splits the samples of `[G, T, ...]` by the map that they read."""
-    if not array.shape[1]:
-        return [array] * len(geometry.points)
-    return jnp.split(array, np.cumsum(geometry.points)[:-1], axis=1)
-
-
-def _in_pixels(positions: list[jax.Array], geometry: AggregateGeometry) -> list[jax.Array]:
-    """Positions `(y, x)` in pixels, of the samples of each map."""
-    if not geometry.unit_square:
-        return positions
-    return [
-        of_map[..., ::-1] * _sizes(shape, of_map) - 0.5
-        for of_map, shape in zip(positions, geometry.shapes, strict=True)
-    ]
-
-
-def _sizes(shape: tuple[Any, Any], of_map: jax.Array) -> jax.Array:
-    """The height and the width of a map, which may be free, with as many axes as the positions."""
-    sizes = jnp.stack([jnp.asarray(size, of_map.dtype) for size in shape])
-    return sizes.reshape((1,) * (of_map.ndim - 1) + (2,))
-
-
-def _sum(x: jax.Array, positions: jax.Array, weights: jax.Array, boundary: str) -> jax.Array:
-    """The weighted sum `[G, C // G]` of the samples `[G, T]` of one map."""
-    samples = sample(x, (positions[..., 0], positions[..., 1]), boundary)
-    if weights.shape[1]:
-        samples = samples * weights[..., None]
-    return samples.sum(1)
+    points, samples = np.array(geometry.points), sum(geometry.points)
+    return [jnp.repeat(array, points, total_repeat_length=samples)[None] for array in arrays]

@@ -5,6 +5,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,7 @@ import numpy as np
 
 
 def sample(x: jax.Array, positions: Sequence[jax.Array], boundary: str) -> jax.Array:
-    """Reads a map at positions by multilinear interpolation; for two axes (bilinear):
-
-    v = (1 - a)(1 - b) x[h0, w0] + (1 - a) b x[h0, w0 + 1] + a (1 - b) x[h0 + 1, w0] + a b x[h0 + 1, w0 + 1]
-
-    with h0 = floor(h), a = h - h0, w0 = floor(w), b = w - w0. The derivative through `floor` is the
-    right-hand derivative at whole numbers, as the operators are defined.
+    """Reads a map at positions by multilinear interpolation, see `corners`.
 
     Args:
       x: The map, `[*size, G, C]`: `G` groups of channels, each sampled at positions of its own.
@@ -28,8 +24,43 @@ def sample(x: jax.Array, positions: Sequence[jax.Array], boundary: str) -> jax.A
     Returns:
       `[..., G, K, C]`: zero outside the map, and NaN where a coordinate is NaN.
     """
-    rank = len(positions)
-    size, groups = x.shape[:rank], x.shape[rank]
+    size, groups = x.shape[: len(positions)], x.shape[len(positions)]
+    leading = (1,) * (positions[0].ndim - 2)
+    group = np.arange(groups, dtype=np.int32).reshape(*leading, groups, 1)
+
+    def term(corner: Corner) -> jax.Array:
+        value = x.at[(*corner.indices, group)].get(mode="promise_in_bounds")
+        # Selected, not multiplied by zero: an infinity outside must not become a NaN.
+        selected = jnp.where(corner.read[..., None], value.astype(positions[0].dtype), 0)
+        return corner.weight[..., None] * selected
+
+    return _sum(map(term, corners(positions, size, boundary)))
+
+
+Size = int | jax.Array
+
+
+class Corner(NamedTuple):
+    """One of the pixels that surround positions `[...]`."""
+
+    indices: list[jax.Array]  # for each axis of the map, `[...]`: always within the map
+    weight: jax.Array  # the factor of the pixel; NaN where a coordinate is NaN
+    read: jax.Array  # whether the pixel counts: not where the map, or the position, is left
+
+
+def corners(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str) -> list[Corner]:
+    """The pixels and weights of multilinear interpolation; for two axes (bilinear):
+
+    v = (1 - a)(1 - b) x[h0, w0] + (1 - a) b x[h0, w0 + 1] + a (1 - b) x[h0 + 1, w0] + a b x[h0 + 1, w0 + 1]
+
+    with h0 = floor(h), a = h - h0, w0 = floor(w), b = w - w0. The derivative through `floor` is the
+    right-hand derivative at whole numbers, as the operators are defined.
+
+    Args:
+      positions: For each axis of the map, coordinates `[...]` in pixels.
+      size: Pixels of the map along each axis, or of the map that each position is on.
+      boundary: Which positions are inside the map, see `is_inside`.
+    """
     inside = is_inside(positions, size, boundary)
     # Positions outside are replaced before use: no conversion of a huge or undefined number to an
     # integer, and no gradient.
@@ -37,29 +68,26 @@ def sample(x: jax.Array, positions: Sequence[jax.Array], boundary: str) -> jax.A
     floors = [jnp.floor(position) for position in replaced]
     fractions = [position - floor for position, floor in zip(replaced, floors, strict=True)]
     lowest = [floor.astype(jnp.int32) for floor in floors]
-    group = np.arange(groups, dtype=np.int32).reshape((1,) * (inside.ndim - 2) + (groups, 1))
+    undefined = _undefined(positions)
 
-    def corner(steps: tuple[int, ...]) -> jax.Array:
+    def corner(steps: tuple[int, ...]) -> Corner:
         indices = [low + step for low, step in zip(lowest, steps, strict=True)]
         in_map = _all(
             (index >= 0) & (index < pixels) for index, pixels in zip(indices, size, strict=True)
         )
-        # By the legacy rule, the last pixel stands in for the pixel beyond.
-        read = inside if boundary == "legacy" else inside & in_map
         clipped = [jnp.clip(i, 0, pixels - 1) for i, pixels in zip(indices, size, strict=True)]
-        value = x.at[(*clipped, group)].get(mode="promise_in_bounds").astype(positions[0].dtype)
         weight = _product(
             fraction if step else 1 - fraction
             for fraction, step in zip(fractions, steps, strict=True)
         )
-        # Selected, not multiplied by zero: an infinity outside must not become a NaN.
-        return weight[..., None] * jnp.where(read[..., None], value, 0)
+        # By the legacy rule, the last pixel stands in for the pixel beyond.
+        read = inside if boundary == "legacy" else inside & in_map
+        return Corner(clipped, weight + undefined, read)
 
-    total = _sum(map(corner, itertools.product((0, 1), repeat=rank)))
-    return total + _undefined(positions)[..., None]
+    return list(map(corner, itertools.product((0, 1), repeat=len(positions))))
 
 
-def is_inside(positions: Sequence[jax.Array], size: Sequence[int], boundary: str) -> jax.Array:
+def is_inside(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str) -> jax.Array:
     """Whether positions are inside a map of this size, by the boundary rule:
 
     * `"padded"`: -1 < h < H on every axis; the map continues with zeros
@@ -68,7 +96,7 @@ def is_inside(positions: Sequence[jax.Array], size: Sequence[int], boundary: str
     above = jnp.greater if boundary == "padded" else jnp.greater_equal
     lowest = -1 if boundary == "padded" else 0
     return _all(
-        above(position, lowest) & (position < pixels)
+        above(position, lowest) & (position < jnp.asarray(pixels, position.dtype))
         for position, pixels in zip(positions, size, strict=True)
     )
 
