@@ -21,4 +21,4 @@ from jax_dcn._src.operator.implementation import (
 )
 from jax_dcn.installation.show_config import show_config as show_config
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
