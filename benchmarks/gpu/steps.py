@@ -17,8 +17,18 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from benchmarks.gpu.contestants import MODES, NUMBERS, REPEATS, arrays_of, contestants, programs
+from benchmarks.gpu.contestants import (
+    MODES,
+    NUMBERS,
+    REPEATS,
+    arrays_of,
+    contestants,
+    programs,
+    repeatedly,
+)
 from benchmarks.gpu.device_time import seconds_on_device
+from benchmarks.gpu.rule import correction, expected_times, invented, on_path
+from jax_dcn._src.deform_conv2d import cost
 from tests.deform_conv2d.cases import Case, workload
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -180,6 +190,32 @@ def speed(smoke: bool) -> Iterator[dict]:
             }
 
 
+def rule(smoke: bool) -> Iterator[dict]:
+    """Both paths on CUDA beside what the cost model expects, and what its factors should be.
+
+    `smoke` takes invented times.
+    """
+    gpu, found = cost.gpu_here(), []
+    for case in PROVEN[:1] if smoke else layers(smoke):
+        for number in ("bfloat16", "float16", "tf32"):
+            for mode in MODES:
+                expected = expected_times(gpu, case, number, mode)
+                found.append(invented(expected) if smoke else _measured(case, number, mode))
+                found[-1] |= {"layer": f"{case}, {number}", "mode": mode, "expected": expected}
+            yield correction(gpu, found)
+
+
+def _measured(case: Case, number: str, mode: str) -> dict:
+    arrays, _ = arrays_of(case, NUMBERS[number][0])
+    functions = {}
+    for path in cost.PATHS:
+        functions[path] = repeatedly(programs(case, number, "native"), arrays)[mode]
+        with on_path(path):
+            functions[path]()  # compiles
+    times = _times(functions, rounds=7)
+    return {"measured": {path: times[path]["device"] for path in cost.PATHS}}
+
+
 def _times(functions: dict[str, Callable], rounds: int) -> dict[str, dict[str, float | None]]:
     """Medians of interleaved rounds, after one that compiles."""
     for function in functions.values():
@@ -207,5 +243,5 @@ def _seconds_by_host(function: Callable) -> float:
 
 STEPS = {
     step.__name__: step
-    for step in (build, suite, accuracy, reproducibility, sanitizer, memory, speed)
+    for step in (build, suite, accuracy, reproducibility, sanitizer, memory, speed, rule)
 }

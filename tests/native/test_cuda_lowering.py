@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_dcn import deform_conv2d, deform_roi_align, deform_roi_pool
+from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.operator import libraries
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 
@@ -26,6 +27,12 @@ def lowered(f, *arguments, **options) -> str:
     """The program for CUDA, as text."""
     traced = jax.jit(f, **options).trace(*arguments)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.fixture
+def fused_path(monkeypatch):
+    """The fused kernels run wherever they can, whatever the cost model says of a GPU."""
+    monkeypatch.setenv(cost.VARIABLE, "fused")
 
 
 def targets(text: str) -> list[str]:
@@ -76,13 +83,13 @@ def test_all_gradients_are_one_call_and_three_products():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_fused_layer_is_one_call(dtype):
+def test_fused_layer_is_one_call(fused_path, dtype):
     text = lowered(operator(FUSED), *abstract(FUSED, dtype))
     assert targets(text) == ["forward"] and not re.search("dot_general|transpose|while", text)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_fused_gradients_are_two_calls(dtype):
+def test_fused_gradients_are_two_calls(fused_path, dtype):
     text = lowered(jax.grad(loss(FUSED), argnums=1), *abstract(FUSED, dtype))
     assert targets(text) == ["grad_kernel"] and "dot_general" not in text
     text = lowered(jax.grad(loss(FUSED), argnums=range(5)), *abstract(FUSED, dtype))
@@ -90,7 +97,7 @@ def test_fused_gradients_are_two_calls(dtype):
     assert not re.search("dot_general|transpose", text)
 
 
-def test_fused_gradients_of_offset_and_mask_hold_no_columns():
+def test_fused_gradients_of_offset_and_mask_hold_no_columns(fused_path):
     large = Case("large", 37, (61, 59), 256, 256)
     gradients = jax.grad(loss(large), argnums=(2, 3))
     text = lowered(gradients, *abstract(large, "bfloat16"))
@@ -99,7 +106,26 @@ def test_fused_gradients_of_offset_and_mask_hold_no_columns():
     assert len(re.findall("tensor<", results)) == 2
 
 
-def test_full_precision_is_not_fused():
+def test_the_cost_model_is_asked_and_can_be_overridden(monkeypatch):
+    case = Case("wide_layer", 2, (17, 13), 256, 256)
+
+    def paths() -> list[str]:
+        # New functions, which JAX has not lowered yet.
+        programs = operator(case), jax.grad(loss(case), argnums=(0, 1))
+        return [targets(lowered(f, *abstract(case, "bfloat16")))[-1] for f in programs]
+
+    monkeypatch.setattr(cost, "gpu_here", lambda: cost.GPUS[90])
+    assert paths() == ["columns", "columns_backward"]
+    monkeypatch.setattr(cost, "gpu_here", lambda: cost.GPUS[89])
+    assert paths() == ["forward", "samples_backward"]
+    monkeypatch.setenv(cost.VARIABLE, "columns")
+    assert paths() == ["columns", "columns_backward"]
+    monkeypatch.setenv(cost.VARIABLE, "fast")
+    with pytest.raises(ValueError, match="JAX_DCN_CUDA_PATH must be one of"):
+        paths()
+
+
+def test_full_precision_is_not_fused(fused_path):
     f = functools.partial(operator(FUSED), precision=jax.lax.Precision.HIGHEST)
     assert targets(lowered(f, *abstract(FUSED, "float32"))) == ["columns"]
 

@@ -10,8 +10,9 @@ import sys
 import pytest
 from jax.profiler import ProfileData
 
-from benchmarks.gpu import __main__ as program, steps
+from benchmarks.gpu import __main__ as program, rule, steps
 from benchmarks.gpu.device_time import busy_seconds
+from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.operator import libraries
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,6 +62,26 @@ def test_every_step_reports_what_it_found(tmp_path, fake_device):
     for mode in ("forward", "backward"):
         assert {"native", "xla", "convolution"} <= set(speeds[mode])
         assert min(times["host"] for times in speeds[mode].values()) > 0
+    assert report["rule"]["gpu"] == "H100" and len(report["rule"]["microseconds"]) == 6
+
+
+def test_the_rule_is_corrected_by_measured_times():
+    *_, found = steps.rule(smoke=True)
+    # The invented times are three and two times the expected times.
+    factors = found["write into jax_dcn/_src/deform_conv2d/cost.py"]
+    assert factors == {"forward": 1.5, "backward": 1.5}
+    assert found["wrong with these factors"] == []
+    for times in found["microseconds"]:
+        times["measured"] = {"fused": 1.0, "columns": 2.0}
+    found = rule.correction(cost.GPUS[90], found["microseconds"])
+    assert len(found["wrong now"]) == 6 and found["wrong with these factors"] == []
+
+
+def test_programs_are_lowered_to_the_path_that_is_measured(monkeypatch):
+    monkeypatch.setenv(cost.VARIABLE, "columns")
+    with rule.on_path("fused"):
+        assert os.environ[cost.VARIABLE] == "fused"
+    assert os.environ[cost.VARIABLE] == "columns"
 
 
 def test_a_missing_kernel_is_not_timed_as_native(monkeypatch):

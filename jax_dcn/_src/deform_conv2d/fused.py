@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Deformable convolution by the fused CUDA kernels, and the rule that says when they run.
+"""Deformable convolution by the fused CUDA kernels, and what these can compute.
 
 The fused kernels sample columns into shared memory and multiply them there: columns are not held in
 device memory. Only the gradient of x takes the columns' gradient in memory. The tangent has no fused
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.deform_conv2d.cuda import Backward, backward
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
 from jax_dcn._src.deform_conv2d.native import attributes
@@ -29,6 +30,12 @@ _BLOCKS = 264
 _LEAST_PIXELS = 512
 
 
+def refuses(*operands: jax.Array, precision: jax.lax.PrecisionLike, **params: Any) -> str | None:
+    """Why columns in memory run in place of the fused kernels; `None` where the fused kernels run."""
+    reason = why_not(*operands, precision=precision, **params)
+    return reason or cost.why_not_fused(*operands, **params)
+
+
 def why_not(
     x: jax.Array,
     kernel: jax.Array,
@@ -38,7 +45,7 @@ def why_not(
     precision: jax.lax.PrecisionLike,
     **__: Any,
 ) -> str | None:
-    """Why the fused kernels should not run; `None` where they run.
+    """Why the fused kernels cannot run well; `None` where they can.
 
     The rule covers all that `WhyNotFused` in cuda/deform_conv2d/fused.h refuses, which is what the
     kernels cannot compute, and leaves out what they would compute slowly or not precisely enough.

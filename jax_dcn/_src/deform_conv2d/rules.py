@@ -211,7 +211,7 @@ deform_conv2d_p = define_primitive(
     reference=reference.deform_conv2d,
     native=(
         Native("cpu", "jax_dcn_deform_conv2d_forward", native.deform_conv2d),
-        Native("cuda", "jax_dcn_deform_conv2d_forward", fused.deform_conv2d, fused.why_not),
+        Native("cuda", "jax_dcn_deform_conv2d_forward", fused.deform_conv2d, fused.refuses),
         Native("cuda", "jax_dcn_deform_conv2d_columns", cuda.deform_conv2d),
     ),
     jvp=_deform_conv2d_jvp,
@@ -248,7 +248,7 @@ deform_conv2d_backward_p = define_primitive(
             "cuda",
             "jax_dcn_deform_conv2d_samples_backward",
             fused.deform_conv2d_backward,
-            fused.why_not,
+            fused.refuses,
         ),
         Native("cuda", "jax_dcn_deform_conv2d_columns_backward", cuda.deform_conv2d_backward),
     ),

@@ -16,8 +16,7 @@ def why_not(built: str) -> str | None:
     """
     toolkit, codes = parsed(built)
     for device in devices():
-        major, minor = map(int, device.compute_capability.split("."))
-        code = _code_for(10 * major + minor, codes)
+        code = _code_for(capability(device), codes)
         if code is None:
             return _no_code(device, built)
         reason = _old_driver(toolkit, compiles=code == "PTX")
@@ -39,6 +38,12 @@ def devices() -> Sequence[Any]:
         return jax.devices("cuda")
     except RuntimeError:
         return ()
+
+
+def capability(device: Any) -> int:
+    """The compute capability of a GPU, 90 for 9.0."""
+    major, minor = map(int, device.compute_capability.split("."))
+    return 10 * major + minor
 
 
 def driver() -> tuple[int, int] | None:
