@@ -5,6 +5,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from examples.imagenet.logs import Log
+
 DEVICES = jax.devices()  # The suite has several.
 
 
@@ -46,3 +48,22 @@ def _configure(values: dict):
     for name, value in values.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # JAX looks at the settings once.
+
+
+@pytest.fixture
+def run_interrupted(monkeypatch, capsys):
+    """Runs a command of training, interrupts it after step 12, and resumes it."""
+
+    def interrupt(log, step, **_):
+        if step == 12:
+            raise KeyboardInterrupt
+
+    def run_twice(run, command, steps):
+        with monkeypatch.context() as patch:
+            patch.setattr(Log, "write", interrupt)
+            assert run(*command) == 130
+        assert "same command" in capsys.readouterr().err
+        assert run(*command) == 0
+        assert f"Resumes after step 10 of {steps}." in capsys.readouterr().out
+
+    return run_twice

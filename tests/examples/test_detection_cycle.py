@@ -21,7 +21,6 @@ from examples.detection.results import main as compare
 from examples.detection.weights import initial_weights
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import place
-from examples.imagenet.logs import Log
 from examples.imagenet.settings import Model
 from examples.imagenet.state import split
 from tests.examples.checkpoints import arrays_of, assert_same_arrays
@@ -77,20 +76,9 @@ def test_losses_fall_and_every_part_learns(trained):
 
 
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    composed, trained, tmp_path, monkeypatch, capsys
+    composed, trained, tmp_path, run_interrupted
 ):
-    command = [*TRAIN, "--data", composed, "--output", tmp_path]
-
-    def interrupt(log, step, **_):
-        if step == 12:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "write", interrupt)
-        assert run(*command) == 130
-    assert "same command" in capsys.readouterr().err
-    assert run(*command) == 0
-    assert f"Resumes after step 10 of {STEPS}." in capsys.readouterr().out
+    run_interrupted(run, [*TRAIN, "--data", composed, "--output", tmp_path], STEPS)
     assert_same_arrays(trained, tmp_path, STEPS)
 
 

@@ -22,7 +22,6 @@ from examples.imagenet.__main__ import main
 from examples.imagenet.data import centre_view
 from examples.imagenet.devices import together
 from examples.imagenet.errors import UserError
-from examples.imagenet.logs import Log
 from examples.imagenet.readers import decode
 from tests.examples.checkpoints import arrays_of, assert_same_arrays
 
@@ -71,20 +70,9 @@ def uninterrupted(photographs, tmp_path_factory) -> pathlib.Path:
 
 
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    photographs, uninterrupted, tmp_path, monkeypatch, capsys
+    photographs, uninterrupted, tmp_path, run_interrupted
 ):
-    command = [*TRAIN, "--data", photographs, "--output", tmp_path]
-
-    def interrupt(log, step, **_):
-        if step == 12:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "write", interrupt)
-        assert run(*command) == 130
-    assert "same command" in capsys.readouterr().err
-    assert run(*command) == 0
-    assert f"Resumes after step 10 of {STEPS}." in capsys.readouterr().out
+    run_interrupted(run, [*TRAIN, "--data", photographs, "--output", tmp_path], STEPS)
     assert_same_arrays(uninterrupted, tmp_path, STEPS)
 
 

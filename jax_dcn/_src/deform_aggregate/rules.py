@@ -12,7 +12,14 @@ from jax_dcn._src.deform_aggregate import native, reference
 from jax_dcn._src.deform_aggregate.signature import ITEM_RANKS, SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
-from jax_dcn._src.operator.folding import bounded, fold, mapped_size, unfold
+from jax_dcn._src.operator.folding import (
+    bounded,
+    copied_beside_images,
+    fold,
+    images_differ,
+    mapped_size,
+    unfold,
+)
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
 
@@ -50,23 +57,10 @@ def _deform_aggregate_backward_transpose(cotangents, *operands, **params):
 _QUERY_AXIS = {"positions": -4, "weights": -3, "y": -2}
 
 
-def _images_differ(primitive, axes, **params):
-    arrays = primitive.arrays(**params)
-    mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
-    return "x" in mapped.union(arrays.results)
-
-
-def _copied(primitive, operands, axes, **params):
-    """The operands that batching copies."""
-    first = 0 if _images_differ(primitive, axes, **params) else 1
-    pairs = zip(operands[first:], axes[first:], strict=True)
-    return [operand for operand, axis in pairs if axis is None]
-
-
-@bounded(_copied)
+@bounded(copied_beside_images)
 def _deform_aggregate_batching(primitive, operands, axes, **params):
-    images_differ = _images_differ(primitive, axes, **params)
-    batched = _as_batch_axis if images_differ else _as_queries
+    differ = images_differ(primitive, axes, **params)
+    batched = _as_batch_axis if differ else _as_queries
     return batched(primitive, operands, axes, **params)
 
 

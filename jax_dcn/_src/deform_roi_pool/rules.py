@@ -13,7 +13,14 @@ from jax_dcn._src.deform_roi_pool import native, reference
 from jax_dcn._src.deform_roi_pool.signature import SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
-from jax_dcn._src.operator.folding import bounded, fold, mapped_size, unfold
+from jax_dcn._src.operator.folding import (
+    bounded,
+    copied_beside_images,
+    fold,
+    images_differ,
+    mapped_size,
+    unfold,
+)
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
 
@@ -50,24 +57,11 @@ def _deform_roi_pool_backward_transpose(cotangents, *operands, **params):
 # --------------------------------------------------------------------------------------- batching
 
 
-def _images_differ(primitive, axes, **params):
-    arrays = primitive.arrays(**params)
-    mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
-    return "x" in mapped.union(arrays.results)
-
-
-def _copied(primitive, operands, axes, **params):
-    """The operands that batching copies."""
-    first = 0 if _images_differ(primitive, axes, **params) else 1
-    pairs = zip(operands[first:], axes[first:], strict=True)
-    return [operand for operand, axis in pairs if axis is None]
-
-
-@bounded(_copied)
+@bounded(copied_beside_images)
 def _deform_roi_pool_batching(primitive, operands, axes, **params):
     """Folds the mapped axis into the regions and, where images differ along it, into the images."""
     arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
-    differ = _images_differ(primitive, axes, **params)
+    differ = images_differ(primitive, axes, **params)
     fold_axes = {"x": 0 if differ else None}
     folded = [
         fold(operand, axis, size, fold_axes.get(name, 0))

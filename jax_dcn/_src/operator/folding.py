@@ -44,6 +44,23 @@ def unfold(result, size, axis):
     return result.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
 
 
+def images_differ(primitive, axes, **params):
+    """Whether each element of the mapped axis has images `x`, or a gradient of them, of its own."""
+    arrays = primitive.arrays(**params)
+    mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
+    return "x" in mapped.union(arrays.results)
+
+
+def copied_beside_images(primitive, operands, axes, **params):
+    """The operands that a batching rule copies which repeats images only where they differ.
+
+    The images are the first operand. Their gradient differs along the mapped axis, if there is one.
+    """
+    first = 0 if images_differ(primitive, axes, **params) else 1
+    pairs = zip(operands[first:], axes[first:], strict=True)
+    return [operand for operand, axis in pairs if axis is None]
+
+
 def bounded(copied):
     """Decorates a batching rule that copies operands which are not mapped, to bound the copies.
 
