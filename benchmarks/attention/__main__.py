@@ -34,6 +34,14 @@ def run(names, engines, threads, rounds: int) -> dict:
     return results
 
 
+def merged(old: dict, new: dict) -> dict:
+    """The new results, and of the old ones the rows of cases that were not measured anew."""
+    measured = {(row["threads"], row["case"]) for row in new["times"]}
+    kept = [row for row in old["times"] if (row["threads"], row["case"]) not in measured]
+    memory = old["memory"] | {count: found for count, found in new["memory"].items() if found}
+    return {**new, "times": kept + new["times"], "memory": memory}
+
+
 def memory(workers) -> dict[str, float]:
     """10^6 bytes beside arguments and results, in training."""
     name, *rest = MEMORY
@@ -48,11 +56,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3, help="times that each task is visited")
-    parser.add_argument("--json", type=pathlib.Path, help="file that the results are written to")
+    parser.add_argument("--json", type=pathlib.Path, help="file of results: new rows replace old ones")
     options = parser.parse_args(arguments)
     results = run(options.cases, options.engines, sorted(set(options.threads)), options.rounds)
+    if options.json and options.json.exists():
+        results = merged(json.loads(options.json.read_text()), results)
+    # Not the cases: the file may be filled by several calls.
     results["command"] = shlex.join(
-        ["python", "-m", "benchmarks.attention", *(arguments or sys.argv[1:])]
+        ["python", "-m", "benchmarks.attention", "--json", str(options.json)]
     )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

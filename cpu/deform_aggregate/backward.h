@@ -158,7 +158,6 @@ struct Scatter {
   int64_t step;
   const IndexOf<A>* const* pixels;
   A* const* weights;
-  A* nowhere;  // takes what falls outside
   const T* grad_y;
   int64_t begin, end;  // the samples
 
@@ -170,7 +169,9 @@ struct Scatter {
       // One after the other: by the legacy rule two corners may be the same pixel.
       for (int corner = 0; corner < kCorners; ++corner) {
         const int64_t pixel = pixels[corner][i];
-        A* row = (pixel < 0 ? nowhere : sums + pixel * step) + c;
+        // A branch: sums of what falls outside would wait for each other.
+        if (pixel < 0) continue;
+        A* row = sums + pixel * step + c;
         const A weight = weights[corner][i];
 #pragma GCC unroll 4
         for (int v = 0; v < kCount; ++v) {
@@ -254,13 +255,11 @@ class ImageCotangent {
   struct Scratch {
     Scratch(const ImageCotangent& of, const SampleMaps<A>& maps, Arena& arena)
         : samples(of.problem_, maps, arena),
-          nowhere(arena.Take<A>(of.most_channels_)),
           sums(arena.Take<A>(of.parts_ > 1 ? 0 : of.block_size_)) {
       for (A*& w : weights) w = arena.Take<A>(maps.size);
     }
     QuerySamples<A> samples;
     A* weights[kCorners];
-    A* nowhere;  // [channels]: takes what falls outside
     A* sums;     // [S, channels]
   };
 
@@ -286,7 +285,6 @@ class ImageCotangent {
 
   void SumQueries(const Block& block, Range queries, A* sums, Scratch& scratch) const {
     __builtin_memset(sums, 0, problem_.pixels * block.channels * sizeof(A));
-    __builtin_memset(scratch.nowhere, 0, block.channels * sizeof(A));
     for (int64_t begin = queries.begin; begin < queries.end; begin += queries_) {
       const Range some = {begin, Min(begin + queries_, queries.end)};
       scratch.samples.Locate(primals_, {block.image, some, {block.group, block.group + 1}});
@@ -303,7 +301,6 @@ class ImageCotangent {
                                block.channels,
                                scratch.samples.pixel,
                                scratch.weights,
-                               scratch.nowhere,
                                grad_y + query * problem_.channels,
                                begin,
                                begin + problem_.samples};

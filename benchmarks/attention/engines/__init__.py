@@ -8,5 +8,5 @@ OURS = "jax_dcn"
 XLA = "jax_dcn_xla"
 DEPTHWISE = "depthwise"
 GATHER = "jax_gather"
-PEERS = ("torch_grid_sample", "onnxruntime", GATHER)
+PEERS = ("torch_grid_sample", "torch_ms_deform_attn", "onnxruntime", GATHER)
 ENGINES = (OURS, XLA, DEPTHWISE, *PEERS)
