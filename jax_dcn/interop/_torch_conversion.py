@@ -129,7 +129,8 @@ class Conversion:
             found = _torch_arrays.points_of_shares(self._weights[buffer])
             points = getattr(variable.parent, "points", found)
             if found != ([points] * len(found) if isinstance(points, int) else list(points)):
-                raise Misfit("uncertain", f"the layer has points={points}, but {buffer} {found}")
+                wanted = f"make the layer with points={tuple(found)}, as {buffer} says"
+                raise Misfit("misshapen", f"{wanted}, not {points}")
 
     def _arranged(self, variable: Variable, name: str, weight: np.ndarray) -> np.ndarray:
         """`weight` in Flax's order of axes."""
