@@ -104,11 +104,19 @@ def layers(smoke: bool, large: list[Case] = WORKLOADS) -> list[Case]:
     return SMALL if smoke else [case for case in large if any(n in case.name for n in chosen)]
 
 
+def variants(smoke: bool) -> Iterator[tuple[str, str]]:
+    """Numbers, and paths on CUDA: what is not chosen for this GPU is proven, too."""
+    for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
+        for path in cost.PATHS[-1:] if smoke else cost.PATHS:
+            with on_path(path):
+                yield number, path
+
+
 def accuracy(smoke: bool) -> Iterator[dict]:
     """Largest errors of results and gradients, relative to the largest value, against XLA's."""
     found = {}
     for case in SMALL if smoke else PROVEN:
-        for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
+        for number, path in variants(smoke):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             errors = [
                 _error(jax.jit(f)(*arrays), jax.jit(exact)(*arrays))
@@ -118,8 +126,8 @@ def accuracy(smoke: bool) -> Iterator[dict]:
                     strict=True,
                 )
             ]
-            found[f"{case}, {number}"] = max(errors)
-            assert max(errors) <= TOLERANCE[number], f"{case}, {number}: {errors}"
+            found[f"{case}, {number}, {path}"] = max(errors)
+            assert max(errors) <= TOLERANCE[number], f"{case}, {number}, {path}: {errors}"
         yield found
 
 
@@ -133,14 +141,14 @@ def reproducibility(smoke: bool) -> Iterator[dict]:
     """How many different results so many runs give; one is right."""
     runs, found = (3 if smoke else 100), {}
     for case in layers(smoke):
-        for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
+        for number, path in variants(smoke):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             compute = jax.jit(programs(case, number, "native")["backward"])
             bits = {
                 b"".join(np.asarray(grad).tobytes() for grad in compute(*arrays))
                 for _ in range(runs)
             }
-            found[f"{case}, {number}"] = len(bits)
+            found[f"{case}, {number}, {path}"] = len(bits)
         yield {"runs": runs, "different results": found}
 
 

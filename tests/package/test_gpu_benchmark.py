@@ -84,6 +84,15 @@ def test_programs_are_lowered_to_the_path_that_is_measured(monkeypatch):
     assert os.environ[cost.VARIABLE] == "columns"
 
 
+def test_both_paths_are_proven_whatever_the_model_chooses():
+    proven = [(number, path, os.environ[cost.VARIABLE]) for number, path in steps.variants(False)]
+    assert {(number, path) for number, path, _ in proven} == {
+        (number, path) for number in steps.NUMBERS for path in cost.PATHS
+    }
+    assert all(path == lowered for _, path, lowered in proven)
+    assert cost.VARIABLE not in os.environ
+
+
 def test_a_missing_kernel_is_not_timed_as_native(monkeypatch):
     monkeypatch.setitem(libraries._unavailable, "cpu", "there is none in this test")
     with pytest.raises(NotImplementedError, match="there is none in this test"):
