@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import tyro
 
-from examples.detection.bench import bench
-from examples.detection.compose import compose
-from examples.detection.demo import demo
-from examples.detection.evaluate import evaluate
-from examples.detection.export import export
-from examples.detection.predict import predict
-from examples.detection.stages import stages
-from examples.detection.train import train
-from examples.detection.visualize import visualize
-from examples.detection.weights import import_weights
+from examples.detection.commands.bench import bench
+from examples.detection.commands.demo import demo
+from examples.detection.commands.evaluate import evaluate
+from examples.detection.commands.export import export
+from examples.detection.commands.predict import predict
+from examples.detection.commands.stages import stages
+from examples.detection.commands.train import train
+from examples.detection.commands.visualize import visualize
+from examples.detection.commands.weights import import_weights
+from examples.detection.data.compose import compose
 from examples.imagenet.errors import UserError
 
 _DESCRIPTION = "Finds objects with Faster, Mask and Cascade R-CNN and deformable convolutions."

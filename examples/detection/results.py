@@ -17,12 +17,12 @@ import numpy as np
 import tyro
 
 import jax_dcn
-from examples.detection.coco import CocoReader
-from examples.detection.compose import compose
-from examples.detection.evaluate import detect_all, load, make_finder
-from examples.detection.measure import average_precision, measure
-from examples.detection.recipes import COMPOSED, Settings
-from examples.detection.train import train
+from examples.detection.commands.evaluate import detect_all, load, make_finder
+from examples.detection.commands.train import train
+from examples.detection.data.coco import CocoReader
+from examples.detection.data.compose import compose
+from examples.detection.data.measure import average_precision, measure
+from examples.detection.training.recipes import COMPOSED, Settings
 from examples.imagenet.devices import place
 from examples.imagenet.errors import UserError
 

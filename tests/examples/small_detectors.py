@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from flax import nnx
 
-from examples.detection.settings import Architecture
+from examples.detection.model.architecture import Architecture
 
 CLASSES = 3
 SMALL = Architecture(depth=10, width=8, features=8, hidden=5, offset_groups=2)

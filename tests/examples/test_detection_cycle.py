@@ -12,13 +12,13 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from examples.detection.__main__ import _COMMANDS, main
-from examples.detection.coco import CocoReader
-from examples.detection.evaluate import detect_all, load as load_run, make_finder
-from examples.detection.measure import measure
-from examples.detection.predict import images_of, load_detector
-from examples.detection.recipes import COMPOSED
+from examples.detection.commands.evaluate import detect_all, load as load_run, make_finder
+from examples.detection.commands.predict import images_of, load_detector
+from examples.detection.commands.weights import initial_weights
+from examples.detection.data.coco import CocoReader
+from examples.detection.data.measure import measure
 from examples.detection.results import main as compare
-from examples.detection.weights import initial_weights
+from examples.detection.training.recipes import COMPOSED
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import place
 from examples.imagenet.settings import Model

@@ -10,17 +10,17 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 
-from examples.detection.coco import CocoReader, Objects
-from examples.detection.compose import Warp, compose
-from examples.detection.data import (
+from examples.detection.data.batches import (
     NOTHING,
     Plan,
     evaluation_batches,
     place_objects,
     training_batches,
 )
-from examples.detection.images import normalise, resize
-from examples.detection.settings import View
+from examples.detection.data.coco import CocoReader, Objects
+from examples.detection.data.compose import Warp, compose
+from examples.detection.data.images import normalise, resize
+from examples.detection.model.architecture import View
 from examples.imagenet.data import Share
 from examples.imagenet.errors import UserError
 
@@ -289,7 +289,9 @@ def test_composed_boxes_and_masks_are_exact(tmp_path):
 
 
 def test_ink_of_a_mask_differs_from_the_photograph(tmp_path, monkeypatch):
-    monkeypatch.setattr("examples.detection.compose._drawn", lambda random, pixels, ink: pixels)
+    monkeypatch.setattr(
+        "examples.detection.data.compose._drawn", lambda random, pixels, ink: pixels
+    )
     compose(tmp_path / "without", train=0, val=2, size=64)
     monkeypatch.undo()
     compose(tmp_path / "with", train=0, val=2, size=64)

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
-from examples.detection.boxes import CONVENTIONS
-from examples.detection.masks import paste
-from examples.detection.models import MaskHead
-from examples.detection.settings import Architecture
+from examples.detection.data.masks import paste
+from examples.detection.model.architecture import Architecture
+from examples.detection.model.boxes import CONVENTIONS
+from examples.detection.model.networks import MaskHead
 from jax_dcn.interop.torch_weights import to_flax
 from tests.examples.published_weights import FOLDER, weight
 from tests.examples.same_boxes import same

@@ -9,7 +9,7 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from examples.detection.measure import average_precision, measure
+from examples.detection.data.measure import average_precision, measure
 
 SIZE = (100, 120)
 

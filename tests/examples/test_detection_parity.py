@@ -12,10 +12,10 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
-from examples.detection.boxes import CONVENTIONS
-from examples.detection.detect import Images, Proposals, candidates, classify
-from examples.detection.settings import Architecture
-from examples.detection.weights import load_published
+from examples.detection.commands.weights import load_published
+from examples.detection.model.architecture import Architecture
+from examples.detection.model.boxes import CONVENTIONS
+from examples.detection.model.detect import Images, Proposals, candidates, classify
 from tests.examples.published_weights import FOLDER, published_weights
 from tests.examples.same_boxes import same
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.detection.boxes import (
+from examples.detection.data.masks import paste
+from examples.detection.model.boxes import (
     CONVENTIONS,
     anchors,
     clip,
@@ -18,9 +19,8 @@ from examples.detection.boxes import (
     levels,
     suppress,
 )
-from examples.detection.detect import propose
-from examples.detection.masks import paste
-from examples.detection.models import RoIExtractor
+from examples.detection.model.detect import propose
+from examples.detection.model.networks import RoIExtractor
 
 SEED, NEW = CONVENTIONS["seed"], CONVENTIONS["mmdet3"]
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)

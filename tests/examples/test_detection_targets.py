@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.detection.boxes import CONVENTIONS, STRIDES, anchors, overlaps
-from examples.detection.detect import BOX_DEVIATIONS
-from examples.detection.losses import (
+from examples.detection.model.boxes import CONVENTIONS, STRIDES, anchors, overlaps
+from examples.detection.model.detect import BOX_DEVIATIONS
+from examples.detection.training.losses import (
     Truth,
     mask_of_region,
     region_losses,
     rpn_losses,
 )
-from examples.detection.targets import Matches, choose, match
+from examples.detection.training.targets import Matches, choose, match
 from tests.examples.small_detectors import CLASSES, SMALL
 
 NEW, SEED = CONVENTIONS["mmdet3"], CONVENTIONS["seed"]

@@ -11,8 +11,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
-from examples.detection.evaluate import load
-from examples.detection.weights import load_published
+from examples.detection.commands.evaluate import load
+from examples.detection.commands.weights import load_published
 from examples.imagenet.devices import place
 from tests.examples.small_detectors import CLASSES, FLAGS, SMALL, small_detector
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 import jax_dcn
-from examples.detection.recipes import Preset
-from examples.detection.train import Training
+from examples.detection.commands.train import Training
+from examples.detection.training.recipes import Preset
 from examples.imagenet.bench import STEPS, UNTIMED, seconds
 
 

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from examples.detection.boxes import Conventions
+from examples.detection.model.boxes import Conventions
 
 _THRESHOLD = 0.5
 

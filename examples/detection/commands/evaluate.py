@@ -12,16 +12,16 @@ import tyro
 from pycocotools import mask as run_lengths
 from tqdm import tqdm
 
-from examples.detection.boxes import Conventions
-from examples.detection.checkpoint import Checkpoints
-from examples.detection.coco import CocoReader
-from examples.detection.data import NOTHING, evaluation_batches
-from examples.detection.detect import Detections, run
-from examples.detection.images import normalise
-from examples.detection.masks import paste
-from examples.detection.measure import Measured, measure
-from examples.detection.models import Detector
-from examples.detection.settings import Architecture
+from examples.detection.data.batches import NOTHING, evaluation_batches
+from examples.detection.data.coco import CocoReader
+from examples.detection.data.images import normalise
+from examples.detection.data.masks import paste
+from examples.detection.data.measure import Measured, measure
+from examples.detection.model.architecture import Architecture
+from examples.detection.model.boxes import Conventions
+from examples.detection.model.detect import Detections, run
+from examples.detection.model.networks import Detector
+from examples.detection.training.checkpoint import Checkpoints
 from examples.imagenet.devices import Placement, connect, place, together
 from examples.imagenet.errors import UserError
 from examples.imagenet.evaluate import Network, load_network

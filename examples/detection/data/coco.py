@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as run_lengths
 
-from examples.detection.masks import in_box
+from examples.detection.data.masks import in_box
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 

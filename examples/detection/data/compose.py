@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from examples.detection.evaluate import encode
+from examples.detection.commands.evaluate import encode
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 

@@ -8,10 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples.detection.boxes import STRIDES, Conventions, anchors, clip, decode, encode, sizes
-from examples.detection.detect import BOX_DEVIATIONS, PROPOSAL_DEVIATIONS, Images, by_image, propose
-from examples.detection.models import Detector, RoIHead
-from examples.detection.targets import Choice, choose, match
+from examples.detection.model.boxes import (
+    STRIDES,
+    Conventions,
+    anchors,
+    clip,
+    decode,
+    encode,
+    sizes,
+)
+from examples.detection.model.detect import (
+    BOX_DEVIATIONS,
+    PROPOSAL_DEVIATIONS,
+    Images,
+    by_image,
+    propose,
+)
+from examples.detection.model.networks import Detector, RoIHead
+from examples.detection.training.targets import Choice, choose, match
 
 Losses = dict[str, jax.Array]
 

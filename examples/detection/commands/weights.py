@@ -9,11 +9,11 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from examples.detection.checkpoint import Checkpoints
-from examples.detection.evaluate import load
-from examples.detection.models import Detector
-from examples.detection.recipes import Settings
-from examples.detection.settings import Architecture
+from examples.detection.commands.evaluate import load
+from examples.detection.model.architecture import Architecture
+from examples.detection.model.networks import Detector
+from examples.detection.training.checkpoint import Checkpoints
+from examples.detection.training.recipes import Settings
 from examples.imagenet.checkpoint import Description
 from examples.imagenet.devices import Placement
 from examples.imagenet.errors import UserError

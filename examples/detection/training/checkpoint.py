@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Checkpoints of detectors: those of the classifiers, with another description and measure."""
 
-from examples.detection.settings import Architecture
+from examples.detection.model.architecture import Architecture
 from examples.imagenet import checkpoint
 
 

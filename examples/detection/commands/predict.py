@@ -13,12 +13,12 @@ import tyro
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from examples.detection.detect import Detections, Images, detect
-from examples.detection.evaluate import encode, load, of_image
-from examples.detection.images import fit, normalise
-from examples.detection.masks import paste
-from examples.detection.models import Detector
-from examples.detection.settings import Architecture
+from examples.detection.commands.evaluate import encode, load, of_image
+from examples.detection.data.images import fit, normalise
+from examples.detection.data.masks import paste
+from examples.detection.model.architecture import Architecture
+from examples.detection.model.detect import Detections, Images, detect
+from examples.detection.model.networks import Detector
 from examples.imagenet.devices import place
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode

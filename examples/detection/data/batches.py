@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from examples.detection.coco import CocoReader, Objects
-from examples.detection.images import fit
-from examples.detection.settings import View
+from examples.detection.data.coco import CocoReader, Objects
+from examples.detection.data.images import fit
+from examples.detection.model.architecture import View
 from examples.imagenet.data import Batch, Share, read_blocks
 
 NOTHING = -1

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from examples.detection.checkpoint import Checkpoints
-from examples.detection.coco import SPLITS, CocoReader
-from examples.detection.data import training_batches, training_plan
-from examples.detection.evaluate import check_classes, make_finder, show, test
-from examples.detection.recipes import Preset, Settings
-from examples.detection.training import learning_rate, make_optimizer, make_train_step
-from examples.detection.weights import initial_weights
+from examples.detection.commands.evaluate import check_classes, make_finder, show, test
+from examples.detection.commands.weights import initial_weights
+from examples.detection.data.batches import training_batches, training_plan
+from examples.detection.data.coco import SPLITS, CocoReader
+from examples.detection.training.checkpoint import Checkpoints
+from examples.detection.training.recipes import Preset, Settings
+from examples.detection.training.step import learning_rate, make_optimizer, make_train_step
 from examples.imagenet.checkpoint import Description
 from examples.imagenet.data import Batch
 from examples.imagenet.devices import connect, place, together

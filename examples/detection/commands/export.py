@@ -12,10 +12,10 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from examples.detection.detect import run as run_stages
-from examples.detection.images import normalise
-from examples.detection.models import Detector, RoIExtractor
-from examples.detection.predict import Loaded, load_detector
+from examples.detection.commands.predict import Loaded, load_detector
+from examples.detection.data.images import normalise
+from examples.detection.model.detect import run as run_stages
+from examples.detection.model.networks import Detector, RoIExtractor
 from examples.imagenet.errors import UserError
 from jax_dcn.interop.onnx import to_onnx
 from jax_dcn.nnx import DeformConv, DeformRoIPool

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.detection.boxes import ANCHORS, STRIDES, Conventions, levels
+from examples.detection.model.boxes import ANCHORS, STRIDES, Conventions, levels
 from examples.imagenet.models import ResNet
 from jax_dcn import deform_roi_align
 from jax_dcn.nnx import DeformRoIPool

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from examples.detection.boxes import Conventions, overlaps
+from examples.detection.model.boxes import Conventions, overlaps
 
 
 class Matches(NamedTuple):

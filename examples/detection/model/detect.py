@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.detection.boxes import (
+from examples.detection.model.boxes import (
     STRIDES,
     Conventions,
     anchors,
@@ -16,7 +16,7 @@ from examples.detection.boxes import (
     sizes,
     suppress,
 )
-from examples.detection.models import BoxHead, Detector
+from examples.detection.model.networks import BoxHead, Detector
 
 DETECTIONS = 100
 """Most detections of one image."""

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from examples.detection.images import normalise
-from examples.detection.losses import Losses, Sampling, Truth, losses
-from examples.detection.models import Detector
-from examples.detection.recipes import Settings
+from examples.detection.data.images import normalise
+from examples.detection.model.networks import Detector
+from examples.detection.training.losses import Losses, Sampling, Truth, losses
+from examples.detection.training.recipes import Settings
 from examples.imagenet.state import (
     Arrays,
     TrainState,

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from flax import nnx
 
-from examples.detection.boxes import CONVENTIONS, Conventions
-from examples.detection.models import (
+from examples.detection.model.boxes import CONVENTIONS, Conventions
+from examples.detection.model.networks import (
     FPN,
     BoxHead,
     Detector,

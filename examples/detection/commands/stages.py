@@ -7,12 +7,12 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from examples.detection.boxes import Conventions
-from examples.detection.detect import Images, Stages, run
-from examples.detection.images import batch
-from examples.detection.masks import paste
-from examples.detection.settings import Architecture, View
-from examples.detection.weights import load_published
+from examples.detection.commands.weights import load_published
+from examples.detection.data.images import batch
+from examples.detection.data.masks import paste
+from examples.detection.model.architecture import Architecture, View
+from examples.detection.model.boxes import Conventions
+from examples.detection.model.detect import Images, Stages, run
 from examples.imagenet.readers import decode
 
 

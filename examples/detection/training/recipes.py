@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from examples.detection.settings import Architecture
+from examples.detection.model.architecture import Architecture
 from examples.imagenet.settings import Processes
 
 

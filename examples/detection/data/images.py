@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples.detection.detect import Images
-from examples.detection.settings import View, padded_length
+from examples.detection.model.architecture import View, padded_length
+from examples.detection.model.detect import Images
 
 # Means and standard deviations of ImageNet, red first.
 _COLOURS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

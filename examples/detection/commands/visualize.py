@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from examples.detection.boxes import STRIDES, levels
-from examples.detection.detect import Detections, Images
-from examples.detection.predict import Loaded, find_in, images_of, load_detector
+from examples.detection.commands.predict import Loaded, find_in, images_of, load_detector
+from examples.detection.model.boxes import STRIDES, levels
+from examples.detection.model.detect import Detections, Images
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 from examples.imagenet.samples import Samples, samples_of

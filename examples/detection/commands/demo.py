@@ -7,11 +7,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from examples.detection.coco import CocoReader
-from examples.detection.compose import compose
-from examples.detection.predict import drawn, find_in, load_detector, whole_masks
-from examples.detection.recipes import COMPOSED
-from examples.detection.train import train
+from examples.detection.commands.predict import drawn, find_in, load_detector, whole_masks
+from examples.detection.commands.train import train
+from examples.detection.data.coco import CocoReader
+from examples.detection.data.compose import compose
+from examples.detection.training.recipes import COMPOSED
 
 _COLUMNS, _ROWS = 6, 3
 _MAGNIFIED = 2

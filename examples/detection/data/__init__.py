@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Images and objects, and how good detections are."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The networks of a detector, and the steps from an image to detections."""

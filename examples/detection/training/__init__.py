@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Recipes, losses, and the step from one state of training to the next."""
