@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Command line of the detectors: `python -m examples.detection --help`."""
 
-import logging
 import sys
 from collections.abc import Sequence
-
-import tyro
 
 from examples.detection.commands.bench import bench
 from examples.detection.commands.demo import demo
@@ -17,7 +14,7 @@ from examples.detection.commands.train import train
 from examples.detection.commands.visualize import visualize
 from examples.detection.commands.weights import import_weights
 from examples.detection.data.compose import compose
-from examples.imagenet.errors import UserError
+from examples.imagenet.command_line import run_command
 
 _DESCRIPTION = "Finds objects with Faster, Mask and Cascade R-CNN and deformable convolutions."
 _COMMANDS = {
@@ -36,23 +33,7 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
-    # Orbax warns of every checkpoint that was not tested.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS,
-            prog="python -m examples.detection",
-            description=_DESCRIPTION,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_COMMANDS, "examples.detection", _DESCRIPTION, arguments)
 
 
 if __name__ == "__main__":

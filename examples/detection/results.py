@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 import platform
@@ -17,12 +16,13 @@ import numpy as np
 import tyro
 
 import jax_dcn
-from examples.detection.commands.evaluate import detect_all, load, make_finder
+from examples.detection.commands.evaluate import load, make_finder
 from examples.detection.commands.train import train
 from examples.detection.data.coco import CocoReader
 from examples.detection.data.compose import compose
 from examples.detection.data.measure import average_precision, measure
 from examples.detection.training.recipes import COMPOSED, Settings
+from examples.imagenet.command_line import in_words
 from examples.imagenet.devices import place
 from examples.imagenet.errors import UserError
 
@@ -129,15 +129,10 @@ def _precisions(settings: Settings) -> dict[str, Any]:
     placement = place(settings.batch_size)
     network = load(settings.output, settings.steps, placement)
     reader = CocoReader(settings.data, "val", settings.architecture.rule.extent)
-    found = detect_all(
-        make_finder(network.model, placement),
-        network.weights,
-        reader,
-        placement,
-        architecture=settings.architecture,
-        batch_size=settings.batch_size,
-        workers=0,
+    finder = make_finder(
+        network.model, settings.architecture, placement, settings.batch_size, workers=0
     )
+    found = finder.find_all(network.weights, reader)
 
     def within(name: str, bounds: tuple[int, int]) -> float:
         low, high = bounds
@@ -181,16 +176,9 @@ def _cell(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the comparison and returns the exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        tyro.cli(results, prog="python -m examples.detection.results", args=arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on where this one stopped.", file=sys.stderr)
-        return 130
-    return 0
+    return in_words(
+        lambda: tyro.cli(results, prog="python -m examples.detection.results", args=arguments)
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Command line of the classifier: `python -m examples.imagenet --help`."""
 
-import logging
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from examples.imagenet.bench import bench
-from examples.imagenet.errors import UserError
+from examples.imagenet.command_line import run_command
 from examples.imagenet.evaluate import evaluate
 from examples.imagenet.pack import pack
 from examples.imagenet.predict import predict
@@ -31,23 +28,7 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
-    # Orbax warns of every checkpoint that was not tested.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS,
-            prog="python -m examples.imagenet",
-            description=_DESCRIPTION,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_COMMANDS, "examples.imagenet", _DESCRIPTION, arguments)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,6 @@ def bench(settings: Preset) -> None:
     A run takes as long as the slower of reading and training.
     """
     steps = settings.steps or STEPS
-    print(
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
-        f"jax_dcn {jax_dcn.__version__}; native kernels: "
-        f"{jax_dcn.available_implementations()['native']}."
-    )
     reader = open_reader(settings.data, "train")
     batches = training_batches(
         reader,
@@ -46,9 +41,7 @@ def bench(settings: Preset) -> None:
     )
     batch = next(batches)
     functions = {"reading": lambda: next(batches)} | _compiled(settings, reader, batch)
-    for name, function in functions.items():
-        rate = settings.batch_size / seconds(function, steps)
-        print(f"{name:10}{rate:12,.1f} images/s")
+    report(functions, settings.batch_size, steps)
 
 
 def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Callable]:
@@ -64,6 +57,18 @@ def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Cal
         "training": lambda: train_step(state, placed),
         "testing": lambda: predict(state.tested, placed["image"]),
     }
+
+
+def report(functions: dict[str, Callable[[], Any]], batch_size: int, steps: int) -> None:
+    """Prints the machine, and how many images a second go through every function."""
+    print(
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
+        f"jax_dcn {jax_dcn.__version__}; native kernels: "
+        f"{jax_dcn.available_implementations()['native']}."
+    )
+    for name, function in functions.items():
+        rate = batch_size / seconds(function, steps)
+        print(f"{name:10}{rate:12,.1f} images/s")
 
 
 def seconds(function: Callable[[], Any], steps: int) -> float:

@@ -104,3 +104,8 @@ def place(
     return Placement(
         *(NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     )
+
+
+def one_device() -> Placement:
+    """The placement of a few images on the first device of this process."""
+    return place(1, devices=jax.local_devices()[:1])

@@ -3,7 +3,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import jax
@@ -13,11 +13,11 @@ from flax import nnx
 from tqdm import tqdm
 
 from examples.imagenet.checkpoint import Checkpoints, Description
-from examples.imagenet.data import NO_LABEL, evaluation_batches
+from examples.imagenet.data import NO_LABEL, Batch, evaluation_batches
 from examples.imagenet.devices import Placement, connect, place, together
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import Reader, open_reader
-from examples.imagenet.settings import Processes
+from examples.imagenet.settings import Testing
 from examples.imagenet.state import Weights, make_predictor, split
 
 
@@ -102,13 +102,9 @@ def accuracy(
         workers=workers,
         share=placement.share,
     )
-    total = -(-len(reader) // batch_size) * batch_size
     counts = jnp.zeros((3,), jnp.int32)
-    quiet = None if jax.process_index() == 0 else True
-    with tqdm(total=total, unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
-        for batch in batches:
-            counts = counts + count(weights, placement.put_batch(batch))
-            bar.update(batch_size)
+    for batch in shown(batches, -(-len(reader) // batch_size) * batch_size, placement):
+        counts = counts + count(weights, batch)
     top1, top5, images = map(int, counts)
     return {"top1": top1 / images, "top5": top5 / images}
 
@@ -118,11 +114,8 @@ def evaluate(
     data: str,
     *,
     split: Literal["train", "validation"] = "validation",
-    step: int | None = None,
-    batch_size: int = 256,
     dtype: Literal["float32", "bfloat16"] | None = None,
-    workers: int = 8,
-    processes: Processes = Processes(),
+    testing: Testing = Testing(batch_size=256),
 ) -> None:
     """Tests a network: top-1 and top-5 accuracy.
 
@@ -130,27 +123,24 @@ def evaluate(
       run: Folder of a training run, or of imported weights.
       data: As for `train`.
       split: Which images.
-      step: Which checkpoint; by default the best.
-      batch_size: Images at a time, over all devices.
       dtype: Of the computation; by default that of training, which gives the accuracy that training
         reported.
-      workers: Processes that decode images; 0 decodes in threads.
-      processes: Other processes to share the work with.
+      testing: Which checkpoint, and how to go through the images.
     """
-    connect(processes)
+    connect(testing.processes)
     with together():
-        placement = place(batch_size)
-        network = load(run, step, placement, dtype)
+        placement = place(testing.batch_size)
+        network = load(run, testing.step, placement, dtype)
         reader = open_reader(data, split)
-        check_classes(reader, network.description)
+        check_classes(reader.class_names, network.description)
         result = accuracy(
             make_counter(network.model, placement),
             network.weights,
             reader,
             placement,
-            batch_size=batch_size,
+            batch_size=testing.batch_size,
             image_size=network.description.model.image_size,
-            workers=workers,
+            workers=testing.workers,
         )
         if jax.process_index() == 0:
             print(f"step {network.step}, {len(reader)} images: {show(result)}")
@@ -161,12 +151,21 @@ def show(result: dict[str, float]) -> str:
     return f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %"
 
 
-def check_classes(reader: Reader, description: Description) -> None:
-    """Refuses data with other classes than the network knows."""
-    names = list(reader.class_names)
-    if names != description.class_names:
+def shown(batches: Iterable[Batch], images: int, placement: Placement) -> Iterator[Batch]:
+    """The batches of a test on their devices, with a bar of the progress over `images`."""
+    quiet = None if jax.process_index() == 0 else True
+    with tqdm(total=images, unit=" images", unit_scale=True, leave=False, disable=quiet) as bar:
+        for batch in batches:
+            yield (placed := placement.put_batch(batch))
+            bar.update(len(next(iter(placed.values()))))
+
+
+def check_classes(names: Sequence[str], description: Description) -> None:
+    """Refuses data with another number of classes, or with others that have names."""
+    known = description.class_names
+    numbers = [str(index) for index in range(len(known))]  # Imported weights may know no names.
+    if len(names) != len(known) or known not in (list(names), numbers):
         raise UserError(
-            f"The network knows {len(description.class_names)} classes "
-            f"({description.class_names[0]}, ...), and the data has {len(names)} ({names[0]}, "
-            "...): choose the data that it was trained for."
+            f"The network knows {len(known)} classes ({known[0]}, ...), and the data has "
+            f"{len(names)} ({names[0]}, ...): choose the data that it was trained for."
         )

@@ -11,17 +11,18 @@ import optax
 
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import Batch
-from examples.imagenet.devices import Placement
+from examples.imagenet.devices import Placement, connect, together
 from examples.imagenet.errors import UserError
 from examples.imagenet.logs import Log
-from examples.imagenet.state import TrainState
+from examples.imagenet.settings import Run
+from examples.imagenet.state import TrainState, Weights, initial_state
 
 
 class Loop(abc.ABC):
     """One run; a subclass sets what is declared here, and says what batches and tests are."""
 
-    settings: Any
-    """With `output`, `batch_size`, `log_every`, `checkpoint_every` and `evaluate_every`."""
+    kind_of_checkpoints: type[Checkpoints] = Checkpoints
+    settings: Run
     checkpoints: Checkpoints
     description: Description
     placement: Placement
@@ -30,6 +31,10 @@ class Loop(abc.ABC):
     state: TrainState
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]
     """From a state and a batch to the next state and the losses, "loss" among them."""
+
+    @abc.abstractmethod
+    def __init__(self, settings: Any, checkpoints: Checkpoints):
+        """Prepares the run of `settings`."""
 
     @abc.abstractmethod
     def batches(self, first: int) -> Iterator[Batch]:
@@ -42,6 +47,25 @@ class Loop(abc.ABC):
     @abc.abstractmethod
     def show(self, result: dict[str, float]) -> str:
         """The result of a test in words."""
+
+    @classmethod
+    def start(cls, settings: Run) -> None:
+        """Trains as the settings say, together with the other processes, if there are others."""
+        connect(settings.processes)
+        with cls.kind_of_checkpoints(settings.output, write=True) as checkpoints, together():
+            cls(settings, checkpoints).run()
+
+    def prepare(
+        self,
+        weights: Weights,
+        optimizer: optax.GradientTransformation,
+        train_step: Callable,
+        average: bool = False,
+    ) -> None:
+        """Sets the state before the first step, and the step."""
+        whole = self.placement.whole
+        self.state = jax.device_put(initial_state(weights, optimizer, average), whole)
+        self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
 
     def run(self) -> None:
         """Trains from the latest checkpoint, if there is one, to the last step."""

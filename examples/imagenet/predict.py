@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from examples.imagenet.data import centre_view
-from examples.imagenet.devices import place
+from examples.imagenet.devices import one_device
 from examples.imagenet.errors import UserError
 from examples.imagenet.evaluate import Network, load
 from examples.imagenet.readers import decode
@@ -45,7 +45,7 @@ def predict(
 
 def load_on_one_device(run: pathlib.Path, step: int | None) -> Network:
     """The network of a checkpoint, to use on a few images."""
-    return load(run, step, place(1, devices=jax.local_devices()[:1]), "float32")
+    return load(run, step, one_device(), "float32")
 
 
 def view_of(network: Network, path: pathlib.Path) -> np.ndarray:

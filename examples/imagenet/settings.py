@@ -43,8 +43,7 @@ class Model:
 
     def build(self, classes: int, seed: int = 0, dtype: str = "float32") -> ResNet:
         """A fresh network."""
-        if dtype == "float64" and not jax.config.jax_enable_x64:
-            raise UserError("--dtype float64 needs the environment variable JAX_ENABLE_X64=1.")
+        check_dtype(dtype)
         try:
             return resnet(
                 self.depth,
@@ -58,6 +57,12 @@ class Model:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuses to compute in float64 where JAX would compute in float32."""
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("--dtype float64 needs the environment variable JAX_ENABLE_X64=1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,45 +80,25 @@ class Processes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """A training run."""
+class Run:
+    """What every training run can be told, whatever is trained."""
 
-    data: str = tyro.MISSING
-    """Folder with train/ and val/, each with a folder of images for every class; or
-    arrayrecord:FOLDER, tfds:NAME, digits, generated."""
-    output: pathlib.Path = pathlib.Path("build/imagenet")
+    output: pathlib.Path = pathlib.Path("build/run")
     """Folder for checkpoints and logs. A run that finds its checkpoints there goes on with them."""
-    model: Model = Model()
     initial: pathlib.Path | None = None
     """Folder of a run, or of imported weights, whose weights to start with."""
-    epochs: float = 90.0
+    epochs: float = 1.0
     """How often to see every image."""
     steps: int | None = None
     """How many steps to train, instead of epochs."""
-    batch_size: int = 256
+    batch_size: int = 16
     """Images in a step, over all devices and processes."""
-    accumulate: int = 1
-    """Parts a step's batch is computed in, one after the other, to save memory."""
-    learning_rate: float = 0.1
-    """At the end of the warm-up, for 256 images in a step; scaled in proportion to batch-size."""
-    warmup_epochs: float = 5.0
-    """Over which the learning rate rises from zero, before it falls along a cosine."""
     offset_rate: float = 0.1
-    """Learning rate of the offset branch, relative to the others: the paper's."""
-    momentum: float = 0.9
-    """Of Nesterov's method."""
-    weight_decay: float = 1e-4
-    """Of kernels; biases and batch normalisation have none."""
-    label_smoothing: float = 0.1
-    """Share of the label that goes to all classes alike."""
-    average: float = 0.9999
-    """Decay of the moving average of the weights, which is what is tested; 0 tests the weights."""
+    """Learning rate of the offset branches, relative to the others: the paper's."""
     flip: bool = True
     """Mirror half of the images."""
-    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """Of the computation; parameters and batch statistics have at least float32."""
     seed: int = 0
-    """Of initial weights, order and crops."""
+    """Of all that is random: initial weights, order, and what a step draws of images and boxes."""
     workers: int = 8
     """Processes that decode images; 0 decodes in threads."""
     checkpoint_every: int = 1000
@@ -124,9 +109,51 @@ class Settings:
     """Steps between lines of the log."""
     processes: Processes = Processes()
 
-    def total_steps(self, images: int) -> int:
+    def total_steps(self, steps_of_epoch: float) -> int:
         """How many steps the run takes."""
-        return self.steps or max(1, round(self.epochs * images / self.batch_size))
+        return self.steps or max(1, round(self.epochs * steps_of_epoch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Testing:
+    """How a test goes through its images."""
+
+    step: int | None = None
+    """Which checkpoint; by default the best."""
+    batch_size: int = 16
+    """Images at a time, over all devices."""
+    workers: int = 8
+    """Processes that decode images; 0 decodes in threads."""
+    processes: Processes = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Run):
+    """A training run of a classifier."""
+
+    data: str = tyro.MISSING
+    """Folder with train/ and val/, each with a folder of images for every class; or
+    arrayrecord:FOLDER, tfds:NAME, digits, generated."""
+    output: pathlib.Path = pathlib.Path("build/imagenet")
+    model: Model = Model()
+    epochs: float = 90.0
+    batch_size: int = 256
+    accumulate: int = 1
+    """Parts a step's batch is computed in, one after the other, to save memory."""
+    learning_rate: float = 0.1
+    """At the end of the warm-up, for 256 images in a step; scaled in proportion to batch-size."""
+    warmup_epochs: float = 5.0
+    """Over which the learning rate rises from zero, before it falls along a cosine."""
+    momentum: float = 0.9
+    """Of Nesterov's method."""
+    weight_decay: float = 1e-4
+    """Of kernels; biases and batch normalisation have none."""
+    label_smoothing: float = 0.1
+    """Share of the label that goes to all classes alike."""
+    average: float = 0.9999
+    """Decay of the moving average of the weights, which is what is tested; 0 tests the weights."""
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """Of the computation; parameters and batch statistics have at least float32."""
 
 
 _TRIAL = dataclasses.replace(

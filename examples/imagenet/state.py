@@ -74,8 +74,9 @@ def initial_state(weights: Weights, optimizer: optax.GradientTransformation, ave
 
 def learning_rate(settings: Settings, images: int) -> optax.Schedule:
     """Linear warm-up to the batch's share of the learning rate, then a cosine to zero."""
-    steps = settings.total_steps(images)
-    warmup = round(settings.warmup_epochs * images / settings.batch_size)
+    epoch = images / settings.batch_size
+    steps = settings.total_steps(epoch)
+    warmup = round(settings.warmup_epochs * epoch)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=settings.learning_rate * settings.batch_size / 256,

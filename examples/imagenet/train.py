@@ -8,19 +8,12 @@ import jax.numpy as jnp
 
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import Batch, training_batches
-from examples.imagenet.devices import connect, place, together
+from examples.imagenet.devices import place
 from examples.imagenet.evaluate import accuracy, check_classes, make_counter, show
 from examples.imagenet.loop import Loop
 from examples.imagenet.readers import SPLITS, open_reader
 from examples.imagenet.settings import Preset, Settings
-from examples.imagenet.state import (
-    TrainState,
-    initial_state,
-    learning_rate,
-    make_optimizer,
-    make_train_step,
-    split,
-)
+from examples.imagenet.state import learning_rate, make_optimizer, make_train_step, split
 from examples.imagenet.weights import initial_weights
 
 
@@ -29,28 +22,28 @@ def train(settings: Preset) -> None:
 
     Run the same command again to resume: the result is the same as without the interruption.
     """
-    connect(settings.processes)
-    with Checkpoints(settings.output, write=True) as checkpoints, together():
-        Training(settings, checkpoints).run()
+    Training.start(settings)
 
 
 class Training(Loop):
     """One run."""
+
+    settings: Settings
 
     def __init__(self, settings: Settings, checkpoints: Checkpoints):
         self.settings, self.checkpoints = settings, checkpoints
         self.placement = place(settings.batch_size, settings.accumulate)
         self.readers = {split: open_reader(settings.data, split) for split in SPLITS}
         images = len(self.readers["train"])
-        self.steps = settings.total_steps(images)
+        self.steps = settings.total_steps(images / settings.batch_size)
         names = list(self.readers["train"].class_names)
         self.description = Description(settings.model, names, settings.dtype)
-        check_classes(self.readers["validation"], self.description)
+        check_classes(self.readers["validation"].class_names, self.description)
         self.schedule = learning_rate(settings, images)
         self._build()
 
     def _build(self) -> None:
-        settings, whole = self.settings, self.placement.whole
+        settings = self.settings
         classes = len(self.description.class_names)
         model = settings.model.build(classes, settings.seed, settings.dtype)
         weights = split(model)[1]
@@ -60,10 +53,8 @@ class Training(Loop):
         wide = jnp.promote_types(settings.dtype, jnp.float32)
         weights = jax.tree.map(lambda array: array.astype(wide), weights)
         optimizer = make_optimizer(settings, self.schedule)
-        state = initial_state(weights, optimizer, settings.average > 0)
-        self.state: TrainState = jax.device_put(state, whole)
         train_step = make_train_step(model, optimizer, settings)
-        self.train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+        self.prepare(weights, optimizer, train_step, settings.average > 0)
         self.count = make_counter(model, self.placement)
 
     def batches(self, first: int) -> Iterator[Batch]:

@@ -8,17 +8,19 @@ import re
 import jax
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 from pycocotools import mask as run_lengths
 
 from examples.detection.__main__ import _COMMANDS, main
-from examples.detection.commands.evaluate import detect_all, load as load_run, make_finder
+from examples.detection.commands.evaluate import load as load_run, make_finder
 from examples.detection.commands.predict import images_of, load_detector
+from examples.detection.commands.train import Training
 from examples.detection.commands.weights import initial_weights
 from examples.detection.data.coco import CocoReader
 from examples.detection.data.measure import measure
 from examples.detection.results import main as compare
-from examples.detection.training.recipes import COMPOSED
+from examples.detection.training.recipes import COMPOSED, Preset
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import place
 from examples.imagenet.settings import Model
@@ -35,6 +37,7 @@ TRAIN = (
     "--batch-size 4 --warmup-steps 4 --regions-per-image 8 --max-objects 4 --checkpoint-every 5 "
     "--evaluate-every 20 --log-every 1"
 ).split()
+NAMES = ("rpn_class", "rpn_box", "class", "box", "mask", "loss")
 
 
 def run(*arguments: object) -> int:
@@ -45,8 +48,7 @@ def losses(folder) -> np.ndarray:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    names = ("rpn_class", "rpn_box", "class", "box", "mask", "loss")
-    return np.array([[line[name] for name in names] for line in lines])
+    return np.array([[line[name] for name in NAMES] for line in lines])
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,23 @@ def test_losses_of_two_devices_equal_those_of_one(
     np.testing.assert_allclose(losses(tmp_path), losses(trained), rtol=1e-6)
 
 
+def test_networks_in_bfloat16_have_about_the_losses_of_float64(composed, trained):
+    arguments = ["bfloat16" if word == "float64" else word for word in TRAIN[1:]]
+    settings = tyro.cli(
+        Preset, args=[*arguments, "--data", str(composed)], config=(tyro.conf.OmitArgPrefixes,)
+    )
+    training = Training(settings, None)
+    batch = training.placement.put_batch(next(training.batches(0)))
+    state, found = training.train_step(training.state, batch)
+    assert {array.dtype for array in jax.tree.leaves(state.weights)} == {np.dtype(np.float32)}
+    assert found["loss"].dtype == np.float32
+    # Regions are other ones, since proposals move: the losses of boxes are not compared.
+    names = ("rpn_class", "rpn_box", "class", "mask")
+    expected = dict(zip(NAMES, losses(trained)[0], strict=True))
+    difference = np.array([abs(found[name] / expected[name] - 1) for name in names])
+    assert 1e-7 < difference.max() < 0.01
+
+
 def test_eval_measures_what_pycocotools_does_with_its_file_of_results(
     composed, trained, tmp_path, capsys
 ):
@@ -112,10 +131,9 @@ def test_detections_do_not_depend_on_the_size_of_a_batch(composed, trained):
     reader = CocoReader(composed, "val")
     placement = place(1)
     network = load_run(trained, None, placement)
-    find = make_finder(network.model, placement)
-    options = dict(architecture=network.description.model, workers=0, score_threshold=0.0)
+    finder = make_finder(network.model, network.description.model, placement, 1, workers=0)
     single, several = (
-        detect_all(find, network.weights, reader, placement, batch_size=size, **options)
+        dataclasses.replace(finder, batch_size=size).find_all(network.weights, reader, 0.0)
         for size in (1, 4)
     )
     assert len(single) == len(several)

@@ -55,7 +55,7 @@ def missing_options(words: list[str], program: pathlib.Path) -> list[str]:
     """Options that neither argparse is told of, nor a field of the settings is named for."""
     folder = program if program.is_dir() else program.parent
     # A module beside others reads its own options; a package's may be in any of its files.
-    files = [program] if program.suffix and program.stem != "__main__" else folder.glob("*.py")
+    files = [program] if program.suffix and program.stem != "__main__" else folder.rglob("*.py")
     source = "\n".join(path.read_text() for path in files)
     return [
         word

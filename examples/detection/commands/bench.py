@@ -6,10 +6,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-import jax_dcn
 from examples.detection.commands.train import Training
 from examples.detection.training.recipes import Preset
-from examples.imagenet.bench import STEPS, UNTIMED, seconds
+from examples.imagenet.bench import STEPS, UNTIMED, report
 
 
 def bench(settings: Preset) -> None:
@@ -18,16 +17,9 @@ def bench(settings: Preset) -> None:
     A run takes as long as the slower of reading and training. Nothing is written.
     """
     steps = settings.steps or STEPS
-    print(
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
-        f"jax_dcn {jax_dcn.__version__}; native kernels: "
-        f"{jax_dcn.available_implementations()['native']}."
-    )
     training = Training(settings, None)
     training.steps = UNTIMED + steps
-    for name, function in _parts(training).items():
-        rate = settings.batch_size / seconds(function, steps)
-        print(f"{name:10}{rate:12,.1f} images/s")
+    report(_parts(training), settings.batch_size, steps)
 
 
 def _parts(training: Training) -> dict[str, Callable]:
@@ -45,5 +37,5 @@ def _parts(training: Training) -> dict[str, Callable]:
     return {
         "reading": lambda: next(batches),
         "training": train,
-        "detecting": lambda: training.find(weights, searched, 0.05),
+        "detecting": lambda: training.finder.find(weights, searched, 0.05),
     }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a detector finds in a data set, and how good that is."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 import tyro
 from pycocotools import mask as run_lengths
-from tqdm import tqdm
 
 from examples.detection.data.batches import NOTHING, evaluation_batches
 from examples.detection.data.coco import CocoReader
@@ -23,12 +23,9 @@ from examples.detection.model.detect import Detections, run
 from examples.detection.model.networks import Detector
 from examples.detection.training.checkpoint import Checkpoints
 from examples.imagenet.devices import Placement, connect, place, together
-from examples.imagenet.errors import UserError
-from examples.imagenet.evaluate import Network, load_network
-from examples.imagenet.settings import Processes
+from examples.imagenet.evaluate import Network, check_classes, load_network, shown
+from examples.imagenet.settings import Testing
 from examples.imagenet.state import Weights, merge, split
-
-Find = Callable[[Weights, dict[str, Any], float], tuple[jax.Array, Detections]]
 
 
 def evaluate(
@@ -36,12 +33,9 @@ def evaluate(
     data: pathlib.Path,
     *,
     split: Literal["train", "val"] = "val",
-    step: int | None = None,
-    batch_size: int = 16,
     score_threshold: float = 0.05,
     results: pathlib.Path | None = None,
-    workers: int = 8,
-    processes: Processes = Processes(),
+    testing: Testing = Testing(),
 ) -> None:
     """Tests a detector: COCO's average precisions of boxes, and of masks if it makes them.
 
@@ -49,30 +43,21 @@ def evaluate(
       run: Folder of a training run, or of imported weights.
       data: As for `train`.
       split: Which images.
-      step: Which checkpoint; by default the best.
-      batch_size: Images at a time, over all devices.
       score_threshold: Detections have higher scores.
       results: A file .json to write the detections to, in COCO's format of results.
-      workers: Processes that decode images; 0 decodes in threads.
-      processes: Other processes to share the work with.
+      testing: Which checkpoint, and how to go through the images.
     """
-    connect(processes)
+    connect(testing.processes)
     with together():
-        placement = place(batch_size)
-        network = load(run, step, placement)
+        placement = place(testing.batch_size)
+        network = load(run, testing.step, placement)
         architecture = network.description.model
         reader = CocoReader(data, split, architecture.rule.extent)
-        check_classes(reader, network.description)
-        found = detect_all(
-            make_finder(network.model, placement),
-            network.weights,
-            reader,
-            placement,
-            architecture=architecture,
-            batch_size=batch_size,
-            workers=workers,
-            score_threshold=score_threshold,
+        check_classes(reader.class_names, network.description)
+        finder = make_finder(
+            network.model, architecture, placement, testing.batch_size, testing.workers
         )
+        found = finder.find_all(network.weights, reader, score_threshold)
         measured = measure(reader.content, found, masks=architecture.model == "mask")
         if jax.process_index() == 0:
             print(f"step {network.step}, {len(reader)} images: {show(measured.summary)}")
@@ -93,11 +78,51 @@ def load(run: pathlib.Path, step: int | None, placement: Placement) -> Network:
     )
 
 
-def make_finder(detector: Detector, placement: Placement) -> Find:
-    """A function from weights, a batch and a threshold to the batch's `index` and what is found.
+@dataclasses.dataclass(frozen=True)
+class Finder:
+    """A detector that goes through the images of a data set; results are whole on every process."""
 
-    Its results are whole on every process.
-    """
+    find: Callable[[Weights, dict[str, Any], float], tuple[jax.Array, Detections]]
+    """From weights, a batch and a threshold of the score to the batch's `index` and what is found."""
+    architecture: Architecture
+    placement: Placement
+    batch_size: int
+    workers: int
+
+    def find_all(
+        self, weights: Weights, reader: CocoReader, score_threshold: float = 0.05
+    ) -> list[dict[str, Any]]:
+        """What is found in all images of a reader, in COCO's format of results."""
+        batches, steps = evaluation_batches(
+            reader,
+            batch_size=self.batch_size,
+            view=self.architecture.view,
+            workers=self.workers,
+            share=self.placement.share,
+        )
+        found: list[dict[str, Any]] = []
+        for batch in shown(batches, steps * self.batch_size, self.placement):
+            index, detections = self.find(weights, batch, score_threshold)
+            detections = jax.tree.map(np.asarray, detections)
+            for row, image in enumerate(np.asarray(index)):
+                if image != NOTHING:
+                    found += _results(detections, row, reader, int(image), self.architecture.rule)
+        return found
+
+    def measure(self, weights: Weights, reader: CocoReader) -> Measured:
+        """The average precisions on all images of a reader."""
+        found = self.find_all(weights, reader)
+        return measure(reader.content, found, masks=self.architecture.model == "mask")
+
+
+def make_finder(
+    detector: Detector,
+    architecture: Architecture,
+    placement: Placement,
+    batch_size: int,
+    workers: int,
+) -> Finder:
+    """A finder with the structure, and without the weights, of `detector`."""
     detector.eval()
     graph, _ = split(detector)
 
@@ -105,62 +130,8 @@ def make_finder(detector: Detector, placement: Placement) -> Find:
         images = normalise(batch["image"], batch["size"], batch["scale"])
         return batch["index"], run(merge(graph, weights), images, score_threshold).detections
 
-    return jax.jit(find, out_shardings=placement.whole)
-
-
-def test(
-    find: Find,
-    weights: Weights,
-    reader: CocoReader,
-    placement: Placement,
-    *,
-    architecture: Architecture,
-    batch_size: int,
-    workers: int,
-) -> Measured:
-    """The average precisions of a detector on all images of a reader."""
-    found = detect_all(
-        find,
-        weights,
-        reader,
-        placement,
-        architecture=architecture,
-        batch_size=batch_size,
-        workers=workers,
-    )
-    return measure(reader.content, found, masks=architecture.model == "mask")
-
-
-def detect_all(
-    find: Find,
-    weights: Weights,
-    reader: CocoReader,
-    placement: Placement,
-    *,
-    architecture: Architecture,
-    batch_size: int,
-    workers: int,
-    score_threshold: float = 0.05,
-) -> list[dict[str, Any]]:
-    """What is found in all images of a reader, in COCO's format of results."""
-    batches, steps = evaluation_batches(
-        reader,
-        batch_size=batch_size,
-        view=architecture.view,
-        workers=workers,
-        share=placement.share,
-    )
-    found: list[dict[str, Any]] = []
-    quiet = None if jax.process_index() == 0 else True
-    with tqdm(total=steps * batch_size, unit=" images", leave=False, disable=quiet) as bar:
-        for batch in batches:
-            index, detections = find(weights, placement.put_batch(batch), score_threshold)
-            detections = jax.tree.map(np.asarray, detections)
-            for row, image in enumerate(np.asarray(index)):
-                if image != NOTHING:
-                    found += _results(detections, row, reader, int(image), architecture.rule)
-            bar.update(batch_size)
-    return found
+    compiled = jax.jit(find, out_shardings=placement.whole)
+    return Finder(compiled, architecture, placement, batch_size, workers)
 
 
 def _results(
@@ -221,14 +192,3 @@ def table(measured: Measured) -> str:
         cells = "  ".join(f"{key} {100 * value:5.1f}" for key, value in values.items())
         lines.append(f"  {name:20} {cells}")
     return "\n".join(lines)
-
-
-def check_classes(reader: CocoReader, description: Any) -> None:
-    """Refuses data with another number of classes, or with others that have names."""
-    names, known = reader.class_names, description.class_names
-    numbers = [str(index) for index in range(len(known))]  # Imported weights know no names.
-    if len(names) != len(known) or known not in (names, numbers):
-        raise UserError(
-            f"The detector knows {len(known)} classes ({known[0]}, ...), and the data has "
-            f"{len(names)} ({names[0]}, ...): choose the data that it was trained for."
-        )

@@ -6,7 +6,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -19,7 +18,7 @@ from examples.detection.data.masks import paste
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.detect import Detections, Images, detect
 from examples.detection.model.networks import Detector
-from examples.imagenet.devices import place
+from examples.imagenet.devices import one_device
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 from examples.imagenet.state import merge, split
@@ -74,7 +73,7 @@ def predict(
 
 def load_detector(run: pathlib.Path, step: int | None) -> Loaded:
     """The detector of a checkpoint, to use on a few images."""
-    network = load(run, step, place(1, devices=jax.local_devices()[:1]))
+    network = load(run, step, one_device())
     network.model.eval()
     detector = merge(split(network.model)[0], network.weights)
     return Loaded(detector, network.description.model, network.description.class_names)

@@ -59,7 +59,7 @@ class RPNHead(nnx.Module):
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = nnx.relu(self.rpn_conv(x))
-        return self.rpn_cls(x), self.rpn_reg(x)
+        return _wide(self.rpn_cls(x)), _wide(self.rpn_reg(x))
 
 
 class RoIExtractor(nnx.Module):
@@ -130,7 +130,7 @@ class BoxHead(nnx.Module):
         x = jnp.moveaxis(pooled, -1, 1).reshape(pooled.shape[0], -1)
         for layer in self.shared_fcs:
             x = nnx.relu(layer(x))
-        return self.fc_cls(x), self.fc_reg(x).reshape(x.shape[0], -1, 4)
+        return _wide(self.fc_cls(x)), _wide(self.fc_reg(x)).reshape(x.shape[0], -1, 4)
 
 
 class MaskHead(nnx.Module):
@@ -156,7 +156,7 @@ class MaskHead(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self.convs:
             x = nnx.relu(layer(x))
-        return self.conv_logits(nnx.relu(self.upsample(x)))
+        return _wide(self.conv_logits(nnx.relu(self.upsample(x))))
 
 
 class RoIHead(nnx.Module):
@@ -207,6 +207,11 @@ def _conv(features: int, out_features: int, size: int, kernel_init, rngs: nnx.Rn
         kernel_init=kernel_init,
         rngs=rngs,
     )
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In at least float32, in which boxes and losses are computed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _double(x: jax.Array) -> jax.Array:

@@ -8,29 +8,21 @@ from typing import Literal
 import tyro
 
 from examples.detection.model.architecture import Architecture
-from examples.imagenet.settings import Processes
+from examples.imagenet.settings import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """A training run."""
+class Settings(Run):
+    """A training run of a detector."""
 
     data: pathlib.Path = tyro.MISSING
     """Folder in COCO's layout: annotations/*train*.json and annotations/*val*.json, and the images in
     folders train* and val*."""
     output: pathlib.Path = pathlib.Path("build/detection")
-    """Folder for checkpoints and logs. A run that finds its checkpoints there goes on with them."""
     architecture: Architecture = dataclasses.field(default_factory=Architecture)
-    initial: pathlib.Path | None = None
-    """Folder of a run, or of imported weights, whose weights to start with."""
     backbone: pathlib.Path | None = None
     """Folder of a run of examples.imagenet, whose network becomes the backbone."""
     epochs: float = 12.0
-    """How often to see every image."""
-    steps: int | None = None
-    """How many steps to train, instead of epochs."""
-    batch_size: int = 16
-    """Images in a step, over all devices and processes."""
     learning_rate: float = 0.02
     """After the warm-up, for 16 images in a step; scaled in proportion to batch-size."""
     warmup_steps: int = 500
@@ -39,8 +31,6 @@ class Settings:
     """The share of the learning rate to start with."""
     drop_at: tuple[float, float] = (8 / 12, 11 / 12)
     """The shares of all steps after which the learning rate falls to a tenth."""
-    offset_rate: float = 0.1
-    """Learning rate of the offset branches, relative to the others: the paper's."""
     momentum: float = 0.9
     """Of gradient descent."""
     weight_decay: float = 1e-4
@@ -58,21 +48,10 @@ class Settings:
     """Regions that a step trains."""
     max_objects: int = 100
     """Objects of an image that a step sees; those beyond are left out."""
-    flip: bool = True
-    """Mirror half of the images."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Of weights and computation; float64 needs the environment variable JAX_ENABLE_X64=1."""
-    seed: int = 0
-    """Of initial weights, order, mirroring, and of the choice of anchors and regions."""
-    workers: int = 8
-    """Processes that decode images; 0 decodes in threads."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints: what a crash may lose."""
+    dtype: Literal["bfloat16", "float32", "float64"] = "float32"
+    """Of the networks in training; weights, boxes and losses have at least float32. float64 needs the
+    environment variable JAX_ENABLE_X64=1."""
     evaluate_every: int = 10000
-    """Steps between tests on the validation images; the last step tests, too."""
-    log_every: int = 50
-    """Steps between lines of the log."""
-    processes: Processes = dataclasses.field(default_factory=Processes)
 
 
 COMPOSED = Settings(

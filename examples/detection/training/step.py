@@ -82,9 +82,13 @@ def make_train_step(
     graph, _ = split(detector)
     sampling = Sampling(settings.anchors_per_image, settings.regions_per_image)
 
+    def narrow(array: jax.Array) -> jax.Array:
+        return array.astype(settings.dtype)
+
     def loss_of(params: Arrays, stats: Arrays, batch: dict, key: jax.Array):
-        trained = merge(graph, Weights(params, stats))
+        trained = merge(graph, Weights(jax.tree.map(narrow, params), stats))
         images = normalise(batch["image"], batch["size"], jnp.ones_like(batch["size"]))
+        images = images._replace(pixels=narrow(images.pixels))
         truth = Truth(batch["boxes"], batch["labels"], batch.get("masks"))
         found = losses(trained, images, truth, sampling, key)
         return found["loss"], (found, split(trained)[1].stats)
