@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3, help="times that each task is visited")
-    parser.add_argument("--json", type=pathlib.Path, help="file of results: new rows replace old ones")
+    parser.add_argument(
+        "--json", type=pathlib.Path, help="file of results: new rows replace old ones"
+    )
     options = parser.parse_args(arguments)
     results = run(options.cases, options.engines, sorted(set(options.threads)), options.rounds)
     if options.json and options.json.exists():

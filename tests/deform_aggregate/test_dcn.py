@@ -90,8 +90,8 @@ def test_values_and_gradients_equal_torch():
         np.testing.assert_allclose(gradient, wanted.numpy(), atol=1e-11)
 
 
-@pytest.mark.parametrize("size", [(56, 56), (50, 84), (7, 7)])
-def test_without_offsets_every_tap_reads_a_pixel_in_float32(size):
+def test_without_offsets_every_tap_reads_a_pixel_in_float32():
+    size = (50, 84)  # where the published PyTorch version misses pixels
     x = np.random.default_rng(0).normal(size=(*size, 1)).astype(np.float32)
     offset, mask = np.zeros((*size, 1, 9, 2), np.float32), np.zeros((*size, 1, 9), np.float32)
     mask[..., 3] = 1  # The second column, the first row: the pixel above.
