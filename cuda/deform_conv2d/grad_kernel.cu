@@ -23,6 +23,7 @@ struct GradKernelTile {
   static constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T));
   static constexpr int kChunks = kRows / kChunk;
   static constexpr int kVectors = kChunk / kVector<T>;  // in a chunk
+  static constexpr int kSharing = 2;                    // chunks that may share samples
   static constexpr int kSteps = 9;                      // located at a time
 
   static constexpr int kColumnStride = kRows + 8;
@@ -41,6 +42,7 @@ struct GradKernelTile {
   static_assert(kPixels * kChunks * kVectors == kThreads, "16 bytes of a step for each thread");
   static_assert(kPixels % kRowsAtOnce == 0, "all threads copy equally often");
   static_assert(kThreads % kChunks == 0, "a thread locates samples of one chunk");
+  static_assert(kThreads * kSharing <= kSamples, "each thread locates a sample");
   static_assert(kSharedBytes <= kMostSharedBytes, "every GPU can hold a block");
 };
 
@@ -90,7 +92,8 @@ class GradKernelBlock {
     column_ = Kept(ThreadPixel() * Tile::kColumnStride + ThreadChunk() * Tile::kChunk +
                    ThreadVector() * kVector<T>);
     copy_ = Kept(CopyRow() * Tile::kGradStride + CopyFeature());
-    sample_ = Kept(ThreadPixel() * Tile::kChunks + ThreadChunk());
+    spacing_ = ChunksShareSamples() ? Tile::kSharing : 1;
+    sample_ = Kept(ThreadPixel() * Tile::kChunks + ThreadChunk() / spacing_ * spacing_);
   }
 
   // An equal share of all steps for each part.
@@ -102,14 +105,14 @@ class GradKernelBlock {
 
   __device__ __forceinline__ void Locate(const Steps& step) const {
     if (step.located() != 0) return;
-    const ChannelChunk chunk = ChunkAt(threadIdx.x % Tile::kChunks);
-    int i = threadIdx.x;
+    int i = threadIdx.x * spacing_;
+    const ChannelChunk chunk = ChunkAt(i % Tile::kChunks);
     do {
       const int pixel = step.first_pixel() + i / Tile::kChunks;
       const bool exists = pixel < sizes_.pixels() && chunk.tap < sizes_.taps;
       Samples()[i] = exists ? LocateSample(sizes_, primals_, pixel, chunk.offset_group, chunk.tap)
                             : NoSample<float>();
-      i += Tile::kThreads;
+      i += Tile::kThreads * spacing_;
     } while (i < Tile::kSamples);
     __syncthreads();
   }
@@ -183,6 +186,12 @@ class GradKernelBlock {
     return {tap, channel, sizes_.by_offset_group_channels.Quotient(channel)};
   }
 
+  // Whether all chunks are of one tap and one offset group: neighbours then share samples.
+  __device__ __forceinline__ bool ChunksShareSamples() const {
+    const ChannelChunk first = ChunkAt(0), last = ChunkAt(Tile::kChunks - 1);
+    return first.tap == last.tap && first.offset_group == last.offset_group;
+  }
+
   static __device__ __forceinline__ SharedMatrix<T> Columns(int buffer) {
     return {SharedMemory<T>() + buffer * Tile::kColumns, Tile::kColumnStride};
   }
@@ -201,6 +210,7 @@ class GradKernelBlock {
   int first_row_, first_feature_, features_;
   const T* channels_;           // of the thread, at the first pixel
   const T* grad_y_;             // what the thread copies, at the first pixel
+  int spacing_;                 // between samples that are located
   int column_, copy_, sample_;  // where the thread writes columns and copies, and reads samples
 };
 

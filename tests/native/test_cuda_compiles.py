@@ -114,7 +114,7 @@ def test_main_loops_are_within_their_budget():
     _, numbers = compile_cuda.read(compile_cuda.TABLE.read_text())
     budgets = {
         "DeformConv2dForwardKernel<BFloat16,ForwardTile<BFloat16,256>>": 300,
-        "DeformConv2dGradKernelPartsKernel<BFloat16>": 240,
+        "DeformConv2dGradKernelPartsKernel<BFloat16>": 240 - 36,  # to locate samples
         "DeformConv2dColumnsKernel<BFloat16,8>": 160,
     }
     for kernel, budget in budgets.items():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_dcn._src.deform_conv2d import fused
+from jax_dcn._src.deform_conv2d import cost, fused
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 from tests.native.cuda_host import build
 
@@ -60,11 +60,27 @@ def test_float32_is_fused_only_where_tf32_will_do(precision):
         assert "TF32" in why_not(*arrays("float32"), None)
 
 
-def test_gradient_of_the_kernel_is_split_where_it_has_few_tiles():
-    x, kernel, offset, _ = arrays(channels=128, features=128)
-    assert fused.parts_of_grad_kernel(x, kernel, offset) > 4
-    x, kernel, offset, _ = arrays(channels=512, features=512)
-    assert fused.parts_of_grad_kernel(x, kernel, offset) == 1
+@pytest.mark.parametrize("capability", cost.GPUS)
+def test_gradient_of_the_kernel_is_split_into_nearly_whole_waves(monkeypatch, capability):
+    gpu = cost.GPUS[capability]
+    monkeypatch.setattr(cost, "gpu_here", lambda: gpu)
+    at_once = gpu.processors * gpu.resident
+    for channels in (64, 128, 256, 512):
+        x, kernel, offset, _ = arrays(channels=channels, features=channels)
+        parts = fused.parts_of_grad_kernel(x, kernel, offset)
+        blocks = parts * 9 * channels // 64 * -(-channels // 128)
+        assert blocks / (at_once * -(-blocks // at_once)) > 0.85
+        assert parts * kernel.size * 4 <= 40e6
+        assert 32 * 14 * 13 / parts > 90  # pixels of a block
+
+
+def test_gradient_of_the_kernel_has_parts_for_every_size():
+    for pixels in (0, 1, 7):
+        x, kernel, offset, _ = arrays()
+        offset = jax.ShapeDtypeStruct((1, 1, pixels, *offset.shape[3:]), offset.dtype)
+        assert fused.parts_of_grad_kernel(x, kernel, offset) == 1
+    x, kernel, offset, _ = arrays(channels=2048, features=2048)
+    assert fused.parts_of_grad_kernel(x, kernel, offset) == 1  # several would take much memory
 
 
 # A library that asks the predicate of the kernels.

@@ -34,7 +34,7 @@ _SLAB_FLOP = 2 * _SLAB_PIXELS * _SLAB_CHANNEL_BYTES // 2
 INSTRUCTIONS = {
     "forward, 256 features": 272,
     "forward, 128 features": 245,
-    "gradient of the kernel, 128 features": 252,  # 214, and 38 to locate samples
+    "gradient of the kernel, 128 features": 238,  # 202, and at most 36 to locate samples
     "gradients of samples, 64 bytes of features of four slabs": 137,
     "gradients of samples, dot products of four slabs": 646,
     "columns": 130,
@@ -42,8 +42,10 @@ INSTRUCTIONS = {
 }
 # Clocks of a multiprocessor in which the eight warps of a block issue one instruction each.
 _ISSUE_CLOCKS = 2
-# How much of these clocks kernels use that do nothing but sample.
+# How much of these clocks kernels use that do nothing but sample; and fused kernels, by the blocks
+# that a multiprocessor holds.
 _SAMPLING_ISSUE = 0.75
+_FUSED_ISSUE = {1: 0.41, 2: 0.46}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Gpu:
         numbers for each clock and multiprocessor.
       traffic: Bytes of columns that a multiprocessor writes in a clock: to the second-level cache
         where a chunk of columns stays there, else to memory.
-      issue: How much of the issue slots the fused kernels use: less where one block is resident.
+      resident: Blocks of a fused kernel that a multiprocessor holds, by their shared memory.
       forward, backward: Time of the fused kernels over time of columns, measured over predicted.
     """
 
@@ -67,19 +69,19 @@ class Gpu:
     product: float
     mma: float
     traffic: float
-    issue: float
+    resident: int
     forward: float = 1.0
     backward: float = 1.0
 
 
 # By compute capability. GPUs in between are taken for the next older one.
 GPUS = {
-    80: Gpu("A100", 108, 1.41, product=1640, mma=1840, traffic=13, issue=0.46),
-    86: Gpu("RTX 3090", 82, 1.70, product=460, mma=460, traffic=6.7, issue=0.41),
-    89: Gpu("RTX 4090", 128, 2.52, product=460, mma=460, traffic=16, issue=0.41),
-    90: Gpu("H100", 132, 1.755, product=2590, mma=2560, traffic=23.7, issue=0.46),
-    100: Gpu("B200", 148, 1.85, product=4900, mma=2560, traffic=24, issue=0.46),
-    120: Gpu("RTX 5090", 170, 2.41, product=460, mma=460, traffic=16, issue=0.41),
+    80: Gpu("A100", 108, 1.41, product=1640, mma=1840, traffic=13, resident=2),
+    86: Gpu("RTX 3090", 82, 1.70, product=460, mma=460, traffic=6.7, resident=1),
+    89: Gpu("RTX 4090", 128, 2.52, product=460, mma=460, traffic=16, resident=1),
+    90: Gpu("H100", 132, 1.755, product=2590, mma=2560, traffic=23.7, resident=2),
+    100: Gpu("B200", 148, 1.85, product=4900, mma=2560, traffic=24, resident=2),
+    120: Gpu("RTX 5090", 170, 2.41, product=460, mma=460, traffic=16, resident=1),
 }
 _WITHOUT_A_GPU = 90  # programs for other machines, most of which are of data centers
 
@@ -158,7 +160,9 @@ def _backward_clocks(
         columns += _written(gpu) + _product(gpu, features)
     if {"x", "offset", "mask"} & set(wrt):
         steps, dots = (_fourth(name) for name in ("64 bytes of features", "dot products"))
-        issued = (-(-feature_bytes // 64) * steps + dots) * _ISSUE_CLOCKS / gpu.issue
+        issued = (
+            (-(-feature_bytes // 64) * steps + dots) * _ISSUE_CLOCKS / _FUSED_ISSUE[gpu.resident]
+        )
         fused += max(issued, _SLAB_FLOP * features / gpu.mma)
         fused += _written(gpu) if "x" in wrt else 0
         columns += _product(gpu, features) + _written(gpu)
@@ -182,7 +186,7 @@ def _product(gpu: Gpu, features: int) -> float:
 
 
 def _fused(gpu: Gpu, kernel: str, features: int) -> float:
-    issued = INSTRUCTIONS[kernel] * _ISSUE_CLOCKS / gpu.issue
+    issued = INSTRUCTIONS[kernel] * _ISSUE_CLOCKS / _FUSED_ISSUE[gpu.resident]
     return max(issued, _SLAB_FLOP * features / gpu.mma)
 
 

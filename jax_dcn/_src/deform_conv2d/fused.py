@@ -23,11 +23,12 @@ _LOAD_BYTES = 16
 _LEAST_FEATURES = 64  # half of the features of a tile; not measured
 _GROUPS = 2**16  # a grid has fewer blocks than this along its second and third axes
 
-# The gradient of the kernel. A tile is as large as in cuda/deform_conv2d/grad_kernel.cu. An H100 runs
-# this many blocks at once, two on each multiprocessor. Fewer pixels are not worth a block.
+# The gradient of the kernel. A tile is as large as in cuda/deform_conv2d/grad_kernel.cu. To write a
+# part of a tile and to sum it takes as long as so many pixels of it, by bytes and instructions.
 _TILE_ROWS, _TILE_FEATURES = 64, 128
-_BLOCKS = 264
-_LEAST_PIXELS = 512
+_PIXELS_OF_A_PART = 90
+_PARTS_BYTES = 40 * 10**6  # of all parts, at most
+_MOST_PARTS = 1000
 
 
 def refuses(*operands: jax.Array, precision: jax.lax.PrecisionLike, **params: Any) -> str | None:
@@ -135,11 +136,21 @@ def grad_kernel(geometry: ConvGeometry, x, kernel, offset, mask, grad_y) -> jax.
 
 
 def parts_of_grad_kernel(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> int:
-    """Parts that the pixels are split into, to occupy a large GPU; not measured."""
+    """Parts that the pixels are split into, so that the last blocks keep the GPU as busy as the first.
+
+    Blocks run in waves of as many as the GPU holds. Each takes the pixels of a part.
+    """
+    gpu = cost.gpu_here()
     rows, features = math.prod(kernel.shape[:3]), kernel.shape[-1]
     tiles = -(-rows // _TILE_ROWS) * -(-features // _TILE_FEATURES)
     pixels = math.prod(offset.shape[:3])
-    return max(1, min(_BLOCKS // tiles, pixels // _LEAST_PIXELS))
+    most = max(1, min(pixels // _PIXELS_OF_A_PART, _PARTS_BYTES // (4 * kernel.size)))
+
+    def time(parts: int) -> float:
+        waves = -(-tiles * parts // (gpu.processors * gpu.resident))
+        return waves * (pixels / parts + _PIXELS_OF_A_PART)
+
+    return min(range(1, min(most, _MOST_PARTS) + 1), key=time)
 
 
 def _allows_tf32(precision: jax.lax.PrecisionLike) -> bool:
