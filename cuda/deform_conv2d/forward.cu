@@ -170,7 +170,7 @@ class ForwardBlock {
       const int pixel = first_pixel_ + row;
       if (pixel >= sizes_.pixels()) return;
       StoreGlobal(y + int64_t{pixel} * sizes_.features + first_feature_ + CopyFeature(),
-                  Load<kVector<T>>(tile.At(row, CopyFeature())));
+                  LoadShared(tile.At(row, CopyFeature())));
     }
   }
 

@@ -177,7 +177,7 @@ class GradSamplesBlock {
     for (int round = 0; round < Tile::kRounds; ++round) {
       const int row = RowOf(round);
       const GradSample<T>& sample = Samples()[row];
-      const auto grad = Load<kVector<T>>(GradColumns().At(row, vector));
+      const Packed<T> grad = LoadShared(GradColumns().At(row, vector));
       AddDots(LoadCorners<kVector<T>>(sample, sample.image + in_group, sizes_.pixel_bytes),
               Unpack(grad), dots[round]);
       if (grad_columns == nullptr || !IsInChunk(row)) continue;

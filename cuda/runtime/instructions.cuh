@@ -80,6 +80,15 @@ __device__ __forceinline__ void StoreVector(void* global, const uint32_t (&words
                : "memory");
 }
 
+// Writes and reads 16 bytes of shared memory. Each of eight neighbouring lanes should use other
+// banks.
+__device__ __forceinline__ void StoreSharedVector(void* shared, const uint4& bits) {
+  *static_cast<uint4*>(shared) = bits;
+}
+__device__ __forceinline__ uint4 LoadSharedVector(const void* shared) {
+  return *static_cast<const uint4*>(shared);
+}
+
 __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }

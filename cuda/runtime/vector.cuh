@@ -60,8 +60,13 @@ __device__ __forceinline__ Packed<T, kSize> Load(const T* from) {
 }
 
 template <typename T>
+__device__ __forceinline__ Packed<T> LoadShared(const T* from) {
+  return {LoadSharedVector(from)};
+}
+
+template <typename T>
 __device__ __forceinline__ void StoreShared(T* to, const Packed<T>& packed) {
-  *reinterpret_cast<uint4*>(to) = packed.bits;
+  StoreSharedVector(to, packed.bits);
 }
 
 template <typename T, int kSize>

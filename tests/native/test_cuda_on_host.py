@@ -58,6 +58,41 @@ def test_emulator_refuses_threads_that_never_meet(planted, kernel, failure):
     assert failure in run(planted, kernel, np.zeros(64, np.int32))
 
 
+def test_emulator_refuses_lanes_that_meet_by_different_instructions(planted):
+    x = np.arange(64, dtype=np.int32)
+    for seed in SEEDS:
+        failure = run(planted, "different_instructions", x, seed)
+        assert failure == "the lanes of a warp meet by different instructions"
+        np.testing.assert_array_equal(run(planted, "different_places", x, seed), x)
+
+
+def test_emulator_refuses_copies_to_addresses_that_are_not_aligned(planted):
+    x = np.full(64, 5, np.int32)
+    np.testing.assert_array_equal(run(planted, "copy", x), x)
+    assert run(planted, "copy_unaligned", x) == "an asynchronous copy is not aligned"
+
+
+def test_emulator_has_the_shared_memory_of_the_smallest_gpu(planted):
+    x = np.arange(64, dtype=np.int32)
+    np.testing.assert_array_equal(run(planted, "shared_99_kb", x), x[::-1])
+    assert run(planted, "shared_100_kb", x) == "more shared memory than there is"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "conflicts"),
+    [
+        ("rows_of_144_bytes", 0),
+        ("rows_of_160_bytes", 3 * 8 * 4),  # of eight lanes, two use the same banks
+        ("rows_of_128_bytes", 3 * 8 * 7),  # all eight
+    ],
+)
+def test_emulator_counts_bank_conflicts_of_stores_loads_and_matrices(planted, kernel, conflicts):
+    x = np.arange(64, dtype=np.int32)
+    before = planted.cuda_host_bank_conflicts()
+    np.testing.assert_array_equal(run(planted, kernel, x), x)
+    assert planted.cuda_host_bank_conflicts() - before == conflicts
+
+
 def test_kernels_match_the_reference_under_sanitizers():
     command = [sys.executable, build.HERE.parent / "cuda_on_host.py", "--seeds", "1"]
     done = subprocess.run(command, capture_output=True, text=True)

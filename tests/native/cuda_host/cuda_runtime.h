@@ -64,7 +64,9 @@ using std::min;
 
 inline void __syncthreads(int line = __builtin_LINE()) { cuda_host::WaitForBlock(line); }
 
-inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_host::Exchange(mask, nullptr, 0); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  cuda_host::Exchange(mask, nullptr, 0, cuda_host::kAnywhere);
+}
 
 template <typename T>
 T __ldg(const T* pointer) {
@@ -96,8 +98,8 @@ T ValueOf(const Values& values, int lane) {
 
 // Combines the values of the lanes in the mask.
 template <typename T, typename F>
-T Reduce(unsigned mask, T value, const F& combine) {
-  const Values& values = Exchange(mask, &value, sizeof(T));
+T Reduce(unsigned mask, T value, int line, const F& combine) {
+  const Values& values = Exchange(mask, &value, sizeof(T), line);
   T result{};
   bool first = true;
   for (int lane = 0; lane < kWarp; ++lane) {
@@ -111,8 +113,8 @@ T Reduce(unsigned mask, T value, const F& combine) {
 
 // The value of lane `source`, or one's own where that is in another part of `width` lanes.
 template <typename T>
-T Shuffle(unsigned mask, T value, int source, int width) {
-  const Values& values = Exchange(mask, &value, sizeof(T));
+T Shuffle(unsigned mask, T value, int source, int width, int line) {
+  const Values& values = Exchange(mask, &value, sizeof(T), line);
   const int lane = Lane(), first = lane / width * width;
   return source < first || source >= first + width ? value : ValueOf<T>(values, source);
 }
@@ -120,43 +122,47 @@ T Shuffle(unsigned mask, T value, int source, int width) {
 }  // namespace cuda_host
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
   const int first = cuda_host::Lane() / width * width;
-  return cuda_host::Shuffle(mask, value, first + source % width, width);
+  return cuda_host::Shuffle(mask, value, first + source % width, width, line);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
-  return cuda_host::Shuffle(mask, value, cuda_host::Lane() ^ lanes, width);
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, int line = __builtin_LINE()) {
+  return cuda_host::Shuffle(mask, value, cuda_host::Lane() ^ lanes, width, line);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, int lanes, int width = 32) {
-  return cuda_host::Shuffle(mask, value, cuda_host::Lane() - lanes, width);
+T __shfl_up_sync(unsigned mask, T value, int lanes, int width = 32, int line = __builtin_LINE()) {
+  return cuda_host::Shuffle(mask, value, cuda_host::Lane() - lanes, width, line);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, int lanes, int width = 32) {
-  return cuda_host::Shuffle(mask, value, cuda_host::Lane() + lanes, width);
+T __shfl_down_sync(unsigned mask, T value, int lanes, int width = 32, int line = __builtin_LINE()) {
+  return cuda_host::Shuffle(mask, value, cuda_host::Lane() + lanes, width, line);
 }
-inline unsigned __ballot_sync(unsigned mask, bool value) {
+inline unsigned __ballot_sync(unsigned mask, bool value, int line = __builtin_LINE()) {
   const unsigned bit = value ? 1u << cuda_host::Lane() : 0u;
-  return cuda_host::Reduce(mask, bit, [](unsigned a, unsigned b) { return a | b; });
+  return cuda_host::Reduce(mask, bit, line, [](unsigned a, unsigned b) { return a | b; });
 }
-inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
-inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == mask; }
-template <typename T>
-T __reduce_add_sync(unsigned mask, T value) {
-  return cuda_host::Reduce(mask, value, [](T a, T b) { return a + b; });
+inline bool __any_sync(unsigned mask, bool value, int line = __builtin_LINE()) {
+  return __ballot_sync(mask, value, line) != 0;
 }
-template <typename T>
-T __reduce_max_sync(unsigned mask, T value) {
-  return cuda_host::Reduce(mask, value, [](T a, T b) { return a < b ? b : a; });
+inline bool __all_sync(unsigned mask, bool value, int line = __builtin_LINE()) {
+  return __ballot_sync(mask, value, line) == mask;
 }
 template <typename T>
-T __reduce_min_sync(unsigned mask, T value) {
-  return cuda_host::Reduce(mask, value, [](T a, T b) { return b < a ? b : a; });
+T __reduce_add_sync(unsigned mask, T value, int line = __builtin_LINE()) {
+  return cuda_host::Reduce(mask, value, line, [](T a, T b) { return a + b; });
 }
 template <typename T>
-unsigned __match_any_sync(unsigned mask, T value) {
-  const cuda_host::Values& values = cuda_host::Exchange(mask, &value, sizeof(T));
+T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
+  return cuda_host::Reduce(mask, value, line, [](T a, T b) { return a < b ? b : a; });
+}
+template <typename T>
+T __reduce_min_sync(unsigned mask, T value, int line = __builtin_LINE()) {
+  return cuda_host::Reduce(mask, value, line, [](T a, T b) { return b < a ? b : a; });
+}
+template <typename T>
+unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
+  const cuda_host::Values& values = cuda_host::Exchange(mask, &value, sizeof(T), line);
   unsigned equal = 0;
   for (int lane = 0; lane < cuda_host::kWarp; ++lane) {
     const bool in_mask = mask >> lane & 1;

@@ -2,6 +2,7 @@
 #include "grid.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -35,6 +36,7 @@ constexpr int kPoison = 0xff;  // bytes of a NaN in every floating-point type
 
 std::atomic<uint64_t> seed{0};
 std::atomic<uint64_t> grids{0};  // run so far
+std::atomic<uint64_t> bank_conflicts{0};
 
 struct Copy {
   void* to;
@@ -50,6 +52,7 @@ struct Fiber {
   bool ended;
   const uint64_t* awaited;  // the fiber waits until this counter is no longer `seen`
   uint64_t seen;
+  size_t moves;                           // of vectors of shared memory, so far
   std::vector<Copy> copies;               // of the group that is not committed yet
   std::vector<std::vector<Copy>> groups;  // committed, and not made yet
 
@@ -60,9 +63,13 @@ struct Fiber {
 // another still reads the last ones.
 struct Meeting {
   unsigned arrived = 0;
+  int line = 0;
   uint64_t held = 0;
   Values values[2];
 };
+
+// The vector of shared memory that each lane moves.
+using Moved = std::array<const void*, kWarp>;
 
 struct Block {
   Block(std::vector<std::unique_ptr<Fiber>>& fibers, size_t threads, void (*body)(const void*),
@@ -74,7 +81,8 @@ struct Block {
         shared(shared),
         random(seed),
         alive(threads),
-        warps((threads + kWarp - 1) / kWarp) {}
+        warps((threads + kWarp - 1) / kWarp),
+        moved(warps.size()) {}
 
   std::vector<std::unique_ptr<Fiber>>& fibers;
   size_t threads;
@@ -86,6 +94,7 @@ struct Block {
   uint64_t barriers = 0;
   int barrier_line = 0;
   std::vector<std::map<unsigned, Meeting>> warps;
+  std::vector<std::vector<Moved>> moved;  // by warp, in order
   const char* failure = nullptr;
   Fiber* running = nullptr;
   Context scheduler;
@@ -136,6 +145,7 @@ void Start(Fiber* fiber, size_t thread) {
   fiber->index = {static_cast<unsigned>(thread % blockDim.x), rest % blockDim.y, rest / blockDim.y};
   fiber->ended = false;
   fiber->awaited = nullptr;
+  fiber->moves = 0;
   fiber->fake_stack = nullptr;
   fiber->copies.clear();
   fiber->groups.clear();
@@ -183,6 +193,15 @@ void RunBlock() {
     for (size_t warp : Shuffled(0, warps)) ran |= RunWarp(warp);
     if (!ran) Fail("the threads of a block wait for each other in vain");
   }
+  for (const auto& warp : block->moved) {
+    for (const Moved& lanes : warp) {
+      for (int first = 0; first < kWarp; first += 8) CountBankConflicts(&lanes[first]);
+    }
+  }
+}
+
+size_t ThreadInBlock() {
+  return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
 }
 
 }  // namespace
@@ -224,15 +243,18 @@ void WaitForBlock(int line) {
   WaitUntilChanged(block->barriers, seen);
 }
 
-const Values& Exchange(unsigned mask, const void* value, size_t bytes) {
+const Values& Exchange(unsigned mask, const void* value, size_t bytes, int line) {
   const int lane = Lane();
-  const size_t thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-  Meeting& meeting = block->warps[thread / kWarp][mask];
+  Meeting& meeting = block->warps[ThreadInBlock() / kWarp][mask];
   if ((mask >> lane & 1) == 0)
     Fail("a lane takes part in an exchange that it is not in the mask of");
   const uint64_t held = meeting.held;
   Values& values = meeting.values[held % 2];
-  if (meeting.arrived == 0) std::memset(&values, kPoison, sizeof(values));
+  if (meeting.arrived == 0) {
+    std::memset(&values, kPoison, sizeof(values));
+    meeting.line = line;
+  }
+  if (meeting.line != line) Fail("the lanes of a warp meet by different instructions");
   if (bytes != 0) std::memcpy(values.of_lane[lane], value, bytes);
   meeting.arrived |= 1u << lane;
   if (meeting.arrived == mask) {
@@ -243,7 +265,25 @@ const Values& Exchange(unsigned mask, const void* value, size_t bytes) {
   return values;
 }
 
-int Lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % kWarp; }
+void MoveSharedVector(const void* shared) {
+  auto& warp = block->moved[ThreadInBlock() / kWarp];
+  const size_t move = block->running->moves++;
+  if (warp.size() <= move) warp.resize(move + 1);
+  warp[move][Lane()] = shared;
+}
+
+void CountBankConflicts(const void* const* moved_by_lanes) {
+  uintptr_t vectors[8];
+  int of_banks[8] = {};  // how many different vectors, by their group of four banks
+  for (int lane = 0; lane < 8; ++lane) {
+    vectors[lane] = reinterpret_cast<uintptr_t>(moved_by_lanes[lane]) / 16;
+    const bool moved_before = std::find(vectors, vectors + lane, vectors[lane]) != vectors + lane;
+    if (vectors[lane] != 0 && !moved_before) ++of_banks[vectors[lane] % 8];
+  }
+  for (int vectors_of_banks : of_banks) bank_conflicts += std::max(0, vectors_of_banks - 1);
+}
+
+int Lane() { return ThreadInBlock() % kWarp; }
 
 void* SharedMemory() { return block->shared; }
 
@@ -283,4 +323,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_set_seed(uint64
 // How many grids were run: XLA records a handler's work, and refuses a handler without any.
 extern "C" __attribute__((visibility("default"))) uint64_t cuda_host_grids() {
   return cuda_host::grids;
+}
+
+// How many accesses to shared memory, 16 bytes a lane, waited for others to the same banks.
+extern "C" __attribute__((visibility("default"))) uint64_t cuda_host_bank_conflicts() {
+  return cuda_host::bank_conflicts;
 }

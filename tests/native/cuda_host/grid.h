@@ -41,10 +41,20 @@ struct Values {
   alignas(16) unsigned char of_lane[kWarp][kLargestValue];
 };
 
-// Gives `value` to the other lanes in `mask`, and waits for theirs.
-const Values& Exchange(unsigned mask, const void* value, size_t bytes);
+// Gives `value` to the other lanes in `mask`, and waits for theirs. All must come by the
+// instruction at `line`, but for __syncwarp, whose lanes may come from different places.
+const Values& Exchange(unsigned mask, const void* value, size_t bytes, int line);
+constexpr int kAnywhere = 0;
 
 int Lane();
+
+// Tells that a lane moves 16 bytes of shared memory. The n-th time of a lane is taken for the same
+// instruction as the n-th time of the other lanes of its warp.
+void MoveSharedVector(const void* shared);
+
+// Counts the conflicts of 16 bytes that eight lanes move at once; null where a lane moves nothing.
+// Conflicts are the accesses beyond the first one to a group of four banks.
+void CountBankConflicts(const void* const* moved_by_lanes);
 
 // The block's dynamic shared memory; NaNs when the block starts.
 void* SharedMemory();

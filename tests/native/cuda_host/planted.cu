@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/runtime/instructions.cuh"
 #include "cuda/runtime/launch.cuh"
 
 namespace jax_dcn {
@@ -47,9 +48,64 @@ __global__ void BeyondSharedMemoryKernel(const int* in, int* out) {
   out[threadIdx.x] = 0;
 }
 
+// Lanes of one warp, by two instructions under one mask.
+__global__ void DifferentInstructionsKernel(const int* in, int* out) {
+  if (threadIdx.x % kWarp < 9) {
+    out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 0);
+  } else {
+    out[threadIdx.x] = __shfl_sync(~0u, in[threadIdx.x], 1);
+  }
+}
+
+// Lanes may wait for each other in different places.
+__global__ void DifferentPlacesKernel(const int* in, int* out) {
+  if (threadIdx.x % kWarp < 9) {
+    __syncwarp();
+  } else {
+    __syncwarp();
+  }
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+// Copies 16 bytes a thread to shared memory, `kShift` bytes from where they may be.
+template <int kShift>
+__global__ void CopyKernel(const int* in, int* out) {
+  unsigned char* const shared = SharedMemory<unsigned char>() + kShift;
+  if (threadIdx.x == 0) CopyAsync(shared, in, true);
+  CommitCopies();
+  WaitForCopies<0>();
+  __syncthreads();
+  out[threadIdx.x] = *reinterpret_cast<const volatile unsigned char*>(shared);
+}
+
+// Stores 16 bytes a thread, in rows of kRowBytes for each eight threads, column by column, and
+// loads them as matrices and as they are.
+template <int kRowBytes>
+__global__ void ColumnsKernel(const int* in, int* out) {
+  unsigned char* const shared = SharedMemory<unsigned char>();
+  unsigned char* const mine = shared + threadIdx.x % 8 * kRowBytes + threadIdx.x / 8 * 16;
+  StoreSharedVector(mine, make_uint4(in[threadIdx.x], 0, 0, 0));
+  __syncthreads();
+  uint32_t matrices[4];
+  LoadMatrices(matrices, mine);
+  out[threadIdx.x] = static_cast<int>(LoadSharedVector(mine).x);
+}
+
 int Run(void (*kernel)(const int*, int*), int threads, const int* in, int* out) {
   return Launch(kernel, {1, static_cast<unsigned>(threads), threads * sizeof(int)}, nullptr, in,
                 out);
+}
+
+template <int kRowBytes>
+int RunColumns(int threads, const int* in, int* out) {
+  const LaunchShape shape = {1, static_cast<unsigned>(threads), 8 * kRowBytes};
+  return Launch(ColumnsKernel<kRowBytes>, shape, nullptr, in, out);
+}
+
+template <int kSharedBytes>
+int RunWith(int threads, const int* in, int* out) {
+  const LaunchShape shape = {1, static_cast<unsigned>(threads), kSharedBytes};
+  return Launch(ReverseKernel<true>, shape, nullptr, in, out);
 }
 
 }  // namespace
@@ -67,7 +123,23 @@ JAX_DCN_PLANT(warp_sum, WarpSumKernel<true>)
 JAX_DCN_PLANT(warp_sum_without_barrier, WarpSumKernel<false>)
 JAX_DCN_PLANT(divergent_barriers, DivergentBarriersKernel)
 JAX_DCN_PLANT(absent_lane, AbsentLaneKernel)
+JAX_DCN_PLANT(different_instructions, DifferentInstructionsKernel)
+JAX_DCN_PLANT(different_places, DifferentPlacesKernel)
+JAX_DCN_PLANT(copy, CopyKernel<0>)
+JAX_DCN_PLANT(copy_unaligned, CopyKernel<8>)
 JAX_DCN_PLANT(beyond_shared_memory, BeyondSharedMemoryKernel)
+
+#define JAX_DCN_PLANT_LAUNCH(name, run)                                                  \
+  extern "C" __attribute__((visibility("default"))) int name(int threads, const int* in, \
+                                                             int* out) {                 \
+    return jax_dcn::run(threads, in, out);                                               \
+  }
+
+JAX_DCN_PLANT_LAUNCH(rows_of_144_bytes, RunColumns<144>)
+JAX_DCN_PLANT_LAUNCH(rows_of_128_bytes, RunColumns<128>)
+JAX_DCN_PLANT_LAUNCH(rows_of_160_bytes, RunColumns<160>)
+JAX_DCN_PLANT_LAUNCH(shared_99_kb, RunWith<(99 << 10)>)
+JAX_DCN_PLANT_LAUNCH(shared_100_kb, RunWith<(100 << 10)>)
 
 extern "C" __attribute__((visibility("default"))) const char* failure() {
   return cudaGetErrorString(cudaErrorLaunchFailure);

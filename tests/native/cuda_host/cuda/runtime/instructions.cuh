@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -42,30 +43,51 @@ inline void StoreVector(void* global, const uint32_t (&words)[4]) {
   std::memcpy(global, words, sizeof(words));
 }
 
+inline void StoreSharedVector(void* shared, const uint4& bits) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) cuda_host::Fail("a store is not aligned");
+  cuda_host::MoveSharedVector(shared);
+  std::memcpy(shared, &bits, sizeof(bits));
+}
+
+inline uint4 LoadSharedVector(const void* shared) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) cuda_host::Fail("a load is not aligned");
+  cuda_host::MoveSharedVector(shared);
+  uint4 bits;
+  std::memcpy(&bits, shared, sizeof(bits));
+  return bits;
+}
+
 struct Rows {
   const char* row[cuda_host::kWarp];
 };
 
-inline Rows ExchangeRows(const void* row) {
+inline Rows ExchangeRows(const void* row, int line) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) cuda_host::Fail("a matrix row is not aligned");
-  const cuda_host::Values& values = cuda_host::Exchange(~0u, &row, sizeof(row));
+  const cuda_host::Values& values = cuda_host::Exchange(~0u, &row, sizeof(row), line);
   Rows rows;
   for (int lane = 0; lane < cuda_host::kWarp; ++lane) {
     rows.row[lane] = cuda_host::ValueOf<const char*>(values, lane);
   }
+  if (cuda_host::Lane() != 0) return rows;
+  for (int first = 0; first < cuda_host::kWarp; first += 8) {
+    const void* of_matrix[8];
+    std::copy_n(&rows.row[first], 8, of_matrix);
+    cuda_host::CountBankConflicts(of_matrix);
+  }
   return rows;
 }
 
-inline void LoadMatrices(uint32_t (&matrices)[4], const void* row) {
-  const Rows rows = ExchangeRows(row);
+inline void LoadMatrices(uint32_t (&matrices)[4], const void* row, int line = __builtin_LINE()) {
+  const Rows rows = ExchangeRows(row, line);
   const int lane = cuda_host::Lane();
   for (int i = 0; i < 4; ++i) {
     std::memcpy(&matrices[i], rows.row[8 * i + lane / 4] + 4 * (lane % 4), 4);
   }
 }
 
-inline void LoadTransposedMatrices(uint32_t (&matrices)[4], const void* row) {
-  const Rows rows = ExchangeRows(row);
+inline void LoadTransposedMatrices(uint32_t (&matrices)[4], const void* row,
+                                   int line = __builtin_LINE()) {
+  const Rows rows = ExchangeRows(row, line);
   const int lane = cuda_host::Lane();
   for (int i = 0; i < 4; ++i) {
     uint16_t values[2];
@@ -96,9 +118,10 @@ struct Factor<float> {
 // Register i of lane 4 g + q holds, of a, row g + 8 (i % 2) and the values at q + 4 (i / 2); of b,
 // column g and the values at q + 4 i; of the sums, row g + 8 (i / 2), column 2 q + i % 2.
 template <typename T>
-void MultiplyAdd(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+void MultiplyAdd(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                 int line = __builtin_LINE()) {
   const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const cuda_host::Values& values = cuda_host::Exchange(~0u, mine, sizeof(mine));
+  const cuda_host::Values& values = cuda_host::Exchange(~0u, mine, sizeof(mine), line);
   const int g = cuda_host::Lane() / 4, q = cuda_host::Lane() % 4;
   constexpr int kValues = Factor<T>::kValues, kDepth = 8 * kValues;
   float rows[2][kDepth], columns[2][kDepth];
