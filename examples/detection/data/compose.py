@@ -60,7 +60,9 @@ class Warp(NamedTuple):
     """Pixels to the side for each pixel up, to either side."""
 
 
-class _Placed(NamedTuple):
+class Placed(NamedTuple):
+    """A digit of an image: the pixels that show it, and how it was warped."""
+
     label: int
     mask: np.ndarray
     values: dict[str, float]
@@ -97,11 +99,11 @@ def compose(
         raise UserError(f"--size {size} is smaller than --largest {warp.largest:g}: enlarge it.")
     for index, (split, count) in enumerate((("train", train), ("val", val))):
         (output / split).mkdir(parents=True, exist_ok=True)
-        source = _Source(split)
+        source = Source(split)
         images, annotations = [], []
         for number in tqdm(range(count), desc=split, unit=" images", disable=None):
             random = np.random.default_rng([seed, index, number])
-            pixels, placed = _image(random, source, size, most, warp)
+            pixels, placed = composed_image(random, source, size, most, warp)
             name = f"{number:06}.png"
             Image.fromarray(pixels).save(output / split / name)
             images.append(dict(id=number, file_name=name, height=size, width=size))
@@ -121,7 +123,7 @@ def _write(output: pathlib.Path, split: str, images: list, annotations: list, se
     (output / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-class _Source:
+class Source:
     """The scans and the photographs of one split."""
 
     def __init__(self, split: str):
@@ -144,11 +146,12 @@ def _photograph(path: str) -> np.ndarray:
     return decode(pathlib.Path(found.origin).parent / rest)
 
 
-def _image(
-    random: np.random.Generator, source: _Source, size: int, most: int, warp: Warp
-) -> tuple[np.ndarray, list[_Placed]]:
+def composed_image(
+    random: np.random.Generator, source: Source, size: int, most: int, warp: Warp
+) -> tuple[np.ndarray, list[Placed]]:
+    """An image `[size, size, 3]` with `most` digits at most."""
     pixels = _background(random, source.photographs, size)
-    placed: list[_Placed] = []
+    placed: list[Placed] = []
     for _ in range(random.integers(1, most, endpoint=True)):
         for _ in range(_TRIES):
             index = random.integers(len(source.labels))
@@ -157,7 +160,7 @@ def _image(
             covered = [np.mean(mask[entry.mask]) for entry in placed]
             if mask.any() and all(share <= _MOST_COVERED for share in covered):
                 placed = [entry._replace(mask=entry.mask & ~mask) for entry in placed]
-                placed.append(_Placed(int(source.labels[index]), mask, values))
+                placed.append(Placed(int(source.labels[index]), mask, values))
                 pixels = _drawn(random, pixels, ink)
                 break
     return np.rint(pixels).astype(np.uint8), [entry for entry in placed if entry.mask.any()]
@@ -207,14 +210,18 @@ def _drawn(random: np.random.Generator, pixels: np.ndarray, ink: np.ndarray) -> 
     return pixels + ink[..., None].astype(np.float32) * (colour.astype(np.float32) - pixels)
 
 
-def _annotation(image_id: int, placed: _Placed) -> dict[str, Any]:
-    rows, columns = (np.flatnonzero(placed.mask.any(axis)) for axis in (1, 0))
-    top, left = int(rows[0]), int(columns[0])
-    box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The edges of a mask in pixels: top, left, bottom, right."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _annotation(image_id: int, placed: Placed) -> dict[str, Any]:
+    top, left, bottom, right = box_of(placed.mask)
     return {
         "image_id": image_id,
         "category_id": placed.label,
-        "bbox": box,
+        "bbox": [left, top, right - left, bottom - top],
         "area": int(placed.mask.sum()),
         "iscrowd": 0,
         "segmentation": encode(placed.mask),
