@@ -54,6 +54,8 @@ aarch64: $(ENVIRONMENT)/development
 benchmark: $(ENVIRONMENT)/benchmark
 	$(RUN) -m benchmarks.cpu --json benchmarks/results/cpu.json
 	$(RUN) -m benchmarks.cpu.report
+	$(RUN) -m benchmarks.attention --json benchmarks/results/attention.json
+	$(RUN) -m benchmarks.attention.report
 
 # Wheels for every Python, of the processor and the system here: on Linux in a container.
 wheels: $(ENVIRONMENT)/packaging

@@ -13,33 +13,41 @@ import sys
 from benchmarks.attention import measure, report
 from benchmarks.attention.cases import CASES, case
 from benchmarks.attention.engines import ENGINES, GATHER, OURS, XLA
+from benchmarks.attention.results import Results
+from benchmarks.cpu.measure import MODES
 from benchmarks.timing import machine
 
 # The programs whose memory is measured.
 MEMORY = ("A1", "training", "float32")
 
 
-def run(names, engines, threads, rounds: int) -> dict:
+def run(names, engines, threads, rounds: int, modes=MODES) -> dict:
     """The rows that the report shows."""
     results: dict = {"machine": machine(), "times": [], "memory": {}}
     for count in threads:
         workers, results["versions"], results["left_out"] = measure.start(engines, count)
         for name in names:
             print(f"threads: {count}, {name}", file=sys.stderr, flush=True)
-            rows = measure.measure(workers, case(name), rounds)
+            rows = measure.measure(workers, case(name), rounds, modes)
             results["times"] += [{"threads": count, **row} for row in rows]
-        results["memory"][str(count)] = memory(workers) if MEMORY[0] in names else {}
+        results["memory"][str(count)] = (
+            memory(workers) if MEMORY[0] in names and MEMORY[1] in modes else {}
+        )
         for worker in workers.values():
             worker.close()
     return results
 
 
 def merged(old: dict, new: dict) -> dict:
-    """The new results, and of the old ones the rows of cases that were not measured anew."""
-    measured = {(row["threads"], row["case"]) for row in new["times"]}
-    kept = [row for row in old["times"] if (row["threads"], row["case"]) not in measured]
+    """The new results, and of the old ones the rows of tasks that were not measured anew."""
+    measured = set(map(_task, new["times"]))
+    kept = [row for row in old["times"] if _task(row) not in measured]
     memory = old["memory"] | {count: found for count, found in new["memory"].items() if found}
     return {**new, "times": kept + new["times"], "memory": memory}
+
+
+def _task(row: dict) -> tuple:
+    return row["threads"], row["case"], row["mode"]
 
 
 def memory(workers) -> dict[str, float]:
@@ -55,12 +63,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rounds", type=int, default=3, help="times that each task is visited")
     parser.add_argument(
         "--json", type=pathlib.Path, help="file of results: new rows replace old ones"
     )
     options = parser.parse_args(arguments)
-    results = run(options.cases, options.engines, sorted(set(options.threads)), options.rounds)
+    results = run(
+        options.cases, options.engines, sorted(set(options.threads)), options.rounds, options.modes
+    )
     if options.json and options.json.exists():
         results = merged(json.loads(options.json.read_text()), results)
     # Not the cases: the file may be filled by several calls.
@@ -69,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
-    print(report.text(results))
+    print(report.text(Results(results)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from benchmarks.cpu.results import TITLES, TORCHVISION, Results, mean, relative,
 
 ROOT = pathlib.Path(__file__).parents[2]
 PICTURE = "![Times relative to an ordinary convolution](docs/images/cpu.png)"
-MARKER = re.compile("(<!-- made by benchmarks.cpu.report -->\n).*(<!-- end -->)", re.DOTALL)
+MARKER = re.compile("(<!-- made by benchmarks.cpu.report -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(rows: list[list[str]]) -> str:

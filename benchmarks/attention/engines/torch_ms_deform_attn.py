@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The C++ kernel of the package torch-ms-deform-attn."""
+"""The C++ kernel of the package torch-ms-deform-attn.
+
+The package is built against the PyTorch that is installed:
+`pip install --no-build-isolation torch-ms-deform-attn`.
+"""
 
 import importlib.metadata
 
