@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": ".github/CONTRIBUTING.md",
+    "examples/attention.md": "examples/attention/README.md",
     "examples/detection.md": "examples/detection/README.md",
     "examples/digits.md": "examples/digits/README.md",
     "examples/imagenet.md": "examples/imagenet/README.md",
