@@ -87,8 +87,7 @@ __global__ void __launch_bounds__(kBinThreads)
 }
 
 // One warp sorts one bin that is not long: an entry's place is the number of smaller ids.
-__global__ void __launch_bounds__(kBinThreads) SortBinsKernel(Bins bins) {
-  const int64_t bin = int64_t{blockIdx.x} * kBinWarps + threadIdx.x / kWarp;
+__device__ __forceinline__ void SortBin(const Bins& bins, int64_t bin) {
   if (bin >= bins.count) return;
   const int32_t begin = bins.begins[bin], end = bins.ends[bin];
   if (end - begin > kLongBin) return;
@@ -110,12 +109,12 @@ constexpr int kBitmapBits = kBinThreads * kOwnedWords * 32;
 // One block sorts one long bin. The ids of a bin differ, so the block marks them in a bitmap, one
 // part of all ids after the other, and reads the bitmap in order. The time grows with the number of
 // ids, not with the square of the number.
-__global__ void __launch_bounds__(kBinThreads) SortLongBinsKernel(Bins bins) {
+__device__ __forceinline__ void SortLongBins(const Bins& bins) {
   unsigned* const bitmap = SharedMemory<unsigned>();
   int32_t* const warp_sums = reinterpret_cast<int32_t*>(bitmap + kBitmapWords);
   const int thread = threadIdx.x, warp = thread / kWarp, count = *bins.long_count;
   unsigned* const own = bitmap + thread * kBitmapStride;
-  for (int i = blockIdx.x; i < count; i += gridDim.x) {
+  for (int i = blockIdx.x; i < count; i += bins.long_blocks()) {
     const int32_t begin = bins.begins[bins.long_bins[i]], end = bins.ends[bins.long_bins[i]];
     int32_t place = begin;
     for (int64_t first = 0; first < bins.segment_entries; first += kBitmapBits) {
@@ -150,6 +149,15 @@ __global__ void __launch_bounds__(kBinThreads) SortLongBinsKernel(Bins bins) {
   }
 }
 
+__global__ void __launch_bounds__(kBinThreads) SortBinsKernel(Bins bins) {
+  if (blockIdx.x < bins.long_blocks()) {
+    SortLongBins(bins);
+  } else {
+    const int64_t block = blockIdx.x - bins.long_blocks();
+    SortBin(bins, block * kBinWarps + threadIdx.x / kWarp);
+  }
+}
+
 }  // namespace
 
 template <typename A>
@@ -166,10 +174,8 @@ cudaError_t LaunchFillBins(cudaStream_t stream, const DeformConv2dChunk& chunk, 
   then(CountEntriesKernel<A>, samples, offset, mask, start, bins, chunk);
   then(ReserveBinsKernel, {BlocksFor(layout.bins(), kBinThreads), kBinThreads}, bins);
   then(PlaceEntriesKernel<A>, samples, offset, start, bins, chunk);
-  then(SortBinsKernel, {BlocksFor(layout.bins(), kBinWarps), kBinThreads}, bins);
-  if (bins.long_capacity > 0) {
-    then(SortLongBinsKernel, {bins.long_blocks(), kBinThreads, kBitmapBytes}, bins);
-  }
+  const unsigned sorting = bins.long_blocks() + BlocksFor(layout.bins(), kBinWarps);
+  then(SortBinsKernel, {sorting, kBinThreads, kBitmapBytes}, bins);
   return error;
 }
 

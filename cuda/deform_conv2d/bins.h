@@ -37,8 +37,9 @@ struct Bins {
   int32_t* reserved;  // entries that have room
   int32_t* long_count;
 
-  // No more than there may be long bins.
-  unsigned long_blocks() const {
+  // No more than there may be long bins. They are the first blocks of a grid, since they take
+  // longest.
+  JAX_DCN_INLINE unsigned long_blocks() const {
     return static_cast<unsigned>(long_capacity < kLongBinBlocks ? long_capacity : kLongBinBlocks);
   }
 
