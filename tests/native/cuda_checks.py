@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What `cuda_on_host.py` checks: problems for the CUDA kernels, and what `jax_dcn.reference` says."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cuda_columns_checks import COLUMNS, check_columns, expect_near
+from cuda_columns_checks import COLUMNS, WHOLE, check_columns, expect_near
 from cuda_far_checks import FAR, check_far
 from cuda_roi_checks import (
     ROI_CASES,
@@ -17,7 +18,12 @@ from cuda_roi_checks import (
 )
 
 from jax_dcn import reference
-from jax_dcn._src.deform_conv2d import columns as _columns, fused, native
+from jax_dcn._src.deform_conv2d import (
+    columns as _columns,
+    cuda as deform_conv2d_cuda,
+    fused,
+    native,
+)
 from jax_dcn._src.deform_roi_pool import native as roi_native
 from tests.deform_conv2d.cases import Case
 from tests.deform_roi_pool.cases import RoICase
@@ -60,7 +66,7 @@ def operands(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
     odd = random.choice([np.inf, -np.inf, np.nan, 1e30, -3e9], offset.shape)
     offset = np.where(random.random(offset.shape) < 0.01, odd, offset).astype(np.float32)
     mask = np.zeros((*offset.shape[:4], 0), np.float32) if mask is None else mask
-    narrow = [np.asarray(jnp.asarray(a).astype(dtype)) for a in (x, kernel, bias)]
+    narrow = [a.astype(jnp.dtype(dtype)) for a in (x, kernel, bias)]
     return [narrow[0], narrow[1], offset, mask, narrow[2]]
 
 
@@ -86,28 +92,32 @@ def expect_close(name: str, actual, expected, magnitude, dtype: str) -> None:
 def check_fused(case: Case, dtype: str, seed: int) -> None:
     """The result, and the gradient of the kernel from one part of the pixels or several."""
     x, kernel, offset, mask, _ = arrays = operands(case, dtype, seed)
-    grad_y = np.asarray(jnp.asarray(case.cotangent(seed=seed)).astype(dtype))
+    grad_y = case.cotangent(seed=seed).astype(jnp.dtype(dtype))
     kernel_type = jax.ShapeDtypeStruct(kernel.shape, dtype)
     parts = 1 + case.features % 3  # some without a pixel
     scratch = jax.ShapeDtypeStruct((parts, *kernel.shape), "float32")
     y = fused.deform_conv2d(*map(jnp.asarray, arrays), geometry=case.geometry, precision=None)
     call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", (kernel_type, scratch))
     grad_kernel, _ = call(x, kernel, offset, mask, grad_y, **native.attributes(case.geometry))
-
-    @jax.jit
-    def expected(x, kernel, offset, mask, bias, grad_y):
-        y, vjp = jax.vjp(
-            lambda k: reference.deform_conv2d(x, k, offset, mask, bias, geometry=case.geometry),
-            kernel,
-        )
-        return y, vjp(grad_y)[0]
-
+    expected = _expected(case)
     wide = widened([*arrays, grad_y])
     absolute = [a if a is wide[2] else abs(a) for a in wide]
     names = "y", "gradient of the kernel"
     results = zip(names, (y, grad_kernel), expected(*wide), expected(*absolute), strict=True)
     for name, actual, value, magnitude in results:
         expect_close(f"{name} of {case}", actual, value, magnitude, dtype)
+
+
+@functools.cache
+def _expected(case: Case) -> Callable:
+    """The result and the gradient of the kernel by the reference, compiled once for all types."""
+
+    def compute(x, kernel, offset, mask, bias, grad_y):
+        of = lambda k: reference.deform_conv2d(x, k, offset, mask, bias, geometry=case.geometry)
+        y, vjp = jax.vjp(of, kernel)
+        return y, vjp(grad_y)[0]
+
+    return jax.jit(compute)
 
 
 # Groups of offsets that span groups of features, whose channels are no multiple of a tile, and the
@@ -125,7 +135,7 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
     """The gradients of x, offset and mask, in several chunks; then, at once, without that of x."""
     primals = operands(case, dtype, seed)[:4]
     primals[0] = np.where(np.isfinite(primals[0]), primals[0], primals[0].dtype.type(0))
-    grad_y = np.asarray(jnp.asarray(case.cotangent(seed=seed)).astype(dtype))
+    grad_y = case.cotangent(seed=seed).astype(jnp.dtype(dtype))
     names = ("x", "offset", "mask") if case.modulated else ("x", "offset")
     # Parts of an image, or some images.
     _columns.CHUNK_BYTES = [25_000, 50_000][(FUSED_SAMPLES.index(case) + seed) % 2]
@@ -136,19 +146,19 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
         of = lambda wrt: fused.FusedBackward(named, wrt, case.geometry, None)
         return of(names)(grad_y), of(names[1:])(grad_y)
 
-    @jax.jit
-    def expected(primals, grad_y):
-        return reference.deform_conv2d_backward(
-            *primals, grad_y, wrt=names, geometry=case.geometry, precision=None
-        )
-
     all_grads, others = actual(primals, grad_y)
-    *wide, wide_grad_y = widened([*primals, grad_y])
-    for name, right in zip(names, expected(wide, wide_grad_y), strict=True):
+    expected = _expected_gradients(case, names)(*widened([*primals, grad_y]))
+    for name, right in zip(names, expected, strict=True):
         grad, label = np.asarray(all_grads[name]), f"gradient of {name} of {case}"
         expect_near(label, grad, right, SAMPLES_TOLERANCE[dtype])
         # The emulator runs threads in another order each time, and sums are the same.
         assert name == "x" or grad.tobytes() == np.asarray(others[name]).tobytes(), label
+
+
+@functools.cache
+def _expected_gradients(case: Case, names: tuple[str, ...]) -> Callable:
+    options = dict(wrt=names, geometry=case.geometry, precision=None)
+    return jax.jit(functools.partial(reference.deform_conv2d_backward, **options))
 
 
 # Each has one thing that the rule in Python, too, leaves to columns in memory.
@@ -217,14 +227,36 @@ def check_work(case: RoICase, dtype: str, seed: int) -> None:
     assert grids_run() == before + 1, (before, grids_run())
 
 
-CHECKS: dict[str, tuple[Callable, list[Case], tuple[str, ...]]] = {
+LAUNCHES = [Case("launches", 2, (7, 9), 48, 24)]
+
+
+def check_launches(case: Case, dtype: str, seed: int) -> None:
+    """A chunk of the backward pass launches one kernel for samples, four for lists, two for sums."""
+    *operands, _ = case.arrays(seed=seed)
+    narrow = [array.astype(jnp.dtype(dtype)) for array in operands[:2]]
+    grad_y = case.cotangent(seed=seed).astype(narrow[0].dtype)
+    options = dict(geometry=case.geometry, precision=None, wrt=("x", "kernel", "offset", "mask"))
+    _columns.CHUNK_BYTES = WHOLE
+    backward = jax.jit(functools.partial(deform_conv2d_cuda.deform_conv2d_backward, **options))
+    before = grids_run()
+    jax.block_until_ready(backward(*narrow, *operands[2:], grad_y))
+    assert grids_run() == before + 7, grids_run() - before
+
+
+Check = tuple[Callable, list, tuple[str, ...]]
+
+# What does not depend on the numbers in the arrays, and needs no more than one seed.
+RULES: dict[str, Check] = {
     "work": (check_work, NO_REGIONS, ("float32", "bfloat16")),
+    "launches": (check_launches, LAUNCHES, ("bfloat16",)),
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "limits": (check_limits, LIMITS, ("bfloat16", "float16")),
     "roi_limits": (check_roi_limits, ROI_LIMITS, ("float32", "float64")),
+    "far": (check_far, FAR, ("float16",)),
+}
+CHECKS: dict[str, Check] = {
     "columns": (check_columns, COLUMNS, ("float64", "bfloat16", "float32", "float16")),
     "fused": (check_fused, FUSED, FUSED_DTYPES),
-    "far": (check_far, FAR, ("float16",)),
     "fused_samples": (check_fused_samples, FUSED_SAMPLES, FUSED_DTYPES),
     "roi_pool": (check_roi_pool, ROI_CASES, ("float32", "float64", "bfloat16", "float16")),
 }

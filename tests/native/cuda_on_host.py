@@ -54,19 +54,23 @@ def check(library: str, seeds: int, only: str) -> None:
 
     cuda_checks.grids_run = ctypes.CDLL(library).cuda_host_grids
 
-    for name, (run, cases, dtypes) in cuda_checks.CHECKS.items():
+    checks = [(name, check, 1) for name, check in cuda_checks.RULES.items()]
+    checks += [(name, check, seeds) for name, check in cuda_checks.CHECKS.items()]
+    for name, (run, cases, dtypes), times in checks:
         if only not in name:
             continue
-        for seed in range(seeds):
+        for seed in range(times):
             for i, case in enumerate(cases):
                 # Each seed takes another type for each case.
                 run(case, dtypes[(i + seed) % len(dtypes)], seed)
-        print(f"{name}: {seeds * len(cases)} problems")
+        conflicts = ctypes.CDLL(library).cuda_host_bank_conflicts()
+        assert conflicts == 0, f"{name}: {conflicts} bank conflicts"
+        print(f"{name}: {times * len(cases)} problems")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--only", default="", help="checks whose name contains this")
     parser.add_argument("--library", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -78,6 +82,8 @@ def main() -> None:
         environment = fuzz.environment()
         # What is allocated is NaN in every floating-point type, however large it is.
         environment["ASAN_OPTIONS"] += f":max_malloc_fill_size={2**40}:malloc_fill_byte=255"
+        # XLA's compiler allocates often, and the whole stack of each allocation is expensive.
+        environment["ASAN_OPTIONS"] += ":malloc_context_size=1"
         command = [sys.executable, *sys.argv, "--library", str(library)]
         raise SystemExit(subprocess.run(command, env=environment).returncode)
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What `cuda_on_host.py` checks of pooling regions: every call against `jax_dcn.reference`."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +27,7 @@ def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
     arrays, geometry = operands(case, dtype, seed)
     dots = [_finite(a) for a in operands(case, dtype, seed + 100)[0]]
     grad_y = _cotangent(case, dtype, seed)
-    compute = jax.jit(lambda *a: _reference(geometry, *a))
+    compute = _expected(geometry)
     expected = compute(_widened(arrays), _widened(dots), np.asarray(grad_y, np.float64))
     actual = _native(geometry, arrays, dots, grad_y)
     for name, a, e in zip(("y", "y_dot", "x", "offset", "mask"), actual, expected, strict=True):
@@ -61,6 +64,12 @@ def _native(geometry, arrays, dots, grad_y) -> list:
     ]
 
 
+@functools.cache
+def _expected(geometry: RoIGeometry) -> Callable:
+    """What the reference computes, compiled once for all types and seeds."""
+    return jax.jit(functools.partial(_reference, geometry))
+
+
 def _reference(geometry, arrays, dots, grad_y) -> list:
     x, rois, offset, mask = arrays
     f = lambda x, offset, mask: reference.deform_roi_pool(x, rois, offset, mask, geometry=geometry)
@@ -83,12 +92,12 @@ def operands(case: RoICase, dtype: str, seed: int) -> tuple[list[np.ndarray], Ro
     geometry = RoIGeometry(
         case.spatial_scale, case.bins, samples, scale, case.group_size, case.aligned
     )
-    narrow = np.asarray(jnp.asarray(x).astype(dtype))
+    narrow = x.astype(jnp.dtype(dtype))
     return [narrow, *(np.asarray(a, wide) for a in (rois, offset, mask))], geometry
 
 
 def _cotangent(case: RoICase, dtype: str, seed: int) -> np.ndarray:
-    return np.asarray(jnp.asarray(case.cotangent("float32", seed)).astype(dtype))
+    return case.cotangent("float32", seed).astype(jnp.dtype(dtype))
 
 
 def _finite(array: np.ndarray) -> np.ndarray:

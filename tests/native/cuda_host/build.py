@@ -27,7 +27,7 @@ def build(
 ) -> None:
     """Compiles the `.cu` files `sources` and the emulator into a shared library."""
     command = [
-        *(os.environ.get("CXX", "c++"), "-std=gnu++17", "-O1", "-g1", "-shared", "-fPIC"),
+        *(os.environ.get("CXX", "c++"), "-std=gnu++17", "-Og", "-g1", "-shared", "-fPIC"),
         *("-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas", *flags),
         *(f"-I{HERE}", f"-I{ROOT}", "-isystem", jax.ffi.include_dir()),
         *("-x", "c++", *map(str, [*sources, HERE / "grid.cc"]), "-o", str(library)),
