@@ -88,20 +88,23 @@ def check_call(
     """Raises `ValueError` for arguments of a call that do not fit the options or each other."""
     check_query(layer, query, reference, spatial_shapes)
     value = arguments.array("value", value, f"[..., S, {layer.features}]")
-    shapes = map_shapes("spatial_shapes", spatial_shapes)
-    expected = (*query.shape[:-2], sum(map(math.prod, shapes)), layer.features)
+    pixels = sum(map(math.prod, map_shapes("spatial_shapes", spatial_shapes)))
+    expected = (*query.shape[:-2], pixels, layer.features)
     if not fits(value.shape, expected):
         raise ValueError(
             f"value must be [..., S, features] with the batch axes of query and the pixels of "
             f"spatial_shapes: expected {expected}, got shape {value.shape}."
         )
-    if value_mask is None:
-        return
+    if value_mask is not None:
+        _check_mask(value_mask, value.shape[:-1])
+
+
+def _check_mask(value_mask: Any, expected: tuple[int, ...]) -> None:
     mask = arguments.any_array("value_mask", value_mask, "[..., S]")
-    if mask.dtype != bool or not fits(mask.shape, value.shape[:-1]):
+    if mask.dtype != bool or not fits(mask.shape, expected):
         raise ValueError(
-            f"value_mask must be True where a pixel of value counts: expected bool "
-            f"{value.shape[:-1]}, got {mask.dtype.name} {mask.shape}."
+            f"value_mask must be True where a pixel of value counts: expected bool {expected}, got "
+            f"{mask.dtype.name} {mask.shape}."
         )
 
 
@@ -117,16 +120,20 @@ def check_query(
         raise ValueError(
             f"spatial_shapes must have the size of each of the {layer.levels} levels, got {shapes}."
         )
+    _check_reference(reference, query.shape[:-1], layer.levels)
+
+
+def _check_reference(reference: Any, queries: tuple[int, ...], levels: int) -> None:
     reference = arguments.array("reference", reference, "[..., Q, levels, 2 or 4]")
-    levels = reference.shape[len(query.shape) - 1 : -1]
+    leading, given = reference.shape[: len(queries)], reference.shape[len(queries) :]
     if (
-        not fits(reference.shape[: query.ndim - 1], query.shape[:-1])
-        or levels not in ((), (1,), (layer.levels,))
-        or reference.shape[-1] not in (2, 4)
+        not fits(leading, queries)
+        or given[:-1] not in ((), (1,), (levels,))
+        or given[-1:] not in ((2,), (4,))
     ):
         raise ValueError(
-            f"reference must be [..., Q, {layer.levels}, 2 or 4], [..., Q, 1, 2 or 4] or [..., Q, 2 or "
-            f"4] with the axes {query.shape[:-1]} of query, got shape {reference.shape}."
+            f"reference must be [..., Q, {levels}, 2 or 4], [..., Q, 1, 2 or 4] or [..., Q, 2 or 4] "
+            f"with the axes {queries} of query, got shape {reference.shape}."
         )
 
 
