@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
+from sklearn.datasets import load_digits
 
+from examples.detection.data import compose as compose_module
 from examples.detection.data.batches import (
     NOTHING,
     Plan,
@@ -286,6 +288,44 @@ def test_composed_boxes_and_masks_are_exact(tmp_path):
         assert taken.max() == 1  # No pixel is of two digits.
     first = [(tmp_path / name / "val" / "000001.png").read_bytes() for name in ("a", "b")]
     assert first[0] == first[1]
+
+
+def test_warped_scans_are_turned_and_scaled_as_they_say():
+    bar = np.zeros((8, 8))
+    bar[3:5, 1:7] = 1
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        ink, values = compose_module._warped(random, bar, 160, Warp(shear=0, smallest=40))
+        row, column = np.nonzero(ink > 0.5)
+        (rows, both), (_, columns) = np.cov(row, column)
+        # From the columns' axis to the rows', which points down.
+        angle = np.degrees(np.arctan2(2 * both, columns - rows)) / 2
+        assert angle == pytest.approx(values["rotation"], abs=3)
+        length = np.sqrt(12 * np.linalg.eigvalsh(np.cov(row, column))[1])
+        assert length == pytest.approx(6 / 8 * values["side"], rel=0.1)
+
+
+def test_digits_keep_their_labels(tmp_path, monkeypatch):
+    digits, warped, drawn = load_digits(), compose_module._warped, []
+
+    def recorded(random, scan, *rest):
+        drawn.append(np.flatnonzero(np.all(digits.images / 16 == scan, axis=(1, 2)))[0])
+        return warped(random, scan, *rest)
+
+    monkeypatch.setattr(compose_module, "_warped", recorded)
+    compose(tmp_path, train=0, val=12, size=64, most=1)
+    content = json.loads((tmp_path / "annotations" / "val.json").read_text())
+    labels = [entry["category_id"] for entry in content["annotations"]]
+    np.testing.assert_array_equal(labels, digits.target[drawn])
+    assert len(set(labels)) > 3
+
+
+def test_splits_share_neither_digits_nor_photographs():
+    parts = [compose_module._Source(split).scans for split in ("train", "val")]
+    every = sorted(map(bytes, load_digits().images / 16))
+    assert sorted(map(bytes, np.concatenate(parts))) == every and min(map(len, parts)) > 0
+    photographs = compose_module.PHOTOGRAPHS
+    assert not set(photographs["train"]) & set(photographs["val"])
 
 
 def test_ink_of_a_mask_differs_from_the_photograph(tmp_path, monkeypatch):
