@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from examples.detection.compose import Source, Warp, box_of, composed_image
+from examples.detection.data.compose import Source, Warp, box_of, composed_image
 
 SIZE = 64
 _WARP = Warp(smallest=16, largest=40)
