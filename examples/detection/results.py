@@ -46,9 +46,9 @@ def results(
     output: pathlib.Path = pathlib.Path("build/detection-results"),
     file: pathlib.Path = pathlib.Path("benchmarks/results/detection.json"),
     seeds: int = 3,
-    steps: int = 4000,
-    train_images: int = 8000,
-    val_images: int = 1000,
+    steps: int = 2000,
+    train_images: int = 4000,
+    val_images: int = 500,
     only: tuple[str, ...] = tuple(DETECTORS),
 ) -> None:
     """Trains every detector with every seed, and keeps average precisions by rotation and by scale.

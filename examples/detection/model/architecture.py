@@ -74,7 +74,7 @@ class Architecture:
     features: int = 256
     """Features of the pyramid."""
     hidden: int = 1024
-    """Features of the fully connected layers of the box head."""
+    """Features of the fully connected layers of the box head, and of the branches that move bins."""
     short: int = 800
     """Pixels of the shorter side of an image, if its longer side stays within `long`."""
     long: int = 1333
@@ -136,7 +136,7 @@ class Architecture:
         )
         return RoIHead(
             nnx.List([make_head() for _ in range(_CASCADE_HEADS)]) if cascade else make_head(),
-            RoIExtractor(_POOLED, self.features, self.pool, rule, rngs),
+            RoIExtractor(_POOLED, self.features, self.pool, rule, rngs, self.hidden),
             MaskHead(self.features, classes, rngs) if masks else None,
             RoIExtractor(_POOLED_FOR_MASK, self.features, "align", rule, rngs) if masks else None,
         )

@@ -68,16 +68,26 @@ class RoIExtractor(nnx.Module):
     Args:
       pool: `"align"`, RoIAlign; or modulated deformable pooling with the arithmetic of `"mmcv"` or
         of the `"original"`, which has its own fully connected branches on every level.
+      hidden: Features of these branches.
     """
 
-    def __init__(self, size: int, features: int, pool: str, rule: Conventions, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        features: int,
+        pool: str,
+        rule: Conventions,
+        rngs: nnx.Rngs,
+        hidden: int = 1024,
+    ):
         self.size = size
         self.rule = rule
         self.implementation = None
         if pool == "align":
             return
-        options = dict(aligned=True, samples_per_part=0) if pool == "mmcv" else {}
-        make = functools.partial(DeformRoIPool, features, size, rngs=rngs, **options)
+        make = functools.partial(DeformRoIPool, features, size, hidden_features=hidden, rngs=rngs)
+        if pool == "mmcv":
+            make = functools.partial(make, aligned=True, samples_per_part=0)
         self.roi_layers = nnx.List([make(spatial_scale=1 / stride) for stride in _ROI_STRIDES])
 
     def __call__(self, pyramid: list[jax.Array], boxes: jax.Array, valid: jax.Array) -> jax.Array:
