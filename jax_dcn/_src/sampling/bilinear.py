@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Pixels along an axis: of one map, or of the map of each position.
+Size = int | jax.Array
+
 
 def sample(x: jax.Array, positions: Sequence[jax.Array], boundary: str) -> jax.Array:
     """Reads a map at positions by multilinear interpolation, see `corners`.
@@ -37,9 +40,6 @@ def sample(x: jax.Array, positions: Sequence[jax.Array], boundary: str) -> jax.A
     return _sum(map(term, corners(positions, size, boundary)))
 
 
-Size = int | jax.Array
-
-
 class Corner(NamedTuple):
     """One of the pixels that surround positions `[...]`."""
 
@@ -58,7 +58,7 @@ def corners(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str)
 
     Args:
       positions: For each axis of the map, coordinates `[...]` in pixels.
-      size: Pixels of the map along each axis, or of the map that each position is on.
+      size: Pixels along each axis: of one map, or of the map of each position.
       boundary: Which positions are inside the map, see `is_inside`.
     """
     inside = is_inside(positions, size, boundary)
