@@ -321,7 +321,7 @@ def test_digits_keep_their_labels(tmp_path, monkeypatch):
 
 
 def test_splits_share_neither_digits_nor_photographs():
-    parts = [compose_module._Source(split).scans for split in ("train", "val")]
+    parts = [compose_module.Source(split).scans for split in ("train", "val")]
     every = sorted(map(bytes, load_digits().images / 16))
     assert sorted(map(bytes, np.concatenate(parts))) == every and min(map(len, parts)) > 0
     photographs = compose_module.PHOTOGRAPHS
