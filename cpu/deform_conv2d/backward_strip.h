@@ -21,7 +21,9 @@ class BackwardStrip {
   using A = typename Accumulator<T>::type;
 
   static int64_t ScratchBytes(const BackwardPass<T, E>& pass) {
-    return pass.parts.strip_pixels() * pass.problem.taps() * sizeof(MaskedSample<A>);
+    Arena arena;
+    PixelSamples<A>(pass.problem, pass.parts.strip_pixels(), arena);
+    return arena.bytes();
   }
 
   BackwardStrip(const BackwardPass<T, E>& pass, int64_t strip)
@@ -40,12 +42,12 @@ class BackwardStrip {
 
   // Lists the samples of an offset group.
   void Locate(int64_t group, char* scratch) const {
-    auto* samples = reinterpret_cast<MaskedSample<A>*>(scratch);
-    LocateSamples(problem_, pass_.primals, pass_.first_image, pixels_.begin, pixels_.size(), group,
-                  samples, problem_.taps());
+    Arena arena(scratch);
+    const PixelSamples<A> samples(problem_, pixels_.size(), arena);
+    samples.Locate(pass_.primals, pass_.first_image, pixels_, group);
     Range reach = {INT64_MAX, 0};
     for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
-      const TapSamples<A> list = List(samples + tap, group, tap);
+      const TapSamples<A> list = List(samples, group, tap);
       if (!pass_.want_reaches) continue;
       for (int64_t i = 0; i < list.count; ++i) Extend(reach, list.samples[i]);
     }
@@ -87,14 +89,15 @@ class BackwardStrip {
   }
 
   // Lists the samples of a tap: one for each pixel, without samples whose column is zero.
-  TapSamples<A> List(const MaskedSample<A>* samples, int64_t group, int64_t tap) const {
+  TapSamples<A> List(const PixelSamples<A>& samples, int64_t group, int64_t tap) const {
     const int64_t list = pass_.ListIndex(strip_, group, tap);
     const int64_t first = list * pass_.ListSize();
     int64_t count = 0;
-    for (int64_t i = 0; i < pixels_.size(); ++i, samples += problem_.taps()) {
-      pass_.samples[first + count] = *samples;
+    for (int64_t i = 0; i < pixels_.size(); ++i) {
+      const MaskedSample<A> sample = samples[i * problem_.taps() + tap];
+      pass_.samples[first + count] = sample;
       pass_.rows[first + count] = static_cast<int32_t>(i);
-      count += !IsZero(*samples);
+      count += !IsZero(sample);
     }
     pass_.counts[list] = static_cast<int32_t>(count);
     if (count < pass_.ListSize()) {  // the partner of the last sample of an odd number

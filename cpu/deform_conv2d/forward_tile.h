@@ -25,22 +25,23 @@ class ForwardTile {
   using Element = typename Packed<E>::Element;
 
   static int64_t ScratchBytes(const ForwardPass<T, E>& pass) {
-    return ForwardTile(pass, {0, 0}, nullptr).scratch_bytes_;
+    return ForwardTile(pass, {0, 0}, nullptr).arena_.bytes();
   }
 
   ForwardTile(const ForwardPass<T, E>& pass, Range pixels, char* scratch)
-      : pass_(pass), problem_(pass.problem), pixels_(pixels) {
-    Arena arena(scratch);
+      : pass_(pass),
+        problem_(pass.problem),
+        pixels_(pixels),
+        arena_(scratch),
+        samples_(pass.problem, pass.tile_pixels, arena_) {
     const int64_t pixels_most = pass.tile_pixels, channels = pass.blocks.most_channels();
-    samples_ = arena.Take<MaskedSample<A>>(pixels_most * problem_.taps());
-    columns_ = arena.Take<E>(pixels_most * pass.block_taps * channels);
-    panel_ = arena.Take<Element>(pass.block_taps * channels / Packed<E>::kDepth * kPanel<A>);
-    zeros_ = arena.Take<E>(channels);
-    reads_ = arena.Take<int32_t>(pixels_most * pass.block_taps);
-    rows_ = arena.Take<int32_t>(pixels_most * pass.block_taps);
-    first_rows_ = arena.Take<int32_t>(pass.block_taps + 1);
-    sums_ = arena.Take<A>(kSumsInPlace<T> ? 0 : pixels_most * problem_.features);
-    scratch_bytes_ = arena.bytes();
+    columns_ = arena_.Take<E>(pixels_most * pass.block_taps * channels);
+    panel_ = arena_.Take<Element>(pass.block_taps * channels / Packed<E>::kDepth * kPanel<A>);
+    zeros_ = arena_.Take<E>(channels);
+    reads_ = arena_.Take<int32_t>(pixels_most * pass.block_taps);
+    rows_ = arena_.Take<int32_t>(pixels_most * pass.block_taps);
+    first_rows_ = arena_.Take<int32_t>(pass.block_taps + 1);
+    sums_ = arena_.Take<A>(kSumsInPlace<T> ? 0 : pixels_most * problem_.features);
   }
 
   void Run() {
@@ -69,8 +70,7 @@ class ForwardTile {
   void Locate(int64_t group) {
     if (group == located_group_) return;
     located_group_ = group;
-    LocateSamples(problem_, pass_.primals, pass_.first_image, pixels_.begin, pixels_.size(), group,
-                  samples_, problem_.taps());
+    samples_.Locate(pass_.primals, pass_.first_image, pixels_, group);
   }
 
   void AddStep(const ChannelBlock& block, Range taps) {
@@ -129,12 +129,17 @@ class ForwardTile {
     const int64_t channels = Min(stride, problem_.offset_group_channels());
     const int64_t first = (group - block.offset_groups.begin) * channels;
     const Target target = {group, block.channels.begin + first, channels, columns_ + first, stride};
-    WithWidth<A>(channels, [&](auto width) {
-      Sample<false, width.value>(columns, target, product.sources[0]);
-      for (int i = 1; i < product.source_count; ++i) {
-        Sample<true, width.value>(columns, target, product.sources[i]);
+    for (int i = 0; i < product.source_count; ++i) {
+      const E* images = product.sources[i].read;
+      if (product.sources[i].tangent) {
+        i > 0 ? Sample<true, true>(columns, target, images)
+              : Sample<false, true>(columns, target, images);
+      } else {
+        WithWidth<A>(channels, [&](auto width) {
+          Sample<false, false, width.value>(columns, target, images);
+        });
       }
-    });
+    }
   }
 
   // The destination of the columns of one offset group.
@@ -145,24 +150,23 @@ class ForwardTile {
   };
 
   // A function of its own gives the loop the registers that the loop needs.
-  template <bool kAdd, int kWidth>
-  __attribute__((noinline)) void Sample(int64_t columns, const Target& target,
-                                        const ColumnSource<T, E>& source) const {
+  template <bool kAdd, bool kTangent, int kWidth = 0>
+  __attribute__((noinline)) void Sample(int64_t columns, Target target, const E* images) const {
+    const SampleArrays<A> samples = samples_;  // a copy, which no column that is written can alias
     const int32_t* reads = InOrder() ? nullptr : reads_;
-    const E* images = source.read + target.first_channel;
-    E* column = target.columns;
-    for (int64_t i = 0; i < columns; ++i, column += target.stride) {
+    const E* const zeros = zeros_;
+    images += target.first_channel;
+    for (int64_t i = 0; i < columns; ++i, target.columns += target.stride) {
       const int64_t read = reads != nullptr ? reads[i] : i;
-      const MaskedSample<A>& sample = samples_[read];
-      const auto corners = CornersOf<A, const E>(sample, images, zeros_);
+      const MaskedSample<A> sample = samples[read];
+      const auto corners = CornersOf<A, const E>(sample, images, zeros);
       if constexpr (Packed<E>::kDepth == 1) {
         Interpolation<kAdd, A> interpolation = {
-            corners,
-            source.tangent ? TangentWeights(target.group, read) : ValueWeights(sample, sample.mask),
-            column};
+            corners, kTangent ? TangentWeights(target.group, read) : sample.weights,
+            target.columns};
         VectorisedBy<A, kWidth>(target.channels, interpolation);
       } else {
-        PairInterpolation interpolation = {corners, ValueWeights(sample, sample.mask), column};
+        PairInterpolation interpolation = {corners, sample.weights, target.columns};
         VectorisedBy<uint32_t, kWidth / 2>(target.channels / 2, interpolation);
       }
     }
@@ -170,7 +174,7 @@ class ForwardTile {
 
   CornerWeights<A> TangentWeights(int64_t group, int64_t read) const {
     const DeformConv2dTangents<T>& tangents = pass_.tangents;
-    const MaskedSample<A>& sample = samples_[read];
+    const MaskedSample<A> sample = samples_[read];
     const int64_t pixel = pixels_.begin + read / problem_.taps();
     const int64_t index = problem_.SampleIndex(pixel, group, read % problem_.taps());
     auto weights = ValueWeights(sample, tangents.mask == nullptr ? A(0) : tangents.mask[index]);
@@ -251,7 +255,8 @@ class ForwardTile {
   const ForwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
   const Range pixels_;
-  MaskedSample<A>* samples_;  // [tile pixels, K] of offset group located_group_
+  Arena arena_;
+  const PixelSamples<A> samples_;  // [tile pixels, K] of offset group located_group_
   int64_t located_group_ = -1;
   E* columns_;           // of a step: [tile pixels, taps, channels], or some of them
   Element* panel_;       // [taps, channels, kPanel] of a step
@@ -260,7 +265,6 @@ class ForwardTile {
   int32_t* rows_;        // [columns]: the pixel of the tile that each column belongs to
   int32_t* first_rows_;  // [taps + 1]: the first column of each tap
   A* sums_;              // [tile pixels, O]: the result itself, unless it is narrower
-  int64_t scratch_bytes_;
 };
 
 }  // namespace jax_dcn::JAX_DCN_ISA

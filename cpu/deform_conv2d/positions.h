@@ -6,87 +6,103 @@
 #include <cstdint>
 
 #include "common/deform_conv2d/problem.h"
+#include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
-#include "cpu/sampling/locate.h"
+#include "cpu/runtime/vector_blocks.h"
 #include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Visits the taps of output pixels in order: for each pixel, the taps of one offset group.
-class TapCursor {
- public:
-  TapCursor(const DeformConv2dProblem& problem, int64_t first_image, int64_t pixel, int64_t group)
-      : problem_(problem), first_image_(first_image), index_(problem.SampleIndex(pixel, group, 0)) {
-    Begin(pixel);
+// The positions that the taps of an output pixel sample: places in the grid, plus displacements.
+template <typename A>
+struct TapPositions {
+  const A h, w;                    // of the first tap
+  const A *tap_h, *tap_w;          // [K]: of each tap, from the first tap
+  const A *displacements, *masks;  // [K, 2] and [K], or null
+  A *y, *x, *mask;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t tap) {
+    const A* displacement = displacements + 2 * tap;
+    V first = Read<V>(displacement), second;
+    if constexpr (sizeof(V) == sizeof(A)) {
+      second = displacement[1];
+    } else {
+      const V next = Read<V>(displacement + sizeof(V) / sizeof(A));
+      second = Odds<A>(first, next), first = Evens<A>(first, next);
+    }
+    Write(y + tap, h + Read<V>(tap_h + tap) + first);
+    Write(x + tap, w + Read<V>(tap_w + tap) + second);
+    Write(mask + tap, masks == nullptr ? V{} + 1 : Read<V>(masks + tap));
   }
+};
 
-  int64_t h() const { return h_; }
-  int64_t w() const { return w_; }
-  int64_t index() const { return index_; }  // of the tap in the mask
-  int64_t image() const { return image_; }  // first pixel of the image, counted from first_image
+// The samples [pixels, K] of some output pixels.
+template <typename A>
+class PixelSamples : public SampleArrays<A> {
+ public:
+  PixelSamples(const DeformConv2dProblem& problem, int64_t pixels, Arena& arena)
+      : SampleArrays<A>(pixels * problem.taps() + kLanes<A>, arena),
+        problem_(problem),
+        tap_h_(arena.Take<A>(problem.taps())),
+        tap_w_(arena.Take<A>(problem.taps())) {}
 
-  JAX_DCN_INLINE void Next() {
-    ++index_;
-    w_ += problem_.geometry.kernel_dilation[1];
-    if (++tap_x_ < problem_.kernel_width) return;
-    tap_x_ = 0, w_ = output_.w;
-    h_ += problem_.geometry.kernel_dilation[0];
-    if (++tap_y_ == problem_.kernel_height) NextPixel();
+  // Locates the samples of an offset group. The corners are offsets into an array of images that
+  // starts with `first_image`.
+  template <typename T>
+  void Locate(const DeformConv2dPrimals<T>& primals, int64_t first_image, Range pixels,
+              int64_t group) const {
+    FillTaps();
+    const int64_t strides[] = {problem_.width * problem_.channels, problem_.channels};
+    const int64_t image_pixels = problem_.out_height * problem_.out_width;
+    for (int64_t begin = pixels.begin, sample = 0; begin < pixels.end;) {
+      const int64_t image = begin / image_pixels;
+      const int64_t end = Min(pixels.end, (image + 1) * image_pixels);
+      Place(primals, {begin, end}, group, sample);
+      const int64_t next = sample + (end - begin) * problem_.taps();
+      const int64_t first = (image - first_image) * problem_.image_pixels() * problem_.channels;
+      SampleArrays<A>::Locate(problem_.map(), first, strides, sample, next);
+      begin = end, sample = next;
+    }
   }
 
  private:
-  // The next tap. A division would take as long as all other work for a kernel of one tap.
-  JAX_DCN_INLINE void NextPixel() {
-    index_ += (problem_.offset_groups - 1) * problem_.taps();
-    output_.w += problem_.geometry.strides[1];
-    if (++out_x_ == problem_.out_width) Begin(pixel_ + problem_.out_width);
-    h_ = output_.h, w_ = output_.w, tap_y_ = 0;
+  void FillTaps() const {
+    const int64_t* dilation = problem_.geometry.kernel_dilation;
+    for (int64_t h = 0, tap = 0; h < problem_.kernel_height; ++h) {
+      for (int64_t w = 0; w < problem_.kernel_width; ++w, ++tap) {
+        tap_h_[tap] = h * dilation[0], tap_w_[tap] = w * dilation[1];
+      }
+    }
   }
 
-  // Moves to the first tap of an output pixel. `pixel_` is the first pixel of the same output row.
-  void Begin(int64_t pixel) {
-    out_x_ = pixel % problem_.out_width, pixel_ = pixel - out_x_;
-    output_ = OutputPixelAt(problem_, pixel);
-    h_ = output_.h, w_ = output_.w, tap_y_ = tap_x_ = 0;
-    image_ = (output_.image - first_image_) * problem_.image_pixels();
+  // Writes the positions and masks of pixels of one image, from `sample` on.
+  template <typename T>
+  void Place(const DeformConv2dPrimals<T>& primals, Range pixels, int64_t group,
+             int64_t sample) const {
+    const int64_t taps = problem_.taps(), step = problem_.geometry.strides[1];
+    for (int64_t pixel = pixels.begin, end; pixel < pixels.end; pixel = end) {  // a row each
+      OutputPixel at = OutputPixelAt(problem_, pixel);
+      end = Min(pixels.end, pixel - pixel % problem_.out_width + problem_.out_width);
+      for (; pixel < end; ++pixel, at.w += step, sample += taps) {
+        const int64_t index = problem_.SampleIndex(pixel, group, 0);
+        TapPositions<A> positions = {static_cast<A>(at.h),
+                                     static_cast<A>(at.w),
+                                     tap_h_,
+                                     tap_w_,
+                                     primals.offset + 2 * index,
+                                     primals.mask == nullptr ? nullptr : primals.mask + index,
+                                     this->y + sample,
+                                     this->x + sample,
+                                     this->mask + sample};
+        Vectorised<A>(taps, positions);
+      }
+    }
   }
 
   const DeformConv2dProblem& problem_;
-  const int64_t first_image_;
-  int64_t index_, pixel_, out_x_, tap_y_, tap_x_, h_, w_, image_;
-  OutputPixel output_;
+  A *tap_h_, *tap_w_;  // [K]: where each tap is, from the first one
 };
-
-// Locates the samples [pixels, K] of an offset group. The corners are offsets into an array of
-// images that starts with `first_image`; `stride` is the distance in `samples` from one pixel to
-// the next.
-template <typename T, typename A>
-void LocateSamples(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
-                   int64_t first_image, int64_t pixel, int64_t pixels, int64_t group,
-                   MaskedSample<A>* samples, int64_t stride) {
-  LocatedSamples<2, A> located;
-  const SampledMap<2> map = problem.map();
-  const int64_t strides[] = {problem.width * problem.channels, problem.channels};
-  TapCursor read(problem, first_image, pixel, group), written = read;
-  const int64_t total = pixels * problem.taps();
-  for (int64_t begin = 0, tap = 0; begin < total; begin += located.kMost) {
-    const int64_t count = Min(located.kMost, total - begin);
-    for (int64_t i = 0; i < count; ++i, read.Next()) {
-      const A* displacement = primals.offset + 2 * read.index();
-      located.position(0, i) = static_cast<A>(read.h()) + displacement[0];
-      located.position(1, i) = static_cast<A>(read.w()) + displacement[1];
-    }
-    located.Locate(map, count);
-    for (int64_t i = 0; i < count; ++i, written.Next()) {
-      const A mask = primals.mask == nullptr ? A(1) : primals.mask[written.index()];
-      const auto at = located[i];
-      MaskedSample<A> sample = {{{}, at.fraction[0], at.fraction[1]}, mask};
-      SetCorners(at, written.image() * problem.channels, strides, sample.corner);
-      samples[tap] = sample;
-      if (++tap == problem.taps()) tap = 0, samples += stride;
-    }
-  }
-}
 
 }  // namespace jax_dcn::JAX_DCN_ISA
 

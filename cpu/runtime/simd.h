@@ -206,8 +206,9 @@ JAX_DCN_INLINE void Vectorised(int64_t size, F& f, int64_t i = 0) {
   }
 }
 
-// Calls `f(Number<n>())` where n is `size`, if size is 1 or another power of two up to the elements
-// of 32 bytes, and otherwise `f(Number<0>())`: for loops that are known to take one step.
+// Calls `f(Number<n>())` where n is `size`, if size is 1, another power of two up to the elements
+// of 32 bytes, or the elements of 256 bytes, and otherwise `f(Number<0>())`: for loops that are
+// known to take one step, or few.
 template <int kValue>
 struct Number {
   static constexpr int value = kValue;
@@ -215,8 +216,9 @@ struct Number {
 
 template <typename A, int kMost = 32 / sizeof(A), typename F>
 JAX_DCN_INLINE void WithWidth(int64_t size, const F& f) {
+  constexpr int kLargest = 256 / sizeof(A);
   if constexpr (kMost == 0) {
-    f(Number<0>());
+    size == kLargest ? f(Number<kLargest>()) : f(Number<0>());
   } else {
     size == kMost ? f(Number<kMost>()) : WithWidth<A, kMost / 2>(size, f);
   }
@@ -229,6 +231,9 @@ JAX_DCN_INLINE void VectorisedBy(int64_t size, F& f) {
     Vectorised<A>(size, f);
   } else if constexpr (kWidth == 1) {
     f.template At<A>(0);
+  } else if constexpr (kWidth > kLanes<A>) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kWidth; i += kLanes<A>) f.template At<Vector<A>>(i);
   } else {
     f.template At<Vector<A, kWidth * sizeof(A)>>(0);
   }

@@ -6,16 +6,88 @@
 #include <cstdint>
 
 #include "common/sampling/bilinear.h"
+#include "common/sampling/locate.h"
 #include "cpu/runtime/pairs.h"
+#include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
 // A sample whose corners are where their pixels start in an array of images [.., H, W, C], or
-// kOutside, and what it is multiplied by.
+// kOutside; what the sample is multiplied by; and the weights of the product's corners.
 template <typename A>
 struct MaskedSample : BilinearSample<A> {
   A mask;
+  CornerWeights<A> weights;
+};
+
+// Samples as arrays of their parts, in whole vectors.
+template <typename A>
+class SampleArrays {
+ public:
+  SampleArrays(int64_t count, Arena& arena) {
+    const int64_t size = RoundUp(count, kLanes<A>);
+    for (int64_t*& corner : corners_) corner = arena.Take<int64_t>(size);
+    for (A** part : {&y, &x, &mask}) *part = arena.Take<A>(size);
+    for (A*& weight : weights_) weight = arena.Take<A>(size);
+  }
+
+  // Locates the samples from `begin` to `end`, and the rest of the last vector, in a map that
+  // starts at the element `first` and whose neighbours along an axis are `strides` elements apart.
+  // Before, y and x are positions in the map.
+  void Locate(const SampledMap<2>& map, int64_t first, const int64_t (&strides)[2], int64_t begin,
+              int64_t end) const {
+    for (int64_t i = begin; i < end; i += kLanes<A>) {
+      const Vector<A> position[] = {Load(y + i), Load(x + i)};
+      const auto at = jax_dcn::Locate<A>(map, position);
+      Store<A>(y + i, at.fraction[0]);
+      Store<A>(x + i, at.fraction[1]);
+      const auto weights =
+          ValueWeights<Vector<A>>({{}, at.fraction[0], at.fraction[1]}, Load(mask + i));
+      for (int c = 0; c < kCorners; ++c) Store<A>(weights_[c] + i, weights.corner[c]);
+      for (int part = 0; part < kParts; ++part) SetCorners(at, part, first, strides, i);
+    }
+  }
+
+  JAX_DCN_INLINE MaskedSample<A> operator[](int64_t i) const {
+    return {{{corners_[0][i], corners_[1][i], corners_[2][i], corners_[3][i]}, y[i], x[i]},
+            mask[i],
+            {{weights_[0][i], weights_[1][i], weights_[2][i], weights_[3][i]}}};
+  }
+
+  A *y, *x, *mask;
+
+ private:
+  // A vector of samples has as many vectors of corners.
+  static constexpr int kParts = sizeof(int64_t) / sizeof(A);
+  using Part = Vector<A, kVectorBytes / kParts>;
+
+  template <typename U, typename V>
+  static JAX_DCN_INLINE U PartOf(const V& vector, int part) {
+    U found;
+    __builtin_memcpy(&found, reinterpret_cast<const char*>(&vector) + part * sizeof(U), sizeof(U));
+    return found;
+  }
+
+  JAX_DCN_INLINE void SetCorners(const Location<2, Vector<A>>& at, int part, int64_t first,
+                                 const int64_t (&strides)[2], int64_t i) const {
+    using Flags = decltype(Part{} < Part{});
+    Location<2, Part> some;
+    for (int axis = 0; axis < 2; ++axis) {
+      some.low[axis] = PartOf<Part>(at.low[axis], part);
+      some.outside_low[axis] = PartOf<Flags>(at.outside_low[axis], part);
+      some.outside_high[axis] = PartOf<Flags>(at.outside_high[axis], part);
+      some.repeats_low[axis] = PartOf<Flags>(at.repeats_low[axis], part);
+    }
+    Vector<int64_t> corner[kCorners];
+    jax_dcn::SetCorners(some, first, strides, corner);
+    for (int c = 0; c < kCorners; ++c) {
+      Store<int64_t>(corners_[c] + i + part * kLanes<int64_t>, corner[c]);
+    }
+  }
+
+  int64_t* corners_[kCorners];
+  A* weights_[kCorners];
 };
 
 // Whether the column of a sample is zero whatever the image holds.
@@ -39,12 +111,10 @@ template <typename A, typename P>
 JAX_DCN_INLINE Corners<P> CornersOf(const BilinearSample<A>& sample, P* images, P* outside) {
   const auto first = reinterpret_cast<intptr_t>(images);
   const intptr_t to_outside = reinterpret_cast<intptr_t>(outside) - first;
-  constexpr intptr_t kSize = sizeof(P);
   Corners<P> corners;
   for (int i = 0; i < kCorners; ++i) {
-    const intptr_t corner = sample.corner[i], is_outside = corner >> 63;
-    const intptr_t step = (corner * kSize & ~is_outside) | (to_outside & is_outside);
-    corners.row[i] = reinterpret_cast<P*>(first + step);
+    const intptr_t step = sample.corner[i] * static_cast<intptr_t>(sizeof(P));
+    corners.row[i] = reinterpret_cast<P*>(first + (step < 0 ? to_outside : step));
   }
   return corners;
 }

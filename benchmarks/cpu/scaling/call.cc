@@ -4,7 +4,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <string>
+#include <vector>
 
 #include "cpu/deform_conv2d/kernels.h"
 #include "tests/native/stress.h"
@@ -13,6 +15,24 @@ namespace jax_dcn {
 namespace {
 
 using Arguments = std::vector<int64_t>;
+
+// Arrays start at a line of cache, as XLA's do.
+template <typename T>
+struct OnLine {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, kLine); }
+  bool operator==(const OnLine&) const { return true; }
+  bool operator!=(const OnLine&) const { return false; }
+};
+using Array = std::vector<float, OnLine<float>>;
+
+Array Draw(Random& random, int64_t size, float spread) {
+  const std::vector<float> drawn = DrawArray<float>(random, size, spread);
+  return Array(drawn.begin(), drawn.end());
+}
 
 DeformConv2dProblem Problem(const Arguments& a) {
   DeformConv2dProblem p = {a[0], a[1], a[2], a[3], 0, 0, a[4], a[5], a[6], a[7], a[8] != 0, {}};
@@ -26,12 +46,12 @@ struct Call {
   explicit Call(const DeformConv2dProblem& problem) : p(problem) {
     Random random(0);
     const int64_t samples = p.SampleIndex(p.pixels(), 0, 0);
-    x = DrawArray<float>(random, p.batch * p.image_pixels() * p.channels, 1);
-    kernel = DrawArray<float>(random, p.taps() * p.group_channels() * p.features, 1);
-    offset = DrawArray<float>(random, 2 * samples, 2);
-    mask = DrawArray<float>(random, p.modulated ? samples : 0, 1);
-    bias = DrawArray<float>(random, p.features, 1);
-    y = grad_y = DrawArray<float>(random, p.pixels() * p.features, 1);
+    x = Draw(random, p.batch * p.image_pixels() * p.channels, 1);
+    kernel = Draw(random, p.taps() * p.group_channels() * p.features, 1);
+    offset = Draw(random, 2 * samples, 2);
+    mask = Draw(random, p.modulated ? samples : 0, 1);
+    bias = Draw(random, p.features, 1);
+    y = grad_y = Draw(random, p.pixels() * p.features, 1);
     grad_x = x, grad_kernel = kernel, grad_offset = offset, grad_mask = mask, grad_bias = bias;
   }
 
@@ -44,17 +64,18 @@ struct Call {
     Executor executor(pool, workers);
     kernels.backward(executor, p, primals(), grad_y.data(),
                      {grad_x.data(), grad_kernel.data(), grad_offset.data(),
-                      DataIf(p.modulated, grad_mask), grad_bias.data()});
+                      p.modulated ? grad_mask.data() : nullptr, grad_bias.data()});
   }
 
   DeformConv2dPrimals<float> primals() const {
-    return {x.data(), kernel.data(), offset.data(), DataIf(p.modulated, mask), bias.data()};
+    return {x.data(), kernel.data(), offset.data(), p.modulated ? mask.data() : nullptr,
+            bias.data()};
   }
 
   const Kernels<DeformConv2d, float>& kernels = JAX_DCN_ISA::kDeformConv2d;
   const DeformConv2dProblem p;
-  std::vector<float> x, kernel, offset, mask, bias, y;
-  std::vector<float> grad_x, grad_kernel, grad_offset, grad_mask, grad_bias, grad_y;
+  Array x, kernel, offset, mask, bias, y;
+  Array grad_x, grad_kernel, grad_offset, grad_mask, grad_bias, grad_y;
 };
 
 }  // namespace
