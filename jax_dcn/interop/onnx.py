@@ -38,7 +38,8 @@ def to_onnx(
 
     `deform_conv2d` becomes a `DeformConv` node. `deform_aggregate`, and with it `ms_deform_attn`,
     `dcnv3`, `dcnv4` and `grid_sample`, becomes a `GridSample` node for each map and a weighted sum of
-    the samples; the sizes of the maps must be known. jax2onnx writes all other nodes. Installed by `pip install 'jax-dcn[onnx]'`.
+    the samples; the sizes of the maps must be known. jax2onnx writes all other nodes. Installed by
+    `pip install 'jax-dcn[onnx]'`.
 
     Args:
       function: A function of arrays, or a module. Derivatives are not exported.

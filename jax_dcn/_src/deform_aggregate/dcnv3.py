@@ -51,8 +51,8 @@ def dcnv3(
     where :math:`g` is the group of channel :math:`c`, :math:`r_0` the centre of the kernel, :math:`r_k`
     the taps around the centre, :math:`\sigma` the `offset_scale`, and `x` is read by bilinear
     interpolation. There is no kernel of weights: the projections and the softmax of the mask are the
-    business of the module around the operator. Axes: `H W` image, `Ho Wo`
-    output, `C` channels, `G` groups, `K' = kh * kw` taps, one less with `remove_center`.
+    business of the layer around the operator, `jax_dcn.nnx.DCNv3`. Axes: `H W` image, `Ho Wo` output,
+    `C` channels, `G` groups, `K' = kh * kw` taps, one less with `remove_center`.
 
     Args:
       x: Images, `[..., H, W, C]`. Any number of leading axes, zero included, are batch axes.
