@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Gives functions and classes the name that users import them by."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,7 +15,10 @@ def public(module: str) -> Callable[[T], T]:
     """
 
     def named(definition: T) -> T:
-        definition.__module__ = module
+        source, definition.__module__ = definition.__module__, module
+        for method in vars(definition).values() if isinstance(definition, type) else ():
+            if inspect.isfunction(method) and method.__module__ == source:
+                method.__module__ = module  # Python 3.13 shows it in help()
         return definition
 
     return named
