@@ -26,7 +26,10 @@ def plot(results: Results, path: pathlib.Path) -> None:
         panel.axhline(1, color=COLORS[OURS], linewidth=1)
     figure.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
     panels[-1].set_xticks(range(len(results.cases)), results.cases, rotation=20)
-    panels[0].set_title(f"float32, threads: {threads}; lower is better", fontsize="medium")
+    panels[0].set_title(
+        f"float32, threads: {threads}; the line is jax_dcn, and a higher bar is slower",
+        fontsize="medium",
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -88,8 +88,12 @@ def _mean_and_range(ratios: list[float]) -> str:
     if not ratios:
         return "-"
     if min(ratios) == max(ratios):
-        return f"{ratios[0]:.3g}"
-    return f"{mean(ratios):.2g} ({min(ratios):.2g} to {max(ratios):.2g})"
+        return _digits(ratios[0])
+    return f"{_digits(mean(ratios))} ({_digits(min(ratios))} to {_digits(max(ratios))})"
+
+
+def _digits(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 def write_readme(results: Results, readme: pathlib.Path) -> None:
