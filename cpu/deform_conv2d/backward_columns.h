@@ -105,7 +105,8 @@ class BackwardColumns {
     const A* column = columns_;
     for (int64_t i = 0; i < samples.count; ++i, column += channels) {
       const MaskedSample<A>& sample = samples.samples[i];
-      Gradients gradients(CornersOf<A, const E>(sample, x, no_pixel_), sample.weights,
+      Gradients gradients(CornersOf<A, const E>(sample, x, no_pixel_),
+                          ValueWeights(sample, sample.mask),
                           CornersOf<A, A>(sample, x_sums_, nowhere_), column);
       Vectorised<A>(channels, gradients);
       if (dots != nullptr) gradients.StoreDots(dots + i * kCorners);

@@ -59,7 +59,7 @@ class BackwardKernel {
     for (int64_t i = 0; i < samples.count; ++i, column += channels) {
       const MaskedSample<A>& sample = samples.samples[i];
       const auto corners = CornersOf<A, const E>(sample, x, zeros_);
-      const auto weights = sample.weights;
+      const auto weights = ValueWeights(sample, sample.mask);
       if constexpr (kPairs) {
         PairInterpolation interpolation = {corners, weights, column};
         Vectorised<uint32_t>(channels / 2, interpolation);

@@ -162,11 +162,11 @@ class ForwardTile {
       const auto corners = CornersOf<A, const E>(sample, images, zeros);
       if constexpr (Packed<E>::kDepth == 1) {
         Interpolation<kAdd, A> interpolation = {
-            corners, kTangent ? TangentWeights(target.group, read) : sample.weights,
+            corners, kTangent ? TangentWeights(target.group, read) : samples.WeightsOf(read),
             target.columns};
         VectorisedBy<A, kWidth>(target.channels, interpolation);
       } else {
-        PairInterpolation interpolation = {corners, sample.weights, target.columns};
+        PairInterpolation interpolation = {corners, samples.WeightsOf(read), target.columns};
         VectorisedBy<uint32_t, kWidth / 2>(target.channels / 2, interpolation);
       }
     }

@@ -14,11 +14,10 @@
 namespace jax_dcn::JAX_DCN_ISA {
 
 // A sample whose corners are where their pixels start in an array of images [.., H, W, C], or
-// kOutside; what the sample is multiplied by; and the weights of the product's corners.
+// kOutside, and what the sample is multiplied by.
 template <typename A>
 struct MaskedSample : BilinearSample<A> {
   A mask;
-  CornerWeights<A> weights;
 };
 
 // Samples as arrays of their parts, in whole vectors.
@@ -51,8 +50,11 @@ class SampleArrays {
 
   JAX_DCN_INLINE MaskedSample<A> operator[](int64_t i) const {
     return {{{corners_[0][i], corners_[1][i], corners_[2][i], corners_[3][i]}, y[i], x[i]},
-            mask[i],
-            {{weights_[0][i], weights_[1][i], weights_[2][i], weights_[3][i]}}};
+            mask[i]};
+  }
+
+  JAX_DCN_INLINE CornerWeights<A> WeightsOf(int64_t i) const {
+    return {{weights_[0][i], weights_[1][i], weights_[2][i], weights_[3][i]}};
   }
 
   A *y, *x, *mask;
