@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The inverse of sampling: for each pixel of x, the samples that read it, in a fixed order.
+// The bins of a chunk: for each pixel of x, the samples of the chunk that read it.
 //
-// A bin is a pixel of an image of the chunk, for one group of offsets. A segment is an image and a
-// group: segments are [images, groups], and bins are [segments, H * W]. An entry is a corner of a
-// sample. The id of an entry counts the corners of the segment, [pixels, K, corners].
-//
-// The kernels count the entries of each bin, reserve room for each bin, write entries to the bins
-// in any order, and sort each bin by id. Chance decides where a bin lies and which entry was
-// written first. Chance does not decide what a bin holds.
+// A segment is an image of the chunk and a group of offsets: segments are [images, groups]. The id
+// of an entry counts the corners of the segment, [pixels, K, corners].
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
 
@@ -15,80 +10,17 @@
 
 #include <cstdint>
 
+#include "common/sampling/bilinear.h"
 #include "cuda/deform_conv2d/chunk.h"
+#include "cuda/sampling/bins.h"
 
 namespace jax_dcn {
 
-// An ordinary bin of a 3x3 kernel has some 36 entries. A bin with more entries than kLongBin is
-// long: a block sorts and sums a long bin, where some lanes of a warp serve an ordinary bin.
-constexpr int kLongBin = 256;
-// The most blocks that share the long bins. Most calls have no long bin.
-constexpr int32_t kLongBinBlocks = 256;
-
-struct Bins {
-  int32_t count, long_capacity;
-  int32_t segment_entries;  // ids are less
-  void* weights;            // of the entries, [segments, ids], in the type of coordinates
-  int32_t* unsorted;        // ids by bin, as they come
-  int32_t* ids;             // ids by bin, in order
-  int32_t* begins;          // of the bins, in `ids`
-  int32_t* ends;            // of the bins; at first how many entries they have
-  int32_t* long_bins;
-  int32_t* reserved;  // entries that have room
-  int32_t* long_count;
-
-  // No more than there may be long bins. They are the first blocks of a grid, since they take
-  // longest.
-  JAX_DCN_INLINE unsigned long_blocks() const {
-    return static_cast<unsigned>(long_capacity < kLongBinBlocks ? long_capacity : kLongBinBlocks);
-  }
-
-  template <typename A>
-  JAX_DCN_INLINE A* WeightsOf(int32_t segment) const {
-    return static_cast<A*>(weights) + int64_t{segment} * segment_entries;
-  }
-};
-
-// The memory for bins in words of 4 bytes, and where each array lies in the memory.
 template <typename A>
-class BinsLayout {
- public:
-  explicit BinsLayout(const DeformConv2dChunk& chunk)
-      : bins_(int64_t{chunk.images} * chunk.sizes.offset_groups * chunk.sizes.image_pixels()),
-        entries_(int64_t{kCorners} * chunk.samples()),
-        segment_entries_(kCorners * chunk.pixels * chunk.sizes.taps) {}
-
-  int64_t bins() const { return bins_; }
-  int64_t words() const {
-    return (kWeightWords + 2) * entries_ + 2 * bins_ + long_capacity() + kCounters;
-  }
-  // The counters and the counts of the bins must be zero before the first kernel.
-  int64_t cleared_words() const { return kCounters + bins_; }
-
-  Bins In(int32_t* memory) const {
-    Bins bins;
-    bins.count = static_cast<int32_t>(bins_);
-    bins.long_capacity = static_cast<int32_t>(long_capacity());
-    bins.segment_entries = segment_entries_;
-    bins.weights = memory;
-    bins.unsorted = memory + kWeightWords * entries_;
-    bins.ids = bins.unsorted + entries_;
-    bins.begins = bins.ids + entries_;
-    bins.long_bins = bins.begins + bins_;
-    bins.reserved = bins.long_bins + long_capacity();
-    bins.long_count = bins.reserved + 1;
-    bins.ends = bins.reserved + kCounters;
-    return bins;
-  }
-
- private:
-  static constexpr int64_t kWeightWords = sizeof(A) / sizeof(int32_t), kCounters = 2;
-
-  int64_t long_capacity() const { return entries_ / (kLongBin + 1); }
-
-  int64_t bins_, entries_;
-  int32_t segment_entries_;
-};
+BinsLayout<A> ChunkBins(const DeformConv2dChunk& chunk) {
+  return {int64_t{chunk.images} * chunk.sizes.offset_groups, chunk.sizes.image_pixels(),
+          int64_t{kCorners} * chunk.pixels * chunk.sizes.taps};
+}
 
 // Fills the bins of the chunk in `memory`.
 template <typename A>

@@ -218,8 +218,8 @@ class ChunkBackwardCall : public ChunkCall {
 
   void ReadScratch(Cursor& cursor) {
     const ffi::AnyBuffer scratch = cursor.Result();
-    const int64_t words = dtype_ == ffi::DataType::F64 ? BinsLayout<double>(chunk_).words()
-                                                       : BinsLayout<float>(chunk_).words();
+    const int64_t words = dtype_ == ffi::DataType::F64 ? ChunkBins<double>(chunk_).words()
+                                                       : ChunkBins<float>(chunk_).words();
     Expect("scratch", scratch, {words}, ffi::DataType::S32);
     scratch_ = static_cast<int32_t*>(scratch.untyped_data());
   }

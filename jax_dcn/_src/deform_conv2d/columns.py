@@ -14,12 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Size, at most, of the columns of a chunk and of the lists from which the gradient of x is gathered.
-# They then stay in the second-level cache of a large GPU: an A100 has 40 MB, an H100 50 MB.
-CHUNK_BYTES = 40 * 10**6
-
-_CORNERS = 4
-_LONG_BIN = 256  # as in cuda/deform_conv2d/bins.h
+from jax_dcn._src.sampling.bins import CHUNK_BYTES, bin_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +47,11 @@ class Chunks:
         pixel_bytes = taps * channels * x.dtype.itemsize
         image_bytes = 0
         if gathers:
-            pixel_bytes += 4 * _gather_words(samples, 0, offset.dtype)
-            image_bytes = 4 * _gather_words(0, bins, offset.dtype)
+            pixel_bytes += 4 * bin_words(samples, 0, offset.dtype)
+            image_bytes = 4 * bin_words(0, bins, offset.dtype)
         images, pixels = _sizes(batch, height * width, image_bytes, pixel_bytes)
         columns = (feature_groups, images, pixels, taps, channels // feature_groups)
-        words = _gather_words(images * pixels * samples, images * bins, offset.dtype)
+        words = bin_words(images * pixels * samples, images * bins, offset.dtype)
         return Chunks(
             images, pixels, batch, (height, width), jax.typeof(x).update(shape=columns), words
         )
@@ -109,13 +104,6 @@ def _sizes(batch: int, pixels: int, image_bytes: int, pixel_bytes: int) -> tuple
     most = max(1, (CHUNK_BYTES - image_bytes) // pixel_bytes)
     chunks = -(-pixels // most)
     return 1, -(-pixels // chunks)
-
-
-def _gather_words(samples: int, bins: int, sum_dtype: np.dtype) -> int:
-    """The twin of `BinsLayout::words` in cuda/deform_conv2d/bins.h."""
-    entries = _CORNERS * samples
-    weight_words = sum_dtype.itemsize // 4
-    return (weight_words + 2) * entries + 2 * bins + entries // (_LONG_BIN + 1) + 2
 
 
 # --------------------------------------------------------------------------------------- products
