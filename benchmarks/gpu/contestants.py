@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is timed on a GPU: our kernels, XLA's products and convolution, and torchvision."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 
@@ -8,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn import deform_conv2d
+from benchmarks.attention.cases import AttentionCase
+from jax_dcn import deform_conv2d, ms_deform_attn
 from tests.deform_conv2d.cases import Case
+
+Layer = Case | AttentionCase
 
 # (dtype, precision of products): TF32 is what XLA does with float32 unless it is told otherwise.
 NUMBERS = {
@@ -22,26 +26,39 @@ MODES = ("forward", "backward")
 REPEATS = 20  # of a function in one measurement, so that a launch is small beside it
 
 
-def arrays_of(case: Case, dtype: str) -> tuple[list[jax.Array], jax.Array]:
-    """The operands and the cotangent; offset and mask are in float32 at least."""
-    names = ("x", "kernel", "offset", "mask", "bias")
-    wide = {"offset": "float32", "mask": "float32"}
+ARGUMENTS = {
+    Case: ("x", "kernel", "offset", "mask", "bias"),
+    AttentionCase: ("value", "locations", "weights"),
+}
+WIDE = ("offset", "mask", "locations", "weights")  # in float32 at least
+
+
+def numbers_of(layer: Layer) -> list[str]:
+    """The numbers that a layer computes in: attention multiplies no matrices, in TF32 or not."""
+    return [n for n in NUMBERS if n != "tf32" or isinstance(layer, Case)]
+
+
+def arrays_of(layer: Layer, dtype: str) -> tuple[list[jax.Array], jax.Array]:
+    """The operands and the cotangent."""
     arrays = [
-        jnp.asarray(a).astype(wide.get(name, dtype))
-        for name, a in zip(names, case.arrays(), strict=True)
+        jnp.asarray(a).astype("float32" if name in WIDE else dtype)
+        for name, a in zip(ARGUMENTS[type(layer)], layer.arrays(), strict=True)
     ]
-    return arrays, jnp.asarray(case.cotangent()).astype(dtype)
+    return arrays, jnp.asarray(layer.cotangent()).astype(dtype)
 
 
 def programs(
-    case: Case, number: str, implementation: str | None = None, precision: str | None = None
+    layer: Layer, number: str, implementation: str | None = None, precision: str | None = None
 ) -> dict[str, Callable]:
     """The operator, and all its gradients, as functions of the operands."""
     dtype, usual = NUMBERS[number]
-    options = dict(**case.options, precision=precision or usual, implementation=implementation)
-    return with_backward(
-        lambda *arrays: deform_conv2d(*arrays, **options), arrays_of(case, dtype)[1]
-    )
+    if isinstance(layer, AttentionCase):
+        operator = functools.partial(ms_deform_attn, spatial_shapes=layer.shapes)
+    else:
+        options = dict(**layer.options, precision=precision or usual)
+        operator = functools.partial(deform_conv2d, **options)
+    f = functools.partial(operator, implementation=implementation)
+    return with_backward(f, arrays_of(layer, dtype)[1])
 
 
 def with_backward(f: Callable, grad_y: jax.Array) -> dict[str, Callable]:
@@ -56,7 +73,7 @@ def repeatedly(functions: dict[str, Callable], arrays: list) -> dict[str, Callab
             # The next run's kernel hangs on each of this one's results, so that none is left out.
             results = jax.lax.optimization_barrier(jax.tree.leaves(g(*values)))
             zero = sum(0 * result.ravel()[0].astype(jnp.float32) for result in results)
-            moved = values[1] + zero.astype(values[1].dtype)[None, None, None, None]
+            moved = values[1] + jnp.full_like(values[1], zero)
             return (values[0], moved, *values[2:]), zero
 
         run = jax.jit(lambda *values: jax.lax.scan(step, values, length=REPEATS)[1])
@@ -126,13 +143,14 @@ def torchvision(case: Case, number: str) -> dict[str, Callable]:
     return {"forward": forward, "backward": backward}
 
 
-def contestants(case: Case, number: str) -> dict[str, dict[str, Callable]]:
-    arrays, _ = arrays_of(case, NUMBERS[number][0])
+def contestants(layer: Layer, number: str) -> dict[str, dict[str, Callable]]:
+    arrays, _ = arrays_of(layer, NUMBERS[number][0])
     found = {
         # By name: where the kernel is missing, XLA must not be timed in its place.
-        "native": repeatedly(programs(case, number, "native"), arrays),
-        "xla": repeatedly(programs(case, number, "xla"), arrays),
-        "convolution": ordinary_convolution(case, number),
-        "torchvision": torchvision(case, number),
+        "native": repeatedly(programs(layer, number, "native"), arrays),
+        "xla": repeatedly(programs(layer, number, "xla"), arrays),
     }
+    if isinstance(layer, Case):
+        found["convolution"] = ordinary_convolution(layer, number)
+        found["torchvision"] = torchvision(layer, number)
     return {name: functions for name, functions in found.items() if functions}

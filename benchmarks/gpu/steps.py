@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from benchmarks.attention.cases import CASES as ATTENTION, AttentionCase
 from benchmarks.gpu.contestants import (
     MODES,
     NUMBERS,
     REPEATS,
+    Layer,
     arrays_of,
     contestants,
+    numbers_of,
     programs,
     repeatedly,
 )
@@ -33,19 +36,26 @@ from tests.deform_conv2d.cases import Case, workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-WORKLOADS = [
+WORKLOADS: list[Layer] = [
     workload("14x14x256 N32", 32, (14, 14), 256),
     workload("7x7x512 N32", 32, (7, 7), 512),
     workload("28x28x128 N32", 32, (28, 28), 128),
     workload("100x168x256 N2", 2, (100, 168), 256),
     workload("50x84x256 N2", 2, (50, 84), 256),
+    *(case for case in ATTENTION if case.name.startswith("A")),
 ]
-SMALL = [workload("5x6x8 N2", 2, (5, 6), 8)]
-# Two layers that the fused kernels take, and one that they do not.
-PROVEN = [
+SMALL: list[Layer] = [
+    workload("5x6x8 N2", 2, (5, 6), 8),
+    AttentionCase("attention", ((4, 5), (2, 3)), 2, 2, 8, batch=2),
+]
+# Two layers that the fused kernels take, and one that they do not; attention by vectors and not, in
+# whose last map a pixel is read more often than a warp sorts.
+PROVEN: list[Layer] = [
     workload("9x11x64 N3", 3, (9, 11), 64),
     workload("9x11x192 N3", 3, (9, 11), 192, feature_group_count=2, offset_groups=3),
     workload("9x11x36 N3", 3, (9, 11), 36, offset_groups=2),
+    AttentionCase("attention 8x32 N2", ((19, 17), (3, 4)), 4, 8, 32, batch=2),
+    AttentionCase("attention 2x37 N2", ((19, 17), (3, 4)), 23, 2, 37, scattered=True, batch=2),
 ]
 LAYERS = "JAX_DCN_GPU_LAYERS"  # parts of the names of the layers to run, separated by commas
 
@@ -98,16 +108,17 @@ def suite(smoke: bool) -> Iterator[dict]:
     yield {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:]}
 
 
-def layers(smoke: bool, large: list[Case] = WORKLOADS) -> list[Case]:
+def layers(smoke: bool, large: list[Layer] = WORKLOADS) -> list[Layer]:
     """The layers of a step; of `large`, only the layers that `--layers` names."""
     chosen = os.environ.get(LAYERS, "").split(",")
     return SMALL if smoke else [case for case in large if any(n in case.name for n in chosen)]
 
 
-def variants(smoke: bool) -> Iterator[tuple[str, str]]:
+def variants(case: Layer, smoke: bool) -> Iterator[tuple[str, str]]:
     """Numbers, and paths on CUDA: what is not chosen for this GPU is proven, too."""
-    for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
-        for path in cost.PATHS[-1:] if smoke else cost.PATHS:
+    one_path = smoke or not isinstance(case, Case)
+    for number in numbers_of(case)[-1:] if smoke else numbers_of(case):
+        for path in cost.PATHS[-1:] if one_path else cost.PATHS:
             with on_path(path):
                 yield number, path
 
@@ -116,7 +127,7 @@ def accuracy(smoke: bool) -> Iterator[dict]:
     """Largest errors of results and gradients, relative to the largest value, against XLA's."""
     found = {}
     for case in SMALL if smoke else PROVEN:
-        for number, path in variants(smoke):
+        for number, path in variants(case, smoke):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             errors = [
                 _error(jax.jit(f)(*arrays), jax.jit(exact)(*arrays))
@@ -141,7 +152,7 @@ def reproducibility(smoke: bool) -> Iterator[dict]:
     """How many different results so many runs give; one is right."""
     runs, found = (3 if smoke else 100), {}
     for case in layers(smoke):
-        for number, path in variants(smoke):
+        for number, path in variants(case, smoke):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             compute = jax.jit(programs(case, number, "native")["backward"])
             bits = {
@@ -174,7 +185,7 @@ def memory(smoke: bool) -> Iterator[dict]:
     """Bytes of temporary memory of the compiled programs, as XLA plans it."""
     found: dict[str, dict] = {}
     for case in layers(smoke):
-        for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
+        for number in numbers_of(case)[-1:] if smoke else numbers_of(case):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             found[f"{case}, {number}"] = {
                 mode: jax.jit(f).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
@@ -187,7 +198,7 @@ def speed(smoke: bool) -> Iterator[dict]:
     """Microseconds of one run: on the device, and by the host's clock, which waits for it."""
     rounds, found = (1 if smoke else 7), {}
     for case in layers(smoke):
-        for number in list(NUMBERS)[-1:] if smoke else NUMBERS:
+        for number in numbers_of(case)[-1:] if smoke else numbers_of(case):
             functions = contestants(case, number)
             found[f"{case}, {number}"] = {
                 mode: _times({n: f[mode] for n, f in functions.items()}, rounds) for mode in MODES
@@ -205,6 +216,8 @@ def rule(smoke: bool) -> Iterator[dict]:
     """
     gpu, found = cost.gpu_here(), []
     for case in PROVEN[:1] if smoke else layers(smoke):
+        if not isinstance(case, Case):
+            continue
         for number in ("bfloat16", "float16", "tf32"):
             for mode in MODES:
                 expected = expected_times(gpu, case, number, mode)

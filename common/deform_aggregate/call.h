@@ -20,15 +20,17 @@ class DeformAggregateCall : public OperatorCall {
   // The arrays of the operator, in the order of the attribute `wrt`; all operands are primals.
   enum : int64_t { kX, kPositions, kWeights, kY };
 
-  // Throws Refusal where the arguments do not fit together.
+  // Throws Refusal where the arguments do not fit together. `more_results` follow the results.
   DeformAggregateCall(Kind kind, const ffi::RemainingArgs& arguments,
-                      const ffi::RemainingRets& results, const ffi::Dictionary& attributes) {
+                      const ffi::RemainingRets& results, const ffi::Dictionary& attributes,
+                      size_t more_results = 0) {
     ExpectOperands(arguments, kY);
     ReadMaps(attributes);
     ReadProblem(ShapeOf(Argument(arguments, kX)), ShapeOf(Argument(arguments, kPositions)),
                 ShapeOf(Argument(arguments, kWeights)));
-    Read(kind, Arrays(), kY, arguments, results, attributes);
+    Read(kind, Arrays(), kY, arguments, results, attributes, more_results);
   }
+  DeformAggregateCall(const DeformAggregateCall&) = delete;  // the problem points into the call
 
   const DeformAggregateProblem& problem() const { return problem_; }
 

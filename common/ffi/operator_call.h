@@ -68,9 +68,10 @@ class OperatorCall {
   }
 
   // Finds the arrays of the call, which `arrays` describes; the first has the dtype of the call.
+  // `more_results` follow these arrays in the results.
   void Read(Kind kind, const std::vector<Array>& arrays, int64_t primals,
             const ffi::RemainingArgs& arguments, const ffi::RemainingRets& results,
-            const ffi::Dictionary& attributes) {
+            const ffi::Dictionary& attributes, size_t more_results = 0) {
     using Indices = std::vector<int64_t>;
     const int64_t y = arrays.size() - 1;
     dtype_ = Argument(arguments, 0).element_type();
@@ -88,7 +89,7 @@ class OperatorCall {
                : kind == kJvp   ? wrt
                                 : Indices{y},
                arguments);
-    ReadResults(arrays, kind == kBackward ? wrt : Indices{y}, results);
+    ReadResults(arrays, kind == kBackward ? wrt : Indices{y}, more_results, results);
   }
 
   void* Checked(const char* prefix, const Array& array, const ffi::AnyBuffer& buffer) const {
@@ -131,9 +132,9 @@ class OperatorCall {
   }
 
   void ReadResults(const std::vector<Array>& arrays, const std::vector<int64_t>& indices,
-                   const ffi::RemainingRets& results) {
-    if (results.size() != indices.size()) {
-      throw Refusal("expected " + std::to_string(indices.size()) + " results, got " +
+                   size_t more, const ffi::RemainingRets& results) {
+    if (results.size() != indices.size() + more) {
+      throw Refusal("expected " + std::to_string(indices.size() + more) + " results, got " +
                     std::to_string(results.size()));
     }
     for (size_t i = 0; i < indices.size(); ++i) {

@@ -107,6 +107,33 @@ __device__ __forceinline__ void AddDots(const CornerChannels<T, kSize>& corners,
   }
 }
 
+// Adds the four dot products up over `lanes` neighbouring lanes, a power of two, and writes the
+// sums to `sums`. All threads of the warp call, each with its place `lane` among the neighbours.
+template <typename A>
+__device__ __forceinline__ void StoreSumsOverLanes(const A (&dots)[kCorners], int lane, int lanes,
+                                                   A* sums) {
+  constexpr unsigned kAll = 0xffffffffu;
+  if (lanes < kCorners) {
+#pragma unroll
+    for (int i = 0; i < kCorners; ++i) {
+      const A sum = lanes == 1 ? dots[i] : dots[i] + __shfl_xor_sync(kAll, dots[i], 1);
+      if (lane == 0) sums[i] = sum;
+    }
+    return;
+  }
+  // Two exchanges leave each lane one of the sums, instead of four in every lane.
+  const bool bottom = lane & lanes / 2, right = lane & lanes / 4;
+  A left_sum = bottom ? dots[2] : dots[0], right_sum = bottom ? dots[3] : dots[1];
+  left_sum += __shfl_xor_sync(kAll, bottom ? dots[0] : dots[2], lanes / 2);
+  right_sum += __shfl_xor_sync(kAll, bottom ? dots[1] : dots[3], lanes / 2);
+  A sum = right ? right_sum : left_sum;
+  sum += __shfl_xor_sync(kAll, right ? left_sum : right_sum, lanes / 4);
+  for (int distance = lanes / 8; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(kAll, sum, distance);
+  }
+  if (lane % (lanes / 4) == 0) sums[2 * bottom + right] = sum;
+}
+
 template <typename T, int kSize>
 __device__ __forceinline__ Unpacked<T, kSize> Interpolate(const Sample<Sum<T>>& sample,
                                                           const CornerChannels<T, kSize>& corners) {

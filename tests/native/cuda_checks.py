@@ -7,6 +7,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cuda_aggregate_checks import (
+    AGGREGATE_CASES,
+    MAP_LIMITS,
+    check_aggregate,
+    check_map_limits,
+)
 from cuda_columns_checks import COLUMNS, WHOLE, check_columns, expect_near
 from cuda_far_checks import FAR, check_far
 from cuda_roi_checks import (
@@ -251,6 +257,7 @@ RULES: dict[str, Check] = {
     "launches": (check_launches, LAUNCHES, ("bfloat16",)),
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "limits": (check_limits, LIMITS, ("bfloat16", "float16")),
+    "map_limits": (check_map_limits, MAP_LIMITS, ("float32", "float64")),
     "roi_limits": (check_roi_limits, ROI_LIMITS, ("float32", "float64")),
     "far": (check_far, FAR, ("float16",)),
 }
@@ -258,5 +265,10 @@ CHECKS: dict[str, Check] = {
     "columns": (check_columns, COLUMNS, ("float64", "bfloat16", "float32", "float16")),
     "fused": (check_fused, FUSED, FUSED_DTYPES),
     "fused_samples": (check_fused_samples, FUSED_SAMPLES, FUSED_DTYPES),
+    "aggregate": (
+        check_aggregate,
+        AGGREGATE_CASES,
+        ("float32", "bfloat16", "float64", "float16"),
+    ),
     "roi_pool": (check_roi_pool, ROI_CASES, ("float32", "float64", "bfloat16", "float16")),
 }

@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import pytest
 
-from jax_dcn import deform_conv2d, deform_roi_align, deform_roi_pool
+from jax_dcn import deform_aggregate, deform_conv2d, deform_roi_align, deform_roi_pool
 from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.operator import libraries
 from tests.deform_conv2d.cases import ARGUMENTS, Case
@@ -244,4 +244,60 @@ def test_region_pooling_that_does_not_fit_on_cuda_is_xlas(image):
     gradient = jax.grad(lambda x, rois: jnp.sum(f(x, rois)))
     assert "@jax_dcn" not in lowered(gradient, *arrays)
     with pytest.raises(NotImplementedError, match="do not fit into shared memory: take fewer"):
+        lowered(functools.partial(f, implementation="native"), *arrays)
+
+
+def aggregation(shapes, points, queries: int, groups: int = 3, channels: int = 12):
+    """The operator, and its operands without data."""
+    sizes = (2, queries, groups, sum(points))
+    pixels = sum(map(math.prod, shapes))
+    arrays = [
+        jax.ShapeDtypeStruct(shape, "float32")
+        for shape in ((2, pixels, channels), (*sizes, 2), sizes)
+    ]
+    return functools.partial(deform_aggregate, shapes=shapes, points=points), arrays
+
+
+def aggregation_gradients(f, argnums=(0, 1, 2)):
+    return jax.grad(lambda *a: jnp.sum(f(*a)), argnums=argnums)
+
+
+def aggregation_calls(text: str) -> list[str]:
+    return re.findall(r"custom_call @jax_dcn_deform_aggregate_(\w+)", text)
+
+
+def test_aggregation_is_one_call_each_way():
+    f, arrays = aggregation(((5, 7), (4, 2)), (3, 2), 11)
+    tangent = lambda *a: jax.jvp(f, a, a)[1]
+    for function, called in (
+        (f, "forward"),
+        (tangent, "jvp"),
+        (aggregation_gradients(f), "backward"),
+    ):
+        text = lowered(function, *arrays)
+        assert aggregation_calls(text)[-1:] == [called]
+        assert text.count(f"deform_aggregate_{called}(") == 1
+        assert not re.search("transpose|gather|while", text)
+
+
+@pytest.mark.parametrize("argument", range(3))
+def test_aggregation_lists_samples_for_the_gradient_of_x_alone(argument):
+    f, arrays = aggregation(((5, 7), (4, 2)), (3, 2), 11)
+    text = lowered(aggregation_gradients(f, argument), *arrays)
+    lists = re.search(r", tensor<\d+xi32>\)$", text, re.MULTILINE)
+    assert aggregation_calls(text)[-1] == "backward" and bool(lists) == (argument == 0)
+
+
+def test_aggregation_of_an_encoder_holds_bounded_lists():
+    maps = (100, 167), (50, 84), (25, 42), (13, 21)
+    f, arrays = aggregation(maps, (4,) * 4, sum(map(math.prod, maps)), 8, 256)
+    text = lowered(aggregation_gradients(f), *arrays)
+    (words,) = re.findall(r", tensor<(\d+)xi32>\)$", text, re.MULTILINE)
+    assert 0.4 * CHUNK_BYTES < 4 * int(words) <= CHUNK_BYTES
+
+
+def test_aggregation_of_too_many_maps_on_cuda_is_xlas():
+    f, arrays = aggregation(((2, 3),) * 17, (1,) * 17, 5)
+    assert not aggregation_calls(lowered(f, *arrays))
+    with pytest.raises(NotImplementedError, match="at most 16 maps"):
         lowered(functools.partial(f, implementation="native"), *arrays)

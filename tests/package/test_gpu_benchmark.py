@@ -59,10 +59,11 @@ def test_every_step_reports_what_it_found(tmp_path, fake_device):
     assert report["suite"]["passed"], report["suite"]
     assert all(check["clean"] for check in report["sanitizer"].values()), report["sanitizer"]
     assert set(report["reproducibility"]["different results"].values()) == {1}
-    (speeds,) = report["speed"]["microseconds"].values()
-    for mode in ("forward", "backward"):
-        assert {"native", "xla", "convolution"} <= set(speeds[mode])
-        assert min(times["host"] for times in speeds[mode].values()) > 0
+    layer, attention = report["speed"]["microseconds"].values()
+    for speeds, names in ((layer, {"convolution"}), (attention, set())):
+        for mode in ("forward", "backward"):
+            assert {"native", "xla"} | names <= set(speeds[mode])
+            assert min(times["host"] for times in speeds[mode].values()) > 0
     assert report["rule"]["gpu"] == "H100" and len(report["rule"]["microseconds"]) == 6
 
 
@@ -114,9 +115,12 @@ raise SystemExit("the third is wrong")"""
 
 
 def test_layers_can_be_chosen(monkeypatch):
-    monkeypatch.setenv(steps.LAYERS, "28x28,7x7")
-    names = [case.name for case in steps.layers(smoke=False)]
-    assert names == ["7x7x512 N32", "28x28x128 N32"]
+    for chosen, names in (
+        ("28x28,7x7", ["7x7x512 N32", "28x28x128 N32"]),
+        ("A1,A4", ["A1", "A1 scattered", "A4", "A4 scattered"]),
+    ):
+        monkeypatch.setenv(steps.LAYERS, chosen)
+        assert [case.name for case in steps.layers(smoke=False)] == names
     monkeypatch.setenv(steps.LAYERS, "")
     assert steps.layers(smoke=False) == steps.WORKLOADS
 

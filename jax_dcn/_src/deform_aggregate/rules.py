@@ -8,7 +8,7 @@ Arrays are as in `jax_dcn.reference.deform_aggregate`, but with one or more batc
 
 import jax.numpy as jnp
 
-from jax_dcn._src.deform_aggregate import native, reference
+from jax_dcn._src.deform_aggregate import cuda, native, reference
 from jax_dcn._src.deform_aggregate.signature import ITEM_RANKS, SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
@@ -121,6 +121,7 @@ deform_aggregate_p = define_primitive(
     reference=reference.deform_aggregate,
     native=(
         Native("cpu", "jax_dcn_deform_aggregate_forward", native.deform_aggregate, native.why_not),
+        Native("cuda", "jax_dcn_deform_aggregate_forward", native.deform_aggregate, cuda.why_not),
     ),
     jvp=_deform_aggregate_jvp,
     transpose=None,
@@ -136,6 +137,7 @@ deform_aggregate_jvp_p = define_primitive(
     reference=reference.deform_aggregate_jvp,
     native=(
         Native("cpu", "jax_dcn_deform_aggregate_jvp", native.deform_aggregate_jvp, native.why_not),
+        Native("cuda", "jax_dcn_deform_aggregate_jvp", native.deform_aggregate_jvp, cuda.why_not),
     ),
     jvp=_deform_aggregate_jvp_jvp,
     transpose=_deform_aggregate_jvp_transpose,
@@ -155,6 +157,12 @@ deform_aggregate_backward_p = define_primitive(
             "jax_dcn_deform_aggregate_backward",
             native.deform_aggregate_backward,
             native.why_not,
+        ),
+        Native(
+            "cuda",
+            "jax_dcn_deform_aggregate_backward",
+            cuda.deform_aggregate_backward,
+            cuda.why_not,
         ),
     ),
     jvp=_deform_aggregate_backward_jvp,

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Deformable aggregation by the CUDA kernels.
+
+The forward call and the tangent are those of `native`. The gradient of x is gathered from lists of
+the samples that read each pixel, which are made for some groups of images after the other.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_dcn._src.deform_aggregate import native
+from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
+from jax_dcn._src.deform_aggregate.signature import types
+from jax_dcn._src.operator.sizes import is_free
+from jax_dcn._src.sampling.bins import CHUNK_BYTES, CORNERS, bin_words
+
+_MOST_MAPS = 16  # as in cuda/deform_aggregate/sizes.h
+_MOST = 2**31 - 1
+
+
+def deform_aggregate_backward(
+    *operands: jax.Array, wrt: tuple[str, ...], geometry: AggregateGeometry
+) -> Sequence[jax.Array]:
+    """The cotangents of the operands in `wrt`."""
+    by_name = types(*map(jax.typeof, operands[:3]), geometry=geometry)
+    results = [by_name[name] for name in wrt]
+    segments, scratch = _chunk(operands[1], geometry) if "x" in wrt else (0, [])
+    call = jax.ffi.ffi_call("jax_dcn_deform_aggregate_backward", [*results, *scratch])
+    attributes = native.attributes(geometry, wrt) | dict(segments=np.int64(segments))
+    return call(*operands, **attributes)[: len(wrt)]
+
+
+def _chunk(
+    positions: jax.Array, geometry: AggregateGeometry
+) -> tuple[int, list[jax.ShapeDtypeStruct]]:
+    """How many groups of images have their lists at once, and the memory of the lists."""
+    batch, queries, groups, samples = positions.shape[:-1]
+
+    def words(segments: int) -> int:
+        pixels = segments * geometry.pixels
+        return bin_words(segments * queries * samples, pixels, positions.dtype)
+
+    most = max(1, CHUNK_BYTES // (4 * words(1)))
+    chunks = max(1, -(-batch * groups // most))
+    segments = max(1, -(-batch * groups // chunks))
+    return segments, [jax.ShapeDtypeStruct((words(segments),), np.int32)]
+
+
+def why_not(
+    x: jax.Array, positions: jax.Array, *_: jax.Array, geometry: AggregateGeometry, **__: Any
+) -> str | None:
+    """Why the kernels cannot run; `None` where they can. The twin of `WhyNotOnCuda` in C++."""
+    reason = native.why_not(geometry=geometry)
+    if reason is not None:
+        return reason
+    if len(geometry.shapes) > _MOST_MAPS:
+        return f"on cuda there must be at most {_MOST_MAPS} maps"
+    batch, queries, groups, samples = positions.shape[:-1]
+    if is_free(queries):
+        return "on cuda it needs a known number of queries"
+    counts = batch * queries * groups, CORNERS * queries * samples, 8 * x.shape[-1]
+    if max(counts) > _MOST:
+        return (
+            "on cuda the queries of all groups, the corners of the samples of a group and an image, "
+            "and the bytes of a pixel must be counted in 32 bits"
+        )
+    return None
