@@ -33,7 +33,7 @@ struct BinPlace {
   const T* grad_columns;
   const GradX<T>& grad_x;
   int32_t segment, image_in_chunk, first_channel;
-  int64_t pixel;  // in the batch
+  int64_t first_in_x;  // index of the pixel's first channel of the group
   bool exists;
 
   __device__ __forceinline__ const T* Rows(int32_t channel) const {
@@ -45,7 +45,7 @@ struct BinPlace {
   }
   template <int kSize>
   __device__ __forceinline__ void Put(int32_t channel, const Unpacked<T, kSize>& sum) const {
-    grad_x.Put(pixel * chunk.sizes.channels + first_channel + channel, sum);
+    grad_x.Put(first_in_x + channel, sum);
   }
 };
 
@@ -64,14 +64,17 @@ struct ColumnGradients {
     const int32_t segment = chunk.sizes.by_image_pixels.Quotient(bin);
     const int32_t image_in_chunk = chunk.sizes.by_offset_groups.Quotient(segment);
     const int32_t image = start[0] + image_in_chunk;
+    const int32_t group = chunk.sizes.by_offset_groups.Remainder(segment, image_in_chunk);
+    const int64_t pixel = int64_t{image} * chunk.sizes.image_pixels() +
+                          chunk.sizes.by_image_pixels.Remainder(bin, segment);
+    const int32_t first_channel = group * group_channels;
     return {chunk,
             grad_columns,
             grad_x,
             segment,
             image_in_chunk,
-            chunk.sizes.by_offset_groups.Remainder(segment, image_in_chunk) * group_channels,
-            int64_t{image} * chunk.sizes.image_pixels() +
-                chunk.sizes.by_image_pixels.Remainder(bin, segment),
+            first_channel,
+            pixel * chunk.sizes.channels + first_channel,
             image < chunk.sizes.batch};
   }
 };
