@@ -21,7 +21,7 @@ AGGREGATE_CASES = [
     AggregateCase("vectors", 2, ((5, 7), (2, 3)), (4, 3), 11, 3, 16),
     AggregateCase("many_rows", 1, ((6, 5), (3, 4)), (2, 5), 67, 8, 32),
     AggregateCase("many_vectors", 1, ((4, 3),), (3,), 6, 2, 280),
-    AggregateCase("many_samples", 1, ((7, 6), (3, 2)), (23, 18), 5, 2, 8),
+    AggregateCase("many_samples", 1, ((7, 6), (3, 2)), (23, 18), 5, 2, 24),
     AggregateCase("one_target", 2, ((4, 5), (9, 7)), (3, 2), 131, 2, 8),
 ]
 WIDE_TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
