@@ -18,7 +18,7 @@ def test_kernels_compile_for_every_architecture_without_spills():
 
 
 def test_recorded_resources_are_those_of_the_kernels_there_are():
-    sources = "".join(path.read_text() for path in (compile_cuda.ROOT / "cuda").rglob("*.cu"))
+    sources = "".join(path.read_text() for path in (compile_cuda.ROOT / "cuda").rglob("*.cu*"))
     kernels = set(re.findall(r"__global__[^;{]*?\b(\w+Kernel)\(", sources))
     assert kernels == {kernel.split("<")[0] for kernel in compile_cuda.recorded()}
 
