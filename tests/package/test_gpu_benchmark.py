@@ -87,7 +87,10 @@ def test_programs_are_lowered_to_the_path_that_is_measured(monkeypatch):
 
 
 def test_both_paths_are_proven_whatever_the_model_chooses():
-    proven = [(number, path, os.environ[cost.VARIABLE]) for number, path in steps.variants(steps.WORKLOADS[0], False)]
+    proven = [
+        (number, path, os.environ[cost.VARIABLE])
+        for number, path in steps.variants(steps.WORKLOADS[0], False)
+    ]
     assert {(number, path) for number, path, _ in proven} == {
         (number, path) for number in steps.NUMBERS for path in cost.PATHS
     }
