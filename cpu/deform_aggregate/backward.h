@@ -260,7 +260,7 @@ class ImageCotangent {
     }
     QuerySamples<A> samples;
     A* weights[kCorners];
-    A* sums;     // [S, channels]
+    A* sums;  // [S, channels]
   };
 
   // Parts of the queries, so that several threads find work. The division does not depend on the
