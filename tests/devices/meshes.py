@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Meshes of devices, and the problem that tests spread over them."""
+"""Meshes of devices, and `deform_conv2d` on arrays that are placed on them."""
 
 import functools
 
@@ -10,10 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jax_dcn import deform_conv2d
 from tests.deform_conv2d.cases import ARGUMENTS, Case
-
-PLAIN = Case("plain", 4, (6, 5), 8, 12, kernel=(3, 2))
-IMAGES = dict(x=P("data"), offset=P("data"), mask=P("data"))
-FEATURES = dict(kernel=P(None, None, None, "model"), bias=P("model"))
 
 
 def mesh(kind: AxisType = AxisType.Auto, **sizes: int) -> jax.sharding.Mesh:

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.deform_conv2d.cases import ARGUMENTS, Case
+from tests.deform_conv2d.row import FEATURES, IMAGES, SPREAD
 from tests.devices.collectives import Collective, collectives
-from tests.devices.meshes import FEATURES, IMAGES, PLAIN, gradients, operator, place, spec_of
+from tests.devices.meshes import gradients, operator, place, spec_of
 
 OFFSET_GROUPS = Case("offset_groups", 4, (6, 5), 12, 10, offset_groups=2)
 
@@ -27,22 +28,22 @@ def run(f, placed, alone) -> tuple[list[Collective], list[P]]:
 
 
 def test_batch_and_output_channels_split_at_once():
-    placed = place(PLAIN, **IMAGES, **FEATURES)
-    sent, (spec,) = run(operator(PLAIN), placed, PLAIN.arrays())
+    placed = place(SPREAD, **IMAGES, **FEATURES)
+    sent, (spec,) = run(operator(SPREAD), placed, SPREAD.arrays())
     assert sent == [] and spec == P("data", None, None, "model")
-    sent, _ = run(gradients(PLAIN), placed, PLAIN.arrays())
+    sent, _ = run(gradients(SPREAD), placed, SPREAD.arrays())
     assert {c.kind for c in sent} == {"all-reduce"}
     assert {c.shapes[0] for c in sent} == {(1, 6, 5, 8), (3, 2, 8, 6)}
 
 
 def test_split_input_channels_are_summed_like_a_matrix_product():
-    placed = place(PLAIN, x=P(None, None, None, "model"), kernel=P(None, None, "model"))
-    (sums,), _ = run(operator(PLAIN), placed, PLAIN.arrays())
-    assert sums.kind == "all-reduce" and sums.shapes == ((4, *PLAIN.output, 12),)
-    sent, specs = run(gradients(PLAIN), placed, PLAIN.arrays())
+    placed = place(SPREAD, x=P(None, None, None, "model"), kernel=P(None, None, "model"))
+    (sums,), _ = run(operator(SPREAD), placed, SPREAD.arrays())
+    assert sums.kind == "all-reduce" and sums.shapes == ((4, *SPREAD.output, 12),)
+    sent, specs = run(gradients(SPREAD), placed, SPREAD.arrays())
     # All channels are displaced alike: the gradients of offset and mask are sums over them.
     (sums,) = sent
-    assert sums.shapes == ((4, *PLAIN.output, 1, 6, 2), (4, *PLAIN.output, 1, 6))
+    assert sums.shapes == ((4, *SPREAD.output, 1, 6, 2), (4, *SPREAD.output, 1, 6))
     assert specs[:2] == [P(None, None, None, "model"), P(None, None, "model")]
 
 

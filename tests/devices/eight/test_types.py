@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from tests.deform_conv2d.cases import ARGUMENTS, Case
+from tests.deform_conv2d.row import FEATURES, IMAGES, SPREAD
 from tests.devices.collectives import collectives
-from tests.devices.meshes import FEATURES, IMAGES, PLAIN, mesh, operator, spec_of
+from tests.devices.meshes import mesh, operator, spec_of
 
 CHANNELS = dict(x=P(None, None, None, "model"), kernel=P(None, None, "model"))
 EXPLICIT = mesh(AxisType.Explicit, data=4, model=2)
@@ -24,13 +25,13 @@ def place(case: Case, **specs: P) -> list[jax.Array]:
 
 def stacked(copies: int) -> list[np.ndarray]:
     """Images several times over, with one kernel and bias."""
-    x, kernel, offset, mask, bias = PLAIN.arrays()
+    x, kernel, offset, mask, bias = SPREAD.arrays()
     x, offset, mask = (np.stack([array] * copies) for array in (x, offset, mask))
     return [x, kernel, offset, mask, bias]
 
 
 def loss(*arrays, implementation=None):
-    y = operator(PLAIN, implementation)(*arrays)
+    y = operator(SPREAD, implementation)(*arrays)
     return (y * y).sum()
 
 
@@ -52,12 +53,12 @@ def loss(*arrays, implementation=None):
     ids=["batch", "features", "both", "channels", "conflict", "rows"],
 )
 def test_explicit_shardings_follow_from_those_of_the_operands(specs, result, forward, backward):
-    expected = operator(PLAIN)(*PLAIN.arrays())
-    grads = jax.grad(loss, range(5))(*PLAIN.arrays())
+    expected = operator(SPREAD)(*SPREAD.arrays())
+    grads = jax.grad(loss, range(5))(*SPREAD.arrays())
     with jax.set_mesh(EXPLICIT):
-        placed = place(PLAIN, **specs)
-        program = jax.jit(operator(PLAIN)).lower(*placed).compile()
-        y = jax.jit(operator(PLAIN))(*placed)
+        placed = place(SPREAD, **specs)
+        program = jax.jit(operator(SPREAD)).lower(*placed).compile()
+        y = jax.jit(operator(SPREAD))(*placed)
         gradient = jax.jit(jax.grad(loss, range(5)))
         sent = collectives(gradient.lower(*placed).compile())
         found = gradient(*placed)
@@ -72,7 +73,7 @@ def test_explicit_shardings_follow_from_those_of_the_operands(specs, result, for
 
 
 def test_shard_map_sums_the_gradients_of_what_is_not_split(implementation):
-    arrays = [jnp.asarray(a) for a in PLAIN.arrays()]
+    arrays = [jnp.asarray(a) for a in SPREAD.arrays()]
     specs = tuple(IMAGES.get(name, P()) for name in ARGUMENTS)
 
     def local_gradients(*arrays):
@@ -89,14 +90,14 @@ def test_shard_map_sums_the_gradients_of_what_is_not_split(implementation):
 
 def test_axes_that_shard_map_leaves_to_jit_are_right():
     f = jax.shard_map(
-        operator(PLAIN),
+        operator(SPREAD),
         mesh=mesh(data=4, model=2),
         in_specs=tuple(IMAGES.get(name, P()) for name in ARGUMENTS),
         out_specs=P("data"),
         axis_names={"data"},
     )
-    expected = operator(PLAIN)(*PLAIN.arrays())
-    np.testing.assert_allclose(jax.jit(f)(*PLAIN.arrays()), expected, rtol=1e-4, atol=1e-4)
+    expected = operator(SPREAD)(*SPREAD.arrays())
+    np.testing.assert_allclose(jax.jit(f)(*SPREAD.arrays()), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
@@ -108,7 +109,7 @@ def test_vmap_keeps_the_sharding(spec, kind):
     placed = [
         jax.device_put(a, NamedSharding(devices, s)) for a, s in zip(arrays, specs, strict=True)
     ]
-    mapped = jax.vmap(operator(PLAIN), (0, None, 0, 0, None))
+    mapped = jax.vmap(operator(SPREAD), (0, None, 0, 0, None))
     with jax.set_mesh(devices):
         program = jax.jit(mapped).lower(*placed).compile()
         y = jax.jit(mapped)(*placed)
@@ -136,9 +137,9 @@ def test_gradients_of_checkpointed_scans_keep_the_sharding(kind):
         gradient = jax.jit(jax.grad(total, (0, 1)))
         (sums,) = collectives(gradient.lower(*placed).compile())
         grad_x, grad_kernel = gradient(*placed)
-    assert sums.kind == "all-reduce" and sums.shapes == (PLAIN.arrays()[1].shape,)
+    assert sums.kind == "all-reduce" and sums.shapes == (SPREAD.arrays()[1].shape,)
     assert grad_x.sharding.is_equivalent_to(placed[0].sharding, grad_x.ndim)
-    expected = jax.grad(loss, 1)(*PLAIN.arrays())
+    expected = jax.grad(loss, 1)(*SPREAD.arrays())
     np.testing.assert_allclose(grad_kernel, 3 * expected, rtol=1e-3, atol=1e-3)
 
 
@@ -161,7 +162,7 @@ def test_accumulated_gradients_are_one_all_reduce_a_batch(kind):
         result = jax.jit(accumulated)(*placed)
     (sums,) = collectives(program)
     assert sums.kind == "all-reduce" and sums.shapes == ((3, 2, 8, 12), (12,))
-    for a, b in zip(result, jax.grad(loss, (1, 4))(*PLAIN.arrays()), strict=True):
+    for a, b in zip(result, jax.grad(loss, (1, 4))(*SPREAD.arrays()), strict=True):
         np.testing.assert_allclose(a, 3 * b, rtol=1e-3, atol=1e-3)
 
 
