@@ -2,6 +2,7 @@
 """Average precisions equal pycocotools' on detections made by hand, and values worked out by hand."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from examples.detection.data.measure import average_precision, measure
+from examples.detection.results import table
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 SIZE = (100, 120)
 
@@ -148,3 +152,9 @@ def test_precision_of_some_annotations_ignores_the_others():
     wrong = [result(0, [0, 60, 10, 10], 0.95), *found]
     assert precision(wrong, 0, 30) == pytest.approx(0.5)
     assert precision(found, 0, 90) == measure(content, found).summary["AP"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/detection/README.md"])
+def test_pages_show_the_table_of_the_recorded_runs(page):
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "detection.json").read_text())
+    assert table(recorded["runs"]) in (ROOT / page).read_text()
