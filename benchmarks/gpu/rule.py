@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the rule should be that chooses between the paths on CUDA, from times that were measured."""
+"""Measured times correct the rule that chooses a path on CUDA: the factors of the cost model."""
 
 import contextlib
 import os

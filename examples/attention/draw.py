@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from examples.attention.data import SIZE, Images
 from examples.attention.model import LAYERS, START, STRIDES, Finder, Look
 
-_QUERY = 0  # Of the queries, which differ in where they begin.
-_COLOURS = ("tab:cyan", "tab:orange", "tab:red")  # Of the maps, from the largest on.
+_QUERY = 0  # The query that is drawn. Queries differ in where they begin.
+_COLOURS = ("tab:cyan", "tab:orange", "tab:red")  # The maps, from the largest on.
 
 
 def draw_looks(model: Finder, images: Images, path: pathlib.Path) -> None:
