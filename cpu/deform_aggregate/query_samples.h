@@ -111,13 +111,13 @@ class QuerySamples {
 
   int64_t count() const { return count_; }
 
-  // Where samples lie between their corners: sample `i`, or a vector of samples from `i` on.
+  // Places of samples between their corners: sample `i`, or a vector of samples from `i` on.
   template <typename V = A>
   JAX_DCN_INLINE BilinearSample<V> At(int64_t i) const {
     return {{}, Read<V>(y + i), Read<V>(x + i)};
   }
 
-  // By what the derivative by a position in pixels is multiplied, for samples from `i` on.
+  // Factors of the derivatives by positions in pixels, for samples from `i` on.
   template <typename V = A>
   JAX_DCN_INLINE V RowsPerUnit(int64_t i) const {
     return problem_.unit_square ? Read<V>(maps_.height + i) : V{} + 1;

@@ -11,9 +11,9 @@ from flax import nnx
 from jax_dcn.nnx import MSDeformAttn
 
 FEATURES = 32
-STRIDES = (2, 4, 8)  # Of the maps of the pyramid.
+STRIDES = (2, 4, 8)  # Pixels of the image between neighbours in each map of the pyramid.
 LAYERS = 3
-# Where the queries look first: boxes (x, y, width, height), in parts of the image.
+# Boxes (x, y, width, height) that the queries look at first, in parts of the image.
 START = np.array([[x, y, 0.5, 0.5] for y in (0.25, 0.75) for x in (0.25, 0.75)], np.float32)
 
 

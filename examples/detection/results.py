@@ -104,7 +104,7 @@ def _run(
         "detector": name,
         "seed": seed,
         **_precisions(settings),
-        # Of the last start, if the run was interrupted.
+        # Time since the last start, if the run was interrupted.
         "seconds": round(seconds),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
         "versions": {"jax": jax.__version__, "jax_dcn": jax_dcn.__version__},

@@ -82,13 +82,8 @@ class DeformAggregate(plugin_system.PrimitiveLeafPlugin):
             image = _reshape(ctx, image, [-1, channels // positions.aval.shape[-3], height, width])
             grid = _slice(ctx, places, sample, points, axis=3)
             grid = _grid(ctx, grid, (height, width), geometry.unit_square)
-            values = _grid_sample(ctx, image, _reshape(ctx, grid, [-1, *queries, points, 2]))
-            if factors is not None:
-                factor = _slice(ctx, factors, sample, points, axis=3)
-                factor = _reshape(ctx, factor, [-1, 1, *queries, points])
-                values = _node(ctx, "Mul", values, factor, dtype=values.dtype)
-            last = _integers(ctx, 3)
-            sums.append(_node(ctx, "ReduceSum", values, last, dtype=values.dtype, keepdims=0))
+            factor = None if factors is None else _slice(ctx, factors, sample, points, axis=3)
+            sums.append(_sum_of_samples(ctx, image, grid, factor, [*queries, points]))
             pixel, sample = pixel + height * width, sample + points
         y = functools.reduce(lambda a, b: _node(ctx, "Add", a, b, dtype=a.dtype), sums)
         y = _transpose(ctx, _reshape(ctx, y, [-1, channels, *queries]), (0, 2, 1))
@@ -250,6 +245,15 @@ def _reshape(ctx: Any, value: Any, sizes: Sequence[Any]) -> Any:
 
 def _integers(ctx: Any, *values: int) -> Any:
     return ctx.bind_const_for_var(object(), np.array(values, np.int64))
+
+
+def _sum_of_samples(ctx: Any, image: Any, grid: Any, factor: Any, samples: Shape) -> Any:
+    """Weighted sums `[N * groups, channels, Q]` of `samples = [Q, points]` of one map."""
+    values = _grid_sample(ctx, image, _reshape(ctx, grid, [-1, *samples, 2]))
+    if factor is not None:
+        factor = _reshape(ctx, factor, [-1, 1, *samples])
+        values = _node(ctx, "Mul", values, factor, dtype=values.dtype)
+    return _node(ctx, "ReduceSum", values, _integers(ctx, 3), dtype=values.dtype, keepdims=0)
 
 
 def _grid_sample(ctx: Any, image: Any, grid: Any) -> Any:

@@ -23,7 +23,7 @@ from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 from examples.imagenet.state import merge, split
 
-_MASK_WEIGHT = 0.45  # Of the colour of a mask over the image.
+_MASK_WEIGHT = 0.45  # Share of a mask's colour where the mask lies over the image.
 
 
 class Loaded(NamedTuple):

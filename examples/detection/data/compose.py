@@ -42,9 +42,9 @@ PHOTOGRAPHS = {
     ),
 }
 _HELD_OUT = 5  # Every fifth digit is for tests.
-_TRIES = 50  # To place a digit.
-_MOST_COVERED = 0.1  # Of a digit, by those placed later.
-_CONTRAST = 90  # Of 255, between a digit and what is behind it.
+_TRIES = 50  # Attempts to place a digit.
+_MOST_COVERED = 0.1  # Largest part of a digit that later digits may cover.
+_CONTRAST = 90  # Difference between a digit and its background, of 255.
 
 
 class Warp(NamedTuple):
