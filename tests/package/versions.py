@@ -44,20 +44,20 @@ def main() -> int:
     )
     parser.add_argument("versions", nargs="*", default=["oldest", "0.10.2"], metavar="VERSION")
     parser.add_argument("--debian", type=pathlib.Path, help="folder of a Debian to run in")
-    work = ROOT / "build" / "versions"
-    parser.add_argument("--work", type=pathlib.Path.absolute, default=work)
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build" / "versions")
     own, pytest_options = split(sys.argv[1:])
     arguments = parser.parse_args(own)
     if unknown := set(arguments.versions) - set(VERSIONS):
         parser.error(f"VERSION must be of {', '.join(VERSIONS)}, got {', '.join(unknown)}")
     if arguments.debian:
         return run_in_debian(arguments.debian.resolve(), arguments.versions, pytest_options)
-    wheel = build_wheel(arguments.work)
-    sources = unpack(wheel, arguments.work / "sources")
+    work = arguments.work.absolute()
+    wheel = build_wheel(work)
+    sources = unpack(wheel, work / "sources")
     lines, failures = [], 0
     for version in arguments.versions:
-        environment = prepare(version, wheel, arguments.work)
-        log = arguments.work / f"{version}.log"
+        environment = prepare(version, wheel, work)
+        log = work / f"{version}.log"
         outcomes = suite(environment, sources, log, pytest_options)
         failures += sum(outcomes[bad] for bad in ("failed", "error", "crashed"))
         counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
