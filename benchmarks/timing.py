@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Times functions side by side, and says on what."""
+"""Times functions side by side, says on what, and joins results that were measured one after another."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax_dcn
 from jax_dcn._src.operator import libraries
@@ -28,6 +28,24 @@ def medians(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[
             function()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def merged(old: dict, new: dict, task: Sequence[str]) -> dict:
+    """The new results, and of old ones of the same machine what was not measured anew.
+
+    `task` names the columns that say what a row of `times` is about. The other tables have a value for
+    each number of threads.
+    """
+    if old["machine"] != new["machine"]:
+        return new
+
+    def key(row: Mapping[str, object]) -> tuple[object, ...]:
+        return tuple(row[column] for column in task)
+
+    measured = set(map(key, new["times"]))
+    kept = [row for row in old["times"] if key(row) not in measured]
+    tables = {name: old[name] | new[name] for name in ("memory", "peak_gflops") if name in new}
+    return {**new, **tables, "times": kept + new["times"]}
 
 
 def machine() -> dict[str, str]:

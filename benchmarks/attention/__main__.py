@@ -15,7 +15,7 @@ from benchmarks.attention.cases import CASES, case
 from benchmarks.attention.engines import ENGINES, GATHER, OURS, XLA
 from benchmarks.attention.results import Results
 from benchmarks.cpu.measure import MODES
-from benchmarks.timing import machine
+from benchmarks.timing import machine, merged
 
 # The programs whose memory is measured.
 MEMORY = ("A1", "training", "float32")
@@ -30,24 +30,11 @@ def run(names, engines, threads, rounds: int, modes=MODES) -> dict:
             print(f"threads: {count}, {name}", file=sys.stderr, flush=True)
             rows = measure.measure(workers, case(name), rounds, modes)
             results["times"] += [{"threads": count, **row} for row in rows]
-        results["memory"][str(count)] = (
-            memory(workers) if MEMORY[0] in names and MEMORY[1] in modes else {}
-        )
+        if MEMORY[0] in names and MEMORY[1] in modes:
+            results["memory"][str(count)] = memory(workers)
         for worker in workers.values():
             worker.close()
     return results
-
-
-def merged(old: dict, new: dict) -> dict:
-    """The new results, and of the old ones the rows of tasks that were not measured anew."""
-    measured = set(map(_task, new["times"]))
-    kept = [row for row in old["times"] if _task(row) not in measured]
-    memory = old["memory"] | {count: found for count, found in new["memory"].items() if found}
-    return {**new, "times": kept + new["times"], "memory": memory}
-
-
-def _task(row: dict) -> tuple:
-    return row["threads"], row["case"], row["mode"]
 
 
 def memory(workers) -> dict[str, float]:
@@ -66,14 +53,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rounds", type=int, default=3, help="times that each task is visited")
     parser.add_argument(
-        "--json", type=pathlib.Path, help="file of results: new rows replace old ones"
+        "--json", type=pathlib.Path, help="file of results, which keeps older ones of this machine"
     )
     options = parser.parse_args(arguments)
     results = run(
         options.cases, options.engines, sorted(set(options.threads)), options.rounds, options.modes
     )
     if options.json and options.json.exists():
-        results = merged(json.loads(options.json.read_text()), results)
+        old = json.loads(options.json.read_text())
+        results = merged(old, results, ("threads", "case", "mode"))
     # Not the cases: the file may be filled by several calls.
     results["command"] = shlex.join(
         ["python", "-m", "benchmarks.attention", "--json", str(options.json)]

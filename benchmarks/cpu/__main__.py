@@ -14,7 +14,7 @@ from benchmarks.cpu import measure, report
 from benchmarks.cpu.engines import ENGINES, OURS
 from benchmarks.cpu.results import Results
 from benchmarks.cpu.worker import Worker
-from benchmarks.timing import machine
+from benchmarks.timing import machine, merged
 from tests.deform_conv2d.cases import WORKLOADS
 
 # What the memory is measured of: the largest workload.
@@ -59,13 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5, help="times that each task is visited")
-    parser.add_argument("--json", type=pathlib.Path, help="file that the results are written to")
+    parser.add_argument(
+        "--json", type=pathlib.Path, help="file of results, which keeps older ones of this machine"
+    )
     options = parser.parse_args(arguments)
     threads = sorted(set(options.threads))
     results = run(WORKLOADS, options.engines, threads, options.rounds, options.groups)
-    results["command"] = shlex.join(
-        ["python", "-m", "benchmarks.cpu", *(arguments or sys.argv[1:])]
-    )
+    if options.json and options.json.exists():
+        results = merged(json.loads(options.json.read_text()), results, ("threads", "group"))
+    # Not the groups: the file may be filled by several calls.
+    results["command"] = shlex.join(["python", "-m", "benchmarks.cpu", "--json", str(options.json)])
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(report.text(Results(results)))

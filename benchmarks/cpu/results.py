@@ -40,7 +40,7 @@ class Results:
     @property
     def workloads(self) -> list[str]:
         """Names of the groups that compare engines on a workload."""
-        return list(dict.fromkeys(r["group"] for r in self.report["times"] if "flops" in r))
+        return sorted({row["group"] for row in self.report["times"] if "flops" in row})
 
     def milliseconds(
         self, group: str, mode: str, threads: int, engine=OURS, **which

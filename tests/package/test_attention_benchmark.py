@@ -9,6 +9,7 @@ from benchmarks.attention import __main__ as command, plot, report, results
 from benchmarks.attention.cases import AttentionCase
 from benchmarks.attention.engines import GATHER, OURS
 from benchmarks.cpu.measure import MODES
+from benchmarks.timing import merged
 
 TINY = AttentionCase("A tiny", ((5, 7), (3, 4)), points=2, heads=3, channels=8, queries=11)
 
@@ -32,13 +33,18 @@ def test_every_engine_is_timed_in_every_mode(measured):
 
 def test_new_rows_replace_the_old_rows_of_the_same_task_only(measured):
     training = [row | {"milliseconds": 7} for row in measured["times"] if row["mode"] == "training"]
-    both = results.Results(command.merged(measured, {**measured, "times": training}))
+    both = results.Results(merged(measured, {**measured, "times": training}, ("case", "mode")))
     assert both.milliseconds(TINY.name, "training", 1) == 7
     old = results.Results(measured)
     for engine in (OURS, GATHER):
         task = TINY.name, "forward", 1, engine
         assert both.milliseconds(*task) == old.milliseconds(*task)
     assert len(both.report["times"]) == len(measured["times"])
+
+
+def test_rows_of_another_machine_are_not_kept(measured):
+    new = {**measured, "machine": measured["machine"] | {"cores": "0"}, "times": []}
+    assert merged(measured, new, ("case", "mode")) == new
 
 
 def test_report_divides_what_was_measured(measured, tmp_path):
