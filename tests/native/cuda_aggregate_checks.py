@@ -48,11 +48,11 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
     @jax.jit
     def actual(arrays, dots, grad_y):
         of = dict(zip(ARGUMENTS, dots, strict=True))
-        results = [native.deform_aggregate(*arrays, **options)]
+        results = list(native.deform_aggregate(*arrays, **options))
         for names in (wrt, some):
             tangents = [of[name] for name in names]
             along = dict(wrt=names, **options)
-            results.append(native.deform_aggregate_jvp(*arrays, *tangents, **along))
+            results += native.deform_aggregate_jvp(*arrays, *tangents, **along)
             results += cuda.deform_aggregate_backward(*arrays, grad_y, **along)
         return results
 

@@ -102,7 +102,7 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
     kernel_type = jax.ShapeDtypeStruct(kernel.shape, dtype)
     parts = 1 + case.features % 3  # some without a pixel
     scratch = jax.ShapeDtypeStruct((parts, *kernel.shape), "float32")
-    y = fused.deform_conv2d(*map(jnp.asarray, arrays), geometry=case.geometry, precision=None)
+    (y,) = native.deform_conv2d(*map(jnp.asarray, arrays), geometry=case.geometry, precision=None)
     call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", (kernel_type, scratch))
     grad_kernel, _ = call(x, kernel, offset, mask, grad_y, **native.attributes(case.geometry))
     expected = _expected(case)
@@ -180,7 +180,7 @@ def check_refused(case: Case, dtype: str, seed: int) -> None:
     options = dict(geometry=case.geometry, precision=None)
     assert fused.why_not(*arrays, **options) is not None
     try:
-        jax.block_until_ready(fused.deform_conv2d(*arrays, **options))
+        jax.block_until_ready(native.deform_conv2d(*arrays, **options))
     except jax.errors.JaxRuntimeError as error:
         assert "INVALID_ARGUMENT: jax_dcn: the " in str(error), error
     else:
@@ -203,7 +203,7 @@ def check_limits(case: Case, dtype: str, seed: int) -> None:
     options = dict(geometry=case.geometry, precision=None)
     refused = None
     try:
-        jax.block_until_ready(fused.deform_conv2d(*arrays, **options))
+        jax.block_until_ready(native.deform_conv2d(*arrays, **options))
     except jax.errors.JaxRuntimeError as error:
         refused = str(error)
     why_not = fused.why_not(*arrays, **options)

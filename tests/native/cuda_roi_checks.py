@@ -58,8 +58,8 @@ def _native(geometry, arrays, dots, grad_y) -> list:
     options = dict(wrt=("x", "offset", "mask"), geometry=geometry)
     arrays, linear = [jnp.asarray(a) for a in arrays], [jnp.asarray(dots[i]) for i in (0, 2, 3)]
     return [
-        native.deform_roi_pool(*arrays, geometry=geometry),
-        native.deform_roi_pool_jvp(*arrays, *linear, **options),
+        *native.deform_roi_pool(*arrays, geometry=geometry),
+        *native.deform_roi_pool_jvp(*arrays, *linear, **options),
         *native.deform_roi_pool_backward(*arrays, jnp.asarray(grad_y), **options),
     ]
 

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Deformable aggregation by the C++ kernels: one XLA call each for forward, tangent and backward.
+"""Deformable aggregation by the C++ kernels: one XLA call each for forward, tangent and backward."""
 
-The functions have the signatures of the functions in `jax_dcn.reference`.
-"""
-
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,32 +8,8 @@ import numpy as np
 
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.deform_aggregate.signature import SIGNATURE, types
+from jax_dcn._src.operator.native import xla_call
 from jax_dcn._src.operator.sizes import is_free
-
-
-def deform_aggregate(*operands: jax.Array, geometry: AggregateGeometry) -> jax.Array:
-    """The operator."""
-    y = types(*map(jax.typeof, operands), geometry=geometry)["y"]
-    call = jax.ffi.ffi_call("jax_dcn_deform_aggregate_forward", y)
-    return call(*operands, **attributes(geometry))
-
-
-def deform_aggregate_jvp(
-    *operands: jax.Array, wrt: tuple[str, ...], geometry: AggregateGeometry
-) -> jax.Array:
-    """The tangent of the output along the tangents of the operands in `wrt`."""
-    y = types(*map(jax.typeof, operands[:3]), geometry=geometry)["y"]
-    call = jax.ffi.ffi_call("jax_dcn_deform_aggregate_jvp", y)
-    return call(*operands, **attributes(geometry, wrt))
-
-
-def deform_aggregate_backward(
-    *operands: jax.Array, wrt: tuple[str, ...], geometry: AggregateGeometry
-) -> Sequence[jax.Array]:
-    """The cotangents of the operands in `wrt`."""
-    by_name = types(*map(jax.typeof, operands[:3]), geometry=geometry)
-    call = jax.ffi.ffi_call("jax_dcn_deform_aggregate_backward", [by_name[name] for name in wrt])
-    return call(*operands, **attributes(geometry, wrt))
 
 
 def why_not(*_: jax.Array, geometry: AggregateGeometry, **__: Any) -> str | None:
@@ -58,3 +30,12 @@ def attributes(geometry: AggregateGeometry, wrt: tuple[str, ...] | None = None) 
     if wrt is not None:
         found["wrt"] = np.array(SIGNATURE.indices(wrt), np.int64)
     return found
+
+
+deform_aggregate = xla_call(
+    "jax_dcn_deform_aggregate_forward", SIGNATURE.forward, types, attributes
+)
+deform_aggregate_jvp = xla_call("jax_dcn_deform_aggregate_jvp", SIGNATURE.jvp, types, attributes)
+deform_aggregate_backward = xla_call(
+    "jax_dcn_deform_aggregate_backward", SIGNATURE.backward, types, attributes
+)

@@ -6,90 +6,32 @@
 Arrays are as in `jax_dcn.reference.deform_aggregate`, but with one or more batch axes.
 """
 
-import jax.numpy as jnp
-
 from jax_dcn._src.deform_aggregate import cuda, native, reference
 from jax_dcn._src.deform_aggregate.signature import ITEM_RANKS, SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
 from jax_dcn._src.operator.folding import (
+    bind_batched,
+    bind_folded,
     bounded,
     copied_beside_images,
-    fold,
     images_differ,
-    mapped_size,
-    unfold,
 )
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
 
-# ------------------------------------------------------------------------------------ derivatives
-
-# ẏ = Σ_t  ẇ_t v_t  +  w_t ẋ(q_t)  +  w_t ∇x(q_t)·q̇_t
-#          (weights)   (image)        (positions)
-
-
-def _deform_aggregate_jvp(operands, tangents, **params):
-    return rules.jvp_of_forward(
-        deform_aggregate_p, deform_aggregate_jvp_p, operands, tangents, **params
-    )
-
-
-def _deform_aggregate_jvp_jvp(operands, tangents, **params):
-    return rules.jvp_of_linear(deform_aggregate_jvp_p, operands, tangents, **params)
-
-
-def _deform_aggregate_jvp_transpose(cotangents, *operands, **params):
-    return rules.transpose_of_jvp(deform_aggregate_backward_p, cotangents, *operands, **params)
-
-
-def _deform_aggregate_backward_jvp(operands, tangents, **params):
-    return rules.jvp_of_linear(deform_aggregate_backward_p, operands, tangents, **params)
-
-
-def _deform_aggregate_backward_transpose(cotangents, *operands, **params):
-    return rules.transpose_of_backward(deform_aggregate_jvp_p, cotangents, *operands, **params)
-
-
 # --------------------------------------------------------------------------------------- batching
 
-# The axis of the queries, into which a mapped axis folds where all its elements read one image.
+# The axis of the queries. Folded into this axis, the one image is not copied.
 _QUERY_AXIS = {"positions": -4, "weights": -3, "y": -2}
 
 
 @bounded(copied_beside_images)
 def _deform_aggregate_batching(primitive, operands, axes, **params):
-    differ = images_differ(primitive, axes, **params)
-    batched = _as_batch_axis if differ else _as_queries
-    return batched(primitive, operands, axes, **params)
-
-
-def _as_batch_axis(primitive, operands, axes, **params):
-    """Makes the mapped axis a batch axis."""
-    size = mapped_size(operands, axes)
-
-    def batch_first(operand, axis):
-        if axis is None:
-            return jnp.broadcast_to(operand[None], (size, *operand.shape))
-        return jnp.moveaxis(operand, axis, 0)
-
-    results = primitive.bind(*map(batch_first, operands, axes), **params)
-    return results, (0,) * len(results)
-
-
-def _as_queries(primitive, operands, axes, **params):
-    """Folds the mapped axis into the queries, so that the one image is not copied."""
-    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
-
-    def folded(name, operand, axis):
-        if name == "x":
-            return operand
-        rank = operand.ndim - (axis is not None)
-        return fold(operand, axis, size, rank + _QUERY_AXIS[name])
-
-    results = primitive.bind(*map(folded, arrays.operands, operands, axes), **params)
-    places = [r.ndim + _QUERY_AXIS[n] for r, n in zip(results, arrays.results, strict=True)]
-    return [unfold(r, size, place) for r, place in zip(results, places, strict=True)], places
+    """Makes the mapped axis a batch axis or, where all its elements read one image, folds it."""
+    if images_differ(primitive, axes, **params):
+        return bind_batched(primitive, operands, axes, **params)
+    return bind_folded(primitive, operands, axes, _QUERY_AXIS, **params)
 
 
 # --------------------------------------------------------------------------------------- sharding
@@ -123,8 +65,6 @@ deform_aggregate_p = define_primitive(
         Native("cpu", "jax_dcn_deform_aggregate_forward", native.deform_aggregate, native.why_not),
         Native("cuda", "jax_dcn_deform_aggregate_forward", native.deform_aggregate, cuda.why_not),
     ),
-    jvp=_deform_aggregate_jvp,
-    transpose=None,
     batching_rule=_deform_aggregate_batching,
     axes=_deform_aggregate_axes,
     item_ranks=ITEM_RANKS,
@@ -139,8 +79,6 @@ deform_aggregate_jvp_p = define_primitive(
         Native("cpu", "jax_dcn_deform_aggregate_jvp", native.deform_aggregate_jvp, native.why_not),
         Native("cuda", "jax_dcn_deform_aggregate_jvp", native.deform_aggregate_jvp, cuda.why_not),
     ),
-    jvp=_deform_aggregate_jvp_jvp,
-    transpose=_deform_aggregate_jvp_transpose,
     batching_rule=_deform_aggregate_batching,
     axes=_deform_aggregate_axes,
     item_ranks=ITEM_RANKS,
@@ -165,9 +103,13 @@ deform_aggregate_backward_p = define_primitive(
             cuda.why_not,
         ),
     ),
-    jvp=_deform_aggregate_backward_jvp,
-    transpose=_deform_aggregate_backward_transpose,
     batching_rule=_deform_aggregate_batching,
     axes=_deform_aggregate_axes,
     item_ranks=ITEM_RANKS,
 )
+
+# ------------------------------------------------------------------------------------ derivatives
+
+# ẏ = Σ_t  ẇ_t v_t  +  w_t ẋ(q_t)  +  w_t ∇x(q_t)·q̇_t
+#          (weights)   (image)        (positions)
+rules.define_derivatives(deform_aggregate_p, deform_aggregate_jvp_p, deform_aggregate_backward_p)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Deformable convolution by the fused CUDA kernels, and what these can compute.
+"""Deformable convolution by the fused CUDA kernels: the gradients, and what the kernels can compute.
 
 The fused kernels sample columns into shared memory and multiply them there: columns are not held in
-device memory. Only the gradient of x takes the columns' gradient in memory. The tangent has no fused
-kernel.
+device memory. Only the gradient of x takes the columns' gradient in memory. The forward call is
+`native.deform_conv2d`. The tangent has no fused kernel.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax
 from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.deform_conv2d.cuda import Backward, backward
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
-from jax_dcn._src.deform_conv2d.native import attributes
+from jax_dcn._src.deform_conv2d.native import attributes, precisions
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _STEP_BYTES = 64  # of channels, sampled at a time
@@ -48,14 +48,15 @@ def why_not(
 ) -> str | None:
     """Why the fused kernels cannot run well; `None` where they can.
 
-    The rule covers all that `WhyNotFused` in cuda/deform_conv2d/fused.h refuses, which is what the
-    kernels cannot compute, and leaves out what they would compute slowly or not precisely enough.
+    `WhyNotFused` in cuda/deform_conv2d/fused.h refuses problems that the kernels cannot compute. This
+    rule also refuses problems that they would compute slowly, or not precisely enough.
     """
     groups, size = geometry.feature_group_count, x.dtype.itemsize
     channels, features = x.shape[-1], kernel.shape[-1] // groups
     if x.dtype.name not in _DTYPES:
         return f"tensor cores do not multiply {x.dtype.name}"
-    if x.dtype.name == "float32" and not _allows_tf32(precision):
+    # By default, XLA too multiplies float32 in TF32.
+    if x.dtype.name == "float32" and jax.lax.Precision.HIGHEST in precisions(precision):
         return "precision asks for more than TF32"
     if channels // groups * size % _STEP_BYTES or channels // offset.shape[3] * size % _STEP_BYTES:
         return f"the channels of a group are no multiple of {_STEP_BYTES} bytes"
@@ -70,22 +71,6 @@ def why_not(
     if max(sizes) >= 2**31 or groups >= _GROUPS:
         return "the batch, an image, the kernel or the number of samples is too large"
     return None
-
-
-def deform_conv2d(
-    x: jax.Array,
-    kernel: jax.Array,
-    offset: jax.Array,
-    mask: jax.Array,
-    bias: jax.Array,
-    *,
-    geometry: ConvGeometry,
-    precision: jax.lax.PrecisionLike,
-) -> jax.Array:
-    """The operator."""
-    y = jax.typeof(x).update(shape=(*offset.shape[:3], kernel.shape[-1]))
-    call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_forward", y)
-    return call(x, kernel, offset, mask, bias, **attributes(geometry))
 
 
 def deform_conv2d_backward(
@@ -151,14 +136,3 @@ def parts_of_grad_kernel(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> 
         return waves * (pixels / parts + _PIXELS_OF_A_PART)
 
     return min(range(1, min(most, _MOST_PARTS) + 1), key=time)
-
-
-def _allows_tf32(precision: jax.lax.PrecisionLike) -> bool:
-    """Whether XLA would multiply float32 in TF32, as XLA does by default."""
-    if precision is None:
-        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    operands = precision if isinstance(precision, tuple) else (precision,)
-    try:
-        return jax.lax.Precision.HIGHEST not in map(jax.lax.Precision, operands)
-    except ValueError:  # an algorithm by name is left to XLA
-        return False

@@ -18,35 +18,16 @@ from jax_dcn._src.deform_conv2d import cuda, fused, native, reference
 from jax_dcn._src.deform_conv2d.signature import ITEM_RANKS, SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
-from jax_dcn._src.operator.folding import bounded, fold, mapped_size, unfold
+from jax_dcn._src.operator.folding import (
+    bind_batched,
+    bind_folded,
+    bounded,
+    mapped_arrays,
+    mapped_first,
+    mapped_size,
+)
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
-
-# ------------------------------------------------------------------------------------ derivatives
-
-# ẏ = Σ_k  ẇ_k m_k v_k  +  w_k ṁ_k v_k  +  w_k m_k ẋ(q_k)  +  w_k m_k ∇x(q_k)·Δ̇_k  +  ḃ
-#          (kernel)        (mask)          (image)           (offset)                  (bias)
-
-
-def _deform_conv2d_jvp(operands, tangents, **params):
-    return rules.jvp_of_forward(deform_conv2d_p, deform_conv2d_jvp_p, operands, tangents, **params)
-
-
-def _deform_conv2d_jvp_jvp(operands, tangents, **params):
-    return rules.jvp_of_linear(deform_conv2d_jvp_p, operands, tangents, **params)
-
-
-def _deform_conv2d_jvp_transpose(cotangents, *operands, **params):
-    return rules.transpose_of_jvp(deform_conv2d_backward_p, cotangents, *operands, **params)
-
-
-def _deform_conv2d_backward_jvp(operands, tangents, **params):
-    return rules.jvp_of_linear(deform_conv2d_backward_p, operands, tangents, **params)
-
-
-def _deform_conv2d_backward_transpose(cotangents, *operands, **params):
-    return rules.transpose_of_backward(deform_conv2d_jvp_p, cotangents, *operands, **params)
-
 
 # --------------------------------------------------------------------------------------- batching
 
@@ -57,19 +38,12 @@ _OF_FEATURES = {"kernel", "bias", "y"}
 _GROUP_AXIS = {"x": -1, "kernel": -1, "offset": -3, "mask": -2, "bias": -1, "y": -1}
 
 
-def _differing(primitive, axes, **params):
-    """The arrays that differ along the mapped axis."""
-    arrays = primitive.arrays(**params)
-    mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
-    return mapped.union(arrays.results)
-
-
 def _copied(primitive, operands, axes, **params):
     """The arrays that batching copies: operands that are not mapped, or transposed results."""
-    differing = _differing(primitive, axes, **params)
-    if differing <= _OF_FEATURES:
+    mapped = mapped_arrays(primitive, axes, **params)
+    if mapped <= _OF_FEATURES:
         return _results(primitive, operands, axes, **params)
-    shared = set() if differing & {"kernel", "bias"} else {"kernel", "bias"}
+    shared = set() if mapped & {"kernel", "bias"} else {"kernel", "bias"}
     names = primitive.arrays(**params).operands
     return [
         operand
@@ -93,22 +67,11 @@ def _results(primitive, operands, axes, **params):
 
 @bounded(_copied)
 def _deform_conv2d_batching(primitive, operands, axes, **params):
-    differing = _differing(primitive, axes, **params)
-    if differing <= _OF_FEATURES:
+    mapped = mapped_arrays(primitive, axes, **params)
+    if mapped <= _OF_FEATURES:
         return _as_features(primitive, operands, axes, **params)
-    batched = _grouped if differing & {"kernel", "bias"} else _as_batch_axis
+    batched = _as_groups if mapped & {"kernel", "bias"} else bind_batched
     return batched(primitive, operands, axes, **params)
-
-
-def _as_batch_axis(primitive, operands, axes, **params):
-    """Makes the mapped axis a batch axis."""
-    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
-
-    def batch_first(name, operand, axis):
-        return _mapped_first(operand, axis, size) if name in ITEM_RANKS else operand
-
-    results = primitive.bind(*map(batch_first, arrays.operands, operands, axes), **params)
-    return results, (0,) * len(results)
 
 
 def _as_features(primitive, operands, axes, *, geometry, **params):
@@ -119,7 +82,7 @@ def _as_features(primitive, operands, axes, *, geometry, **params):
     def folded(name, operand, axis):
         if name not in _OF_FEATURES:
             return operand
-        moved = _mapped_first(operand, axis, size)
+        moved = mapped_first(operand, axis, size)
         by_group = moved.reshape(*moved.shape[:-1], groups, moved.shape[-1] // groups)
         by_group = jnp.moveaxis(by_group, 0, -2)
         return by_group.reshape(*by_group.shape[:-3], -1)
@@ -133,27 +96,11 @@ def _as_features(primitive, operands, axes, *, geometry, **params):
     return list(map(unfolded, results)), (0,) * len(results)
 
 
-def _mapped_first(operand, axis, size):
-    """The mapped axis first; an operand that is not mapped is repeated."""
-    if axis is None:
-        return jnp.broadcast_to(operand[None], (size, *operand.shape))
-    return jnp.moveaxis(operand, axis, 0)
-
-
-def _grouped(primitive, operands, axes, *, geometry, **params):
+def _as_groups(primitive, operands, axes, *, geometry, **params):
     """Folds the mapped axis, along which kernels differ, into the groups."""
-    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
-    groups = size * geometry.feature_group_count
+    groups = mapped_size(operands, axes) * geometry.feature_group_count
     geometry = dataclasses.replace(geometry, feature_group_count=groups)
-
-    def folded(name, operand, axis):
-        rank = operand.ndim - (axis is not None)
-        return fold(operand, axis, size, rank + _GROUP_AXIS[name])
-
-    folds = map(folded, arrays.operands, operands, axes)
-    results = primitive.bind(*folds, geometry=geometry, **params)
-    places = [r.ndim + _GROUP_AXIS[n] for r, n in zip(results, arrays.results, strict=True)]
-    return [unfold(r, size, place) for r, place in zip(results, places, strict=True)], places
+    return bind_folded(primitive, operands, axes, _GROUP_AXIS, geometry=geometry, **params)
 
 
 # --------------------------------------------------------------------------------------- sharding
@@ -211,11 +158,9 @@ deform_conv2d_p = define_primitive(
     reference=reference.deform_conv2d,
     native=(
         Native("cpu", "jax_dcn_deform_conv2d_forward", native.deform_conv2d),
-        Native("cuda", "jax_dcn_deform_conv2d_forward", fused.deform_conv2d, fused.refuses),
+        Native("cuda", "jax_dcn_deform_conv2d_forward", native.deform_conv2d, fused.refuses),
         Native("cuda", "jax_dcn_deform_conv2d_columns", cuda.deform_conv2d),
     ),
-    jvp=_deform_conv2d_jvp,
-    transpose=None,
     batching_rule=_deform_conv2d_batching,
     axes=_deform_conv2d_axes,
     item_ranks=ITEM_RANKS,
@@ -230,8 +175,6 @@ deform_conv2d_jvp_p = define_primitive(
         Native("cpu", "jax_dcn_deform_conv2d_jvp", native.deform_conv2d_jvp),
         Native("cuda", "jax_dcn_deform_conv2d_columns_jvp", cuda.deform_conv2d_jvp),
     ),
-    jvp=_deform_conv2d_jvp_jvp,
-    transpose=_deform_conv2d_jvp_transpose,
     batching_rule=_deform_conv2d_batching,
     axes=_deform_conv2d_axes,
     item_ranks=ITEM_RANKS,
@@ -252,9 +195,13 @@ deform_conv2d_backward_p = define_primitive(
         ),
         Native("cuda", "jax_dcn_deform_conv2d_columns_backward", cuda.deform_conv2d_backward),
     ),
-    jvp=_deform_conv2d_backward_jvp,
-    transpose=_deform_conv2d_backward_transpose,
     batching_rule=_deform_conv2d_batching,
     axes=_deform_conv2d_axes,
     item_ranks=ITEM_RANKS,
 )
+
+# ------------------------------------------------------------------------------------ derivatives
+
+# ẏ = Σ_k  ẇ_k m_k v_k  +  w_k ṁ_k v_k  +  w_k m_k ẋ(q_k)  +  w_k m_k ∇x(q_k)·Δ̇_k  +  ḃ
+#          (kernel)        (mask)          (image)           (offset)                  (bias)
+rules.define_derivatives(deform_conv2d_p, deform_conv2d_jvp_p, deform_conv2d_backward_p)

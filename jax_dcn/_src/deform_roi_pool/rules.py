@@ -14,72 +14,43 @@ from jax_dcn._src.deform_roi_pool.signature import SIGNATURE, types
 from jax_dcn._src.operator import rules
 from jax_dcn._src.operator.extension import define_primitive
 from jax_dcn._src.operator.folding import (
+    bind_folded,
     bounded,
     copied_beside_images,
-    fold,
     images_differ,
+    mapped_first,
     mapped_size,
-    unfold,
 )
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
 
-# ------------------------------------------------------------------------------------ derivatives
-
-# ẏ = m (1 / n) Σ_i ẋ(q_i)  +  ṁ (1 / n) Σ_i x(q_i)  +  m (1 / n) Σ_i ∇x(q_i)·Δ̇
-#     (image)                  (mask)                   (offset)
-#
-# The number of samples n is constant wherever there is a derivative.
-
-
-def _deform_roi_pool_jvp(operands, tangents, **params):
-    return rules.jvp_of_forward(
-        deform_roi_pool_p, deform_roi_pool_jvp_p, operands, tangents, **params
-    )
-
-
-def _deform_roi_pool_jvp_jvp(operands, tangents, **params):
-    return rules.jvp_of_linear(deform_roi_pool_jvp_p, operands, tangents, **params)
-
-
-def _deform_roi_pool_jvp_transpose(cotangents, *operands, **params):
-    return rules.transpose_of_jvp(deform_roi_pool_backward_p, cotangents, *operands, **params)
-
-
-def _deform_roi_pool_backward_jvp(operands, tangents, **params):
-    return rules.jvp_of_linear(deform_roi_pool_backward_p, operands, tangents, **params)
-
-
-def _deform_roi_pool_backward_transpose(cotangents, *operands, **params):
-    return rules.transpose_of_backward(deform_roi_pool_jvp_p, cotangents, *operands, **params)
-
-
 # --------------------------------------------------------------------------------------- batching
+
+_REGION_AXIS = {"rois": -2, "offset": -5, "mask": -3, "y": -4}
+_IMAGE_AXIS = {"x": -4}
 
 
 @bounded(copied_beside_images)
 def _deform_roi_pool_batching(primitive, operands, axes, **params):
     """Folds the mapped axis into the regions and, where images differ along it, into the images."""
-    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
-    differ = images_differ(primitive, axes, **params)
-    fold_axes = {"x": 0 if differ else None}
-    folded = [
-        fold(operand, axis, size, fold_axes.get(name, 0))
-        for operand, axis, name in zip(operands, axes, arrays.operands, strict=True)
-    ]
-    if differ:
-        folded[1] = _shift_images(folded[1], size, folded[0].shape[0] // size)
-    results = primitive.bind(*folded, **params)
-    return [unfold(result, size, 0) for result in results], (0,) * len(results)
+    if not images_differ(primitive, axes, **params):
+        return bind_folded(primitive, operands, axes, _REGION_AXIS, **params)
+    x, rois, *others = operands
+    images = x.shape[1 if axes[0] == 0 else 0]
+    rois = _shift_images(mapped_first(rois, axes[1], mapped_size(operands, axes)), images)
+    operands, axes = (x, rois, *others), (axes[0], 0, *axes[2:])
+    return bind_folded(primitive, operands, axes, _REGION_AXIS | _IMAGE_AXIS, **params)
 
 
-def _shift_images(rois, size, images):
-    """Batch indices into `size` times as many images; an index out of range stays out of range."""
-    rois = unfold(rois, size, 0)
+def _shift_images(rois, images):
+    """Batch indices of `rois [size, R, 5]` into `size` times as many images.
+
+    An index out of range stays out of range.
+    """
     index = jnp.trunc(rois[..., 0])
-    first = images * jnp.arange(size, dtype=rois.dtype)[:, None]
-    shifted = jnp.where((rois[..., 0] >= 0) & (rois[..., 0] < images), index + first, -1)
-    return fold(rois.at[..., 0].set(shifted), 0, size, 0)
+    first = images * jnp.arange(rois.shape[0], dtype=rois.dtype)[:, None]
+    inside = (rois[..., 0] >= 0) & (rois[..., 0] < images)
+    return rois.at[..., 0].set(jnp.where(inside, index + first, -1))
 
 
 # --------------------------------------------------------------------------------------- sharding
@@ -119,8 +90,6 @@ deform_roi_pool_p = define_primitive(
             native.why_not_on_cuda,
         ),
     ),
-    jvp=_deform_roi_pool_jvp,
-    transpose=None,
     batching_rule=_deform_roi_pool_batching,
     axes=_deform_roi_pool_axes,
 )
@@ -139,8 +108,6 @@ deform_roi_pool_jvp_p = define_primitive(
             native.why_not_on_cuda,
         ),
     ),
-    jvp=_deform_roi_pool_jvp_jvp,
-    transpose=_deform_roi_pool_jvp_transpose,
     batching_rule=_deform_roi_pool_batching,
     axes=_deform_roi_pool_axes,
 )
@@ -159,8 +126,14 @@ deform_roi_pool_backward_p = define_primitive(
             native.why_not_on_cuda,
         ),
     ),
-    jvp=_deform_roi_pool_backward_jvp,
-    transpose=_deform_roi_pool_backward_transpose,
     batching_rule=_deform_roi_pool_batching,
     axes=_deform_roi_pool_axes,
 )
+
+# ------------------------------------------------------------------------------------ derivatives
+
+# ẏ = m (1 / n) Σ_i ẋ(q_i)  +  ṁ (1 / n) Σ_i x(q_i)  +  m (1 / n) Σ_i ∇x(q_i)·Δ̇
+#     (image)                  (mask)                   (offset)
+#
+# The number of samples n is constant wherever there is a derivative.
+rules.define_derivatives(deform_roi_pool_p, deform_roi_pool_jvp_p, deform_roi_pool_backward_p)

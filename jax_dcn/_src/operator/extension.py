@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Makes a JAX primitive of its rules: the one file that knows JAX's extension interface.
+"""Defines JAX primitives: the one file that knows JAX's extension interface.
 
 A call goes `OperatorPrimitive.bind` -> `_lower` -> `OperatorPrimitive.compute` -> the function of an
 implementation.
@@ -23,7 +23,7 @@ from jax_dcn._src.operator import sharding
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.signature import Arrays
 
-# What JAX's rules receive in place of an operand, for the rules of the operators.
+# Values that JAX's rules receive in place of an operand, for `rules.py`.
 is_undefined_primal = ad.is_undefined_primal
 instantiate_zeros = ad.instantiate_zeros
 Zero = ad.Zero
@@ -46,11 +46,19 @@ class OperatorPrimitive(Primitive):
         """Calls the primitive on operands that agree on how they are spread over devices."""
         return super().bind(*self._agreeing(operands, params), **params)
 
+    def def_jvp(self, rule: Callable) -> None:
+        """Sets the JVP: `(operands, tangents, **params)` to `(results, tangents of the results)`."""
+        ad.primitive_jvps[self] = rule
+
+    def def_transpose(self, rule: Callable) -> None:
+        """Sets the transpose: `(cotangents, *operands, **params)` to the operands' cotangents."""
+        ad.primitive_transposes[self] = rule
+
     def why_not(self, platform: str, *operands: Any, **params: Any) -> str | None:
         """Why no native kernels of `platform` can run; `None` where some can.
 
-        Without operands: why they can run on no operands. The reason is that of the last kernels in
-        `native`, which take the most.
+        Without operands: why they can run on no operands. The reason comes from the last kernels in
+        `native`, which refuse the fewest operands.
         """
         kernels = self._kernels(platform, *operands, **params)
         return kernels if isinstance(kernels, str) else None
@@ -159,22 +167,19 @@ def define_primitive(
     types: Callable[..., Mapping[str, Any]],
     reference: Callable,
     native: Sequence[Native],
-    jvp: Callable,
-    transpose: Callable | None,
     batching_rule: Callable,
     axes: Callable[..., sharding.Axes],
     item_ranks: Mapping[str, int] | None = None,
 ) -> OperatorPrimitive:
-    """Defines the primitive `name`, which returns a tuple, by its rules.
+    """Defines the primitive `name`, which returns a tuple.
+
+    `rules.define_derivatives` adds the derivatives, when all primitives of the operator are defined.
 
     Args:
       arrays: `(**params)` to the names of the operands and results.
       types: `(*primals, geometry)` to the type of every array of the operator, by name.
       reference: The primitive in `jax.numpy`; every platform can run it.
       native: The kernels that compute the primitive, for each platform in order of preference.
-      jvp: `(primals, tangents, **params)` to `(results, tangents of the results)`.
-      transpose: `(cotangents, *operands, **params)` to the operands' cotangents; `None` where the
-        primitive is not linear in any operand.
       batching_rule: `(primitive, operands, axes, **params)` to `(results, axes)`.
       axes: `(arrays, *avals, geometry)` to the names of the axes that arrays can be split along.
       item_ranks: For each array with batch axes, the number of its axes after the batch axes. The
@@ -187,9 +192,6 @@ def define_primitive(
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(functools.partial(_abstract_eval, primitive))
-    ad.primitive_jvps[primitive] = jvp
-    if transpose is not None:
-        ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = functools.partial(batching_rule, primitive)
     dispatch.prim_requires_devices_during_lowering.add(primitive)
     for platform in ("cpu", "cuda", None):
@@ -199,7 +201,7 @@ def define_primitive(
 
 
 def _abstract_eval(primitive: OperatorPrimitive, *avals, **params) -> tuple:
-    """The types of the results, with the shardings that follow from those of the operands."""
+    """The types of the results; the shardings of the operands decide the shardings of the results."""
     arrays = primitive.arrays(**params)
     split = primitive.explicit_split(avals, params)
     if split is not None:

@@ -7,9 +7,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.sizes import is_free
 
-# Most bytes that copies of operands take which are not mapped. Small calls are faster as one call.
+# Bytes that the copies of unmapped operands may take. Small calls are faster as one call.
 _COPY_BYTES = 8 * 2**20
 
 
@@ -18,37 +19,66 @@ def mapped_size(operands, axes):
     return next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
 
 
-def fold(operand, mapped_axis, size, axis):
-    """Merges the mapped axis into the axis `axis`, of which it becomes the slower part.
+def mapped_first(operand, axis, size):
+    """Moves the mapped axis to the front; an operand that is not mapped is repeated."""
+    if axis is None:
+        return jnp.broadcast_to(operand[None], (size, *operand.shape))
+    return jnp.moveaxis(operand, axis, 0)
+
+
+def bind_batched(primitive, operands, axes, **params):
+    """Binds `primitive` with the mapped axis as one more batch axis: `(results, axes)`."""
+    names, size = primitive.arrays(**params).operands, mapped_size(operands, axes)
+    batched = [
+        mapped_first(operand, axis, size) if name in primitive.item_ranks else operand
+        for name, operand, axis in zip(names, operands, axes, strict=True)
+    ]
+    results = primitive.bind(*batched, **params)
+    return results, (0,) * len(results)
+
+
+def bind_folded(primitive, operands, axes, into, **params):
+    """Binds `primitive` with the mapped axis folded into axes of the operator: `(results, axes)`.
 
     Args:
-      operand: The array.
-      mapped_axis: The mapped axis of the array; `None` repeats the array along a new one.
-      size: Size of the mapped axis.
-      axis: Axis to merge into, counted without the mapped axis; `None` leaves the array alone.
+      primitive, operands, axes, **params: As a batching rule receives them.
+      into: For each array by name, the axis to fold into, counted from the last axis. An operand that
+        is not named is left alone.
     """
-    if axis is None:
-        return operand
-    if mapped_axis is None:
-        shape = (*operand.shape[:axis], size, *operand.shape[axis:])
-        operand = jnp.broadcast_to(jnp.expand_dims(operand, axis), shape)
-    else:
-        operand = jnp.moveaxis(operand, mapped_axis, axis)
-    merged = math.prod(operand.shape[axis : axis + 2])
-    return operand.reshape(*operand.shape[:axis], merged, *operand.shape[axis + 2 :])
+    arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
+    folded = [
+        _folded(operand, axis, size, into[name]) if name in into else operand
+        for name, operand, axis in zip(arrays.operands, operands, axes, strict=True)
+    ]
+    results = primitive.bind(*folded, **params)
+    places = [r.ndim + into[name] for name, r in zip(arrays.results, results, strict=True)]
+    return [_unfolded(r, size, place) for r, place in zip(results, places, strict=True)], places
 
 
-def unfold(result, size, axis):
-    """Splits the mapped axis, of this size, off the axis `axis`."""
+def _folded(operand, mapped_axis, size, into):
+    """Merges the mapped axis into the axis `into`, of which it becomes the slower part."""
+    place = operand.ndim - (mapped_axis is not None) + into
+    moved = jnp.moveaxis(mapped_first(operand, mapped_axis, size), 0, place)
+    merged = moved.shape[place] * moved.shape[place + 1]
+    return moved.reshape(*moved.shape[:place], merged, *moved.shape[place + 2 :])
+
+
+def _unfolded(result, size, place):
+    """Splits the mapped axis, of this size, off the axis at `place`."""
     shape = result.shape
-    return result.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
+    return result.reshape(*shape[:place], size, shape[place] // size, *shape[place + 1 :])
+
+
+def mapped_arrays(primitive, axes, **params):
+    """Names of the arrays that differ along the mapped axis: mapped operands, and all results."""
+    arrays = primitive.arrays(**params)
+    mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
+    return mapped.union(arrays.results)
 
 
 def images_differ(primitive, axes, **params):
     """Whether each element of the mapped axis has images `x`, or a gradient of them, of its own."""
-    arrays = primitive.arrays(**params)
-    mapped = {name for name, axis in zip(arrays.operands, axes, strict=True) if axis is not None}
-    return "x" in mapped.union(arrays.results)
+    return "x" in mapped_arrays(primitive, axes, **params)
 
 
 def copied_beside_images(primitive, operands, axes, **params):
@@ -93,7 +123,7 @@ def _looped(bind, operands, axes):
         if axis is not None
     }
     # Widened outside of the loop, so that the loop's derivative sums their gradients in 32 bits.
-    wide = {i: _widened(o) for i, o in enumerate(operands) if i not in mapped}
+    wide = {i: o.astype(sum_dtype(o)) for i, o in enumerate(operands) if i not in mapped}
 
     def one(mapped):
         values = mapped | {i: value.astype(operands[i].dtype) for i, value in wide.items()}
@@ -101,10 +131,6 @@ def _looped(bind, operands, axes):
 
     results = jax.lax.map(one, mapped)
     return results, (0,) * len(results)
-
-
-def _widened(operand):
-    return operand.astype(jnp.float32) if operand.dtype.itemsize < 4 else operand
 
 
 def _bytes(operand):

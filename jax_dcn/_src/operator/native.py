@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Compiled kernels as implementations of a primitive: what they compute, and when they can."""
+"""Compiled kernels as implementations of a primitive: their calls, and when they can run."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_dcn._src.arguments import DTYPES
 from jax_dcn._src.operator import libraries
+from jax_dcn._src.operator.signature import Arrays
 from jax_dcn._src.operator.sizes import is_free
 
 
@@ -44,3 +46,27 @@ class Native:
         if self.platform == "cuda" and is_free(*operands[0].shape):
             return "on cuda it needs a batch and images of known size"
         return self.refuses(*operands, **params) if self.refuses is not None else None
+
+
+def xla_call(
+    target: str,
+    arrays: Callable[..., Arrays],
+    types: Callable[..., Mapping[str, Any]],
+    attributes: Callable[..., dict[str, Any]],
+) -> Callable[..., Sequence[jax.Array]]:
+    """The function `(*operands, **params)` that calls one kernel, for `Native.compute`.
+
+    Args:
+      target: The XLA target of the kernel.
+      arrays, types: As in `define_primitive`: the names of the arrays, and their types.
+      attributes: `(**params)` to the attributes of the call.
+    """
+
+    def call(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
+        named = arrays(**params)
+        primals = map(jax.typeof, operands[: named.primals])
+        by_name = types(*primals, geometry=params["geometry"])
+        results = [by_name[name] for name in named.results]
+        return jax.ffi.ffi_call(target, results)(*operands, **attributes(**params))
+
+    return call

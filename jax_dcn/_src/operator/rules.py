@@ -1,14 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The derivative rules that are the same for every operator.
+"""The derivatives of an operator's primitives, which are the same for every operator."""
 
-The three primitives of an operator (`signature.py`) are closed under differentiation:
-
-    jvp of forward = jvp      transpose of jvp = backward      transpose of backward = jvp
-
-`jvp` and `backward` are linear in the operands after the primals. Their derivatives in the primals
-are second order, and are taken of the reference.
-"""
-
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -17,7 +10,24 @@ from jax_dcn._src.operator import extension
 from jax_dcn._src.operator.extension import OperatorPrimitive
 
 
-def jvp_of_forward(
+def define_derivatives(
+    forward_p: OperatorPrimitive, jvp_p: OperatorPrimitive, backward_p: OperatorPrimitive
+) -> None:
+    """Closes the three primitives of an operator (`signature.py`) under differentiation.
+
+        jvp of forward = jvp      transpose of jvp = backward      transpose of backward = jvp
+
+    `jvp` and `backward` are linear in the operands after the primals. Their derivatives in the
+    primals are second order, and are taken of the reference.
+    """
+    forward_p.def_jvp(functools.partial(_jvp_of_forward, forward_p, jvp_p))
+    jvp_p.def_jvp(functools.partial(_jvp_of_linear, jvp_p))
+    jvp_p.def_transpose(functools.partial(_transpose_of_jvp, backward_p))
+    backward_p.def_jvp(functools.partial(_jvp_of_linear, backward_p))
+    backward_p.def_transpose(functools.partial(_transpose_of_backward, jvp_p))
+
+
+def _jvp_of_forward(
     forward_p: OperatorPrimitive, jvp_p: OperatorPrimitive, operands, tangents, **params
 ):
     """The JVP rule of `forward_p`: one call of `jvp_p`, for the operands that have a tangent."""
@@ -27,7 +37,7 @@ def jvp_of_forward(
     return y, jvp_p.bind(*operands[: arrays.primals], *dots, wrt=wrt, **params)
 
 
-def jvp_of_linear(
+def _jvp_of_linear(
     primitive: OperatorPrimitive, operands, tangents, **params
 ) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
     """The JVP rule of a primitive that is linear in its operands after the primals."""
@@ -45,7 +55,7 @@ def jvp_of_linear(
     return results, jax.jvp(reference, tuple(operands[i] for i in indices), tuple(dots))[1]
 
 
-def transpose_of_jvp(backward_p: OperatorPrimitive, cotangents, *operands, wrt, **params):
+def _transpose_of_jvp(backward_p: OperatorPrimitive, cotangents, *operands, wrt, **params):
     """The transpose rule of the JVP: one call of `backward_p`, for the cotangents asked for."""
     (grad_y,) = cotangents
     count = len(operands) - len(wrt)
@@ -59,7 +69,7 @@ def transpose_of_jvp(backward_p: OperatorPrimitive, cotangents, *operands, wrt, 
     return [None] * count + [by_name.get(name) for name in wrt]
 
 
-def transpose_of_backward(jvp_p: OperatorPrimitive, cotangents, *operands, wrt, **params):
+def _transpose_of_backward(jvp_p: OperatorPrimitive, cotangents, *operands, wrt, **params):
     """The transpose rule of the backward pass: one call of `jvp_p`, along the nonzero cotangents."""
     *primals, grad_y = operands
     wrt, dots = _nonzero(wrt, cotangents)
