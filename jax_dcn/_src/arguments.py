@@ -51,7 +51,7 @@ def array(name: str, value: Any, axes: str) -> jax.Array:
     """The argument `name` as an array of floating point; `axes` says which axes are expected."""
     converted = any_array(name, value, axes)
     if converted.dtype.name not in DTYPES:
-        raise ValueError(f"{name} must be one of {DTYPES}, got {converted.dtype.name}.")
+        raise ValueError(f"{name} must have a dtype of {DTYPES}, got {converted.dtype.name}.")
     return converted
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What `python -m jax_dcn` tells of an installation: its configuration, correctness and speed."""
+"""The checks of `python -m jax_dcn`: configuration, correctness and speed of an installation."""

@@ -2,17 +2,15 @@
 """Deformable convolution of channels-first arrays, with errors in the caller's names and axes."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_dcn._src.arguments import DTYPES, is_integer, is_sequence
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
-
-_FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +70,8 @@ class ChannelsFirst:
             if len(array.shape) != rank:
                 axes = "1 axis" if rank == 1 else "4 axes"
                 raise ValueError(f"{name} must have {axes}, got shape {array.shape}.")
-            if str(array.dtype) not in _FLOATS:
-                raise ValueError(f"{name} must be one of {_FLOATS}, got {array.dtype}.")
+            if str(array.dtype) not in DTYPES:
+                raise ValueError(f"{name} must have a dtype of {DTYPES}, got {array.dtype}.")
             if name in (weight_name, bias_name) and array.dtype != self.input.dtype:
                 raise ValueError(
                     f"{name} must have the dtype of {input_name}: expected {self.input.dtype}, got "
@@ -120,20 +118,11 @@ class ChannelsFirst:
                 f"channels of {input_name}."
             )
         expected = (batch, 2 * groups * taps, *size)
-        if self.offset.shape != expected:
-            raise ValueError(
-                f"{offset_name} does not fit {input_name} and {weight_name}: expected {expected}, "
-                f"got {self.offset.shape}."
-            )
-        if self.mask is None:
-            return
-        _offset_groups(mask_name, self.mask, taps, taps)
-        expected = (batch, groups * taps, *size)
-        if self.mask.shape != expected:
-            raise ValueError(
-                f"{mask_name} does not fit {offset_name}, which has {groups} offset groups: "
-                f"expected {expected}, got {self.mask.shape}."
-            )
+        _check_shape(offset_name, self.offset, expected, f"{input_name} and {weight_name}")
+        if self.mask is not None:
+            _offset_groups(mask_name, self.mask, taps, taps)
+            owner = f"{offset_name}, which has {groups} offset groups"
+            _check_shape(mask_name, self.mask, (batch, groups * taps, *size), owner)
 
     def _by_tap(self, array: jax.Array, components: tuple[int, ...]) -> jax.Array:
         """`[N, G * K * components, Ho, Wo]` to `[N, Ho, Wo, G, K, *components]`."""
@@ -141,6 +130,11 @@ class ChannelsFirst:
         taps = int(np.prod(self.weight.shape[2:]))
         groups = channels // (taps * int(np.prod(components)))
         return jnp.moveaxis(array, 1, -1).reshape(batch, *size, groups, taps, *components)
+
+
+def _check_shape(name: str, array: Any, expected: tuple[Any, ...], owner: str) -> None:
+    if array.shape != expected:
+        raise ValueError(f"{name} does not fit {owner}: expected {expected}, got {array.shape}.")
 
 
 def _offset_groups(name: str, array: Any, step: int, taps: int) -> int:
@@ -160,12 +154,7 @@ def integers(name: str, values: Any, count: int, *, least: int) -> tuple[int, ..
     Raises:
       ValueError: for anything else.
     """
-    listed = values.tolist() if isinstance(values, np.ndarray | np.generic) else values
-    is_valid = isinstance(listed, Sequence) and len(listed) == count
-    if not is_valid or not all(_is_integer(v) and v >= least for v in listed):
+    is_valid = is_sequence(values) and len(values) == count
+    if not is_valid or not all(is_integer(v) and v >= least for v in values):
         raise ValueError(f"{name} must be {count} integers of at least {least}, got {values!r}.")
-    return tuple(map(int, listed))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return tuple(map(int, values))

@@ -278,7 +278,7 @@ def _product(sizes: Shape) -> int:
 
 
 def _pads(pairs: Sequence[Sequence[int]]) -> list[int]:
-    """ONNX lists the pads of all axes' beginnings, then those of their ends."""
+    """ONNX lists the pads before all axes, then the pads after all axes."""
     return [pad for ends in zip(*pairs, strict=True) for pad in ends]
 
 

@@ -19,7 +19,7 @@ _POINT_SHARES = ("num_points_scale", "n_points_scale")
 
 
 class Report(NamedTuple):
-    """Names of PyTorch parameters, sorted by what became of them.
+    """Names of PyTorch parameters that were loaded, missing or unexpected.
 
     Attributes:
       loaded_keys: Parameters that filled a variable.

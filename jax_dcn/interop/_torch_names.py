@@ -34,7 +34,7 @@ class Names:
     Args:
       weights: Names of the PyTorch parameters.
       paths: Names of the Flax modules around each variable, outermost first.
-      prefix: What precedes every name in `weights`.
+      prefix: The beginning of every name in `weights`.
     """
 
     def __init__(self, weights: Iterable[str], paths: Iterable[Sequence[str]], prefix: str):
@@ -109,7 +109,7 @@ class Names:
 
 
 def common_prefix(names: Collection[str], expected: Collection[str]) -> str:
-    """What precedes the names of a network: most of the `expected` names end a name after it."""
+    """The likeliest prefix of a network: after it, most of the `expected` names end a name."""
     counts: dict[str, int] = {}
     known = set(expected)
     for name in names:

@@ -76,15 +76,7 @@ def to_onnx(
     avals = _abstract(inputs)
     _check_mode(function)
     _check_count(function, avals, inputs)
-    try:
-        import jax2onnx
-
-        from jax_dcn.interop import _jax2onnx
-    except ImportError as error:
-        raise ImportError(
-            f"exporting to ONNX needs jax2onnx: pip install 'jax-dcn[onnx]' ({error})"
-        ) from error
-    _jax2onnx.register()
+    jax2onnx = _import_jax2onnx()
     if path is not None:
         options |= dict(return_mode="file", output_path=os.fspath(path))
     # Traced here, where Flax's layers are Flax's own: jax2onnx replaces them by its own layers, which
@@ -102,6 +94,20 @@ def to_onnx(
         raise
 
 
+def _import_jax2onnx() -> Any:
+    """The module jax2onnx, which knows the primitives of this library from here on."""
+    try:
+        import jax2onnx
+
+        from jax_dcn.interop import _jax2onnx
+    except ImportError as error:
+        raise ImportError(
+            f"exporting to ONNX needs jax2onnx: pip install 'jax-dcn[onnx]' ({error})"
+        ) from error
+    _jax2onnx.register()
+    return jax2onnx
+
+
 def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:
     try:
         return jax.make_jaxpr(function)(*avals)
@@ -117,7 +123,7 @@ def _check_count(function: Callable[..., Any], avals: Sequence[Any], inputs: Any
     """Refuses more or fewer arrays than the function takes."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a function that does not say what it takes
+    except (TypeError, ValueError):  # of a function without a signature
         return
     try:
         signature.bind(*avals)

@@ -82,13 +82,13 @@ def to_flax(
       like: The network's variables: an NNX model, `nnx.state(model)`, or what Linen's `init`
         returns. An NNX model is best: a state does not say which modules hold its kernels. Variables
         that are not floating point (counters, random streams) keep their values.
-      prefix: What the names of this network begin with in `weights`: `"backbone."` in detectors of
+      prefix: The beginning of this network's names in `weights`: `"backbone."` in detectors of
         mmdetection, `"module."` for a network saved in parallel, `"layer4.2.conv2."` for one layer.
         Other names are ignored.
       leave: Names of modules to leave as they are in `like`, and to ignore in `weights`: `"fc"`
         for other classes, `"offset_conv"` to make an ordinary network deformable.
-      rename: What the names in `weights` are called in the Flax network: a function of a name, or a
-        table of regular expressions and replacements, each of them applied to every name. It is
+      rename: Translates the names in `weights` to names of the Flax network: a function of a name,
+        or a table of regular expressions and replacements, each applied to every name. `rename` is
         applied before `prefix`.
       convert: A table of regular expressions and functions. The variables whose dotted path matches
         are filled with the function's result for their tensor: `{r"^pos_embed$": np.asarray}`

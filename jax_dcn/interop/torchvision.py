@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
+from jax_dcn._src.arguments import is_integer
 from jax_dcn.interop._channels_first import ChannelsFirst, integers
 
 
@@ -62,9 +62,9 @@ def deform_conv2d(
 
 def _pair(name: str, value: Any, *, least: int) -> tuple[int, int]:
     """An integer, or two, as `(height, width)`."""
-    is_one = isinstance(value, int | np.integer) and not isinstance(value, bool)
     try:
-        height, width = integers(name, (value, value) if is_one else value, 2, least=least)
+        pair = (value, value) if is_integer(value) else value
+        height, width = integers(name, pair, 2, least=least)
     except ValueError as error:
         raise ValueError(
             f"{name} must be an integer of at least {least} or a pair (height, width), got {value!r}."

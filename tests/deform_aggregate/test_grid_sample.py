@@ -62,7 +62,7 @@ WRONG = {
     "grid": (dict(grid=GRID[0]), "grid must be [..., Ho, Wo, 2] with the batch axes (2,) of x"),
     "grid axis": (dict(grid=GRID[..., :1]), "grid must be [..., Ho, Wo, 2]"),
     "grid batch": (dict(grid=GRID[1:]), "grid must be [..., Ho, Wo, 2]"),
-    "dtype": (dict(grid=GRID > 0), "grid must be one of"),
+    "dtype": (dict(grid=GRID > 0), "grid must have a dtype of"),
     "mode": (dict(mode="linear"), "mode must be one of ('bilinear', 'nearest', 'bicubic')"),
     "padding_mode": (dict(padding_mode="wrap"), "padding_mode must be one of ('zeros', 'border'"),
 }

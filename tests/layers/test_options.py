@@ -123,7 +123,10 @@ WRONG = [
     (dict(kernel_size=(3, 3, 3)), "kernel_size must be"),
     (dict(kernel_size=0), "kernel_size must be"),
     (dict(strides=(1,)), "strides must be"),
-    (dict(padding="CAUSAL"), "padding must be one of"),
+    (
+        dict(padding="causal"),
+        'padding must be "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", an integer >= 0',
+    ),
     (dict(boundary="reflect"), "boundary must be one of"),
     (dict(precision="bogus"), "precision must be"),
     (dict(offset_groups=3), "offset_groups=3 must divide in_features=4"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public function `ms_deform_attn`: multi-scale deformable attention."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 import dataclasses
 from collections.abc import Sequence
@@ -48,8 +48,9 @@ def ms_deform_attn(
     .. math:: y(q)_m = \sum_{l, p} A_{mlp}(q) \; v_l(\phi_{mlp}(q))_m,
 
     the weighted sum of samples of the value maps :math:`v_l`, read by bilinear interpolation. The
-    projections, the softmax and the padding mask are the business of the module around it. Axes: `S`
-    pixels of all levels, `M` heads, `D` channels of a head, `Q` queries, `L` levels, `P` points.
+    layer around the operator, `jax_dcn.nnx.MSDeformAttn`, has the projections, the softmax and the
+    padding mask. Axes: `S` pixels of all levels, `M` heads, `D` channels of a head, `Q` queries, `L`
+    levels, `P` points.
 
     Args:
       value: The projected maps, `[..., S, M, D]`: one level after the other, each row by row. Any
@@ -89,17 +90,15 @@ def ms_deform_attn(
       Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR
       2021. Lv et al., "RT-DETRv2", 2024.
     """
-    value, locations = (
-        array("value", value, "[..., S, M, D]"),
-        array("locations", locations, _LOCATIONS),
-    )
+    value = array("value", value, "[..., S, M, D]")
+    locations = array("locations", locations, _LOCATIONS)
     weights = array("weights", weights, "[..., Q, M, L, P]")
     shapes = map_shapes("spatial_shapes", spatial_shapes)
     choice("method", method, METHODS)
     _check_value(value, shapes)
     _check_points(points, locations, len(shapes), value.ndim)
     locations, weights = _flat_samples(value, locations, weights, len(shapes))
-    geometry = aggregate_geometry(shapes, locations.shape[-2], points)
+    geometry = aggregate_geometry(shapes, locations.shape[-2], points, of="locations")
 
     if method == "bilinear":
         geometry = dataclasses.replace(geometry, unit_square=True)

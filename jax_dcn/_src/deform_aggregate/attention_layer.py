@@ -15,7 +15,7 @@ from jax_dcn._src.deform_aggregate.geometry import map_shapes
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.sizes import fits
 
-# The names of other libraries, and the names here.
+# Names of options in other libraries, and their names here.
 OPTIONS = {
     "d_model": "features",
     "embed_dim": "features",
@@ -28,7 +28,7 @@ OPTIONS = {
     "num_points": "points",
 }
 
-# Any size of a level.
+# The sizes of the levels, of which any may be free.
 Shapes = Sequence[tuple[Any, Any]]
 
 
@@ -144,7 +144,7 @@ def branch_features(layer: MSDeformAttnOptions) -> dict[str, int]:
 
 
 def ring(layer: MSDeformAttnOptions) -> np.ndarray:
-    """The first bias of `sampling_offsets`: head by head another direction, point by point further."""
+    """The initial bias of `sampling_offsets`: a direction for each head, a distance for each point."""
     angles = 2 * np.pi / layer.heads * np.arange(layer.heads)
     direction = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     direction /= abs(direction).max(axis=-1, keepdims=True)
@@ -185,7 +185,7 @@ def _leading(matrix: jax.Array, rank: int) -> jax.Array:
 
 
 def _by_sample(values: jax.Array, offsets: jax.Array, points: Sequence[int]) -> jax.Array:
-    """Repeats values `[..., levels, n]`, or those of all levels `[..., n]`, for each sample."""
+    """Repeats values `[..., levels, n]`, or one value for all levels `[..., n]`, for each sample."""
     if values.ndim == offsets.ndim - 2:
         values = values[..., None, :]
     if values.shape[-2] > 1:

@@ -35,9 +35,9 @@ class MSDeformAttn(nn.Module):
       offset_scale: Length of an offset of one in a reference box, where references have four
         coordinates: in widths and heights of the box, shared by the points of a map.
       method: `"bilinear"`, or `"discrete"` (RT-DETRv2), see `jax_dcn.ms_deform_attn`.
-      dtype: Of the projections and of the result; by default, what inputs and parameters promote to.
+      dtype: Dtype of the projections and the result; by default, inputs and parameters are promoted.
         Locations and the softmax are computed in float32 at least.
-      param_dtype: Of the parameters.
+      param_dtype: Dtype of the parameters.
       implementation: See `jax_dcn.ms_deform_attn`.
 
     Raises:
@@ -118,7 +118,7 @@ class MSDeformAttn(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         value_mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Queries `[..., Q, features]` to what they see, `[..., Q, features]`.
+        """For every query, the weighted sum of its samples: `[..., Q, features]`.
 
         Args:
           query: The queries, with their positional embeddings added.
@@ -127,8 +127,8 @@ class MSDeformAttn(nn.Module):
             height. References that are the same in all maps are `[..., Q, 2]` or `[..., Q, 4]`.
           value: The maps, `[..., S, features]`: one after the other, each row by row.
           spatial_shapes: `(height, width)` of each map, static; `S` is the sum of their products.
-          value_mask: `[..., S]`, `True` for a pixel that counts, as in Hugging Face. The original's
-            mask, and that of Mask2Former, is `True` for padding: give `~mask`. A pixel that does not
+          value_mask: `[..., S]`, `True` for a pixel that counts, as in Hugging Face. The masks of the
+            original and of Mask2Former are `True` for padding: give `~mask`. A pixel that does not
             count is zero after `value_proj`.
         """
         layers.check_call(self, query, reference, value, spatial_shapes, value_mask)

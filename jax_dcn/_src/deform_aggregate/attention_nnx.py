@@ -22,7 +22,7 @@ class MSDeformAttn(nnx.Module):
     From a query, the dense layer `sampling_offsets` predicts offsets from the query's reference, and
     `attention_weights` the logits of the weights, of which the softmax is taken over all levels and
     points of a head. `jax_dcn.ms_deform_attn` does the rest, between the dense layers `value_proj`
-    and `output_proj`. Names, axes and initial values are those of Deformable DETR, whose checkpoints
+    and `output_proj`. Names, axes and initial values are Deformable DETR's, whose checkpoints
     `jax_dcn.interop.torch_weights` reads: a fresh layer looks in another direction with every head,
     further away with every point, and weights all points equally.
 
@@ -38,10 +38,10 @@ class MSDeformAttn(nnx.Module):
       offset_scale: Length of an offset of one in a reference box, where references have four
         coordinates: in widths and heights of the box, shared by the points of a map.
       method: `"bilinear"`, or `"discrete"` (RT-DETRv2), see `jax_dcn.ms_deform_attn`.
-      dtype: Of the projections and of the result; by default, what inputs and parameters promote to.
+      dtype: Dtype of the projections and the result; by default, inputs and parameters are promoted.
         Locations and the softmax are computed in float32 at least: in bfloat16 a location would miss
         by half a pixel of a map that is 167 pixels wide.
-      param_dtype: Of the parameters.
+      param_dtype: Dtype of the parameters.
       implementation: See `jax_dcn.ms_deform_attn`.
       rngs: Random streams; `params` initialises the projections.
 
@@ -147,7 +147,7 @@ class MSDeformAttn(nnx.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         value_mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Queries `[..., Q, features]` to what they see, `[..., Q, features]`.
+        """For every query, the weighted sum of its samples: `[..., Q, features]`.
 
         Args:
           query: The queries, with their positional embeddings added.
@@ -156,8 +156,8 @@ class MSDeformAttn(nnx.Module):
             height. References that are the same in all maps are `[..., Q, 2]` or `[..., Q, 4]`.
           value: The maps, `[..., S, features]`: one after the other, each row by row.
           spatial_shapes: `(height, width)` of each map, static; `S` is the sum of their products.
-          value_mask: `[..., S]`, `True` for a pixel that counts, as in Hugging Face. The original's
-            mask, and that of Mask2Former, is `True` for padding: give `~mask`. A pixel that does not
+          value_mask: `[..., S]`, `True` for a pixel that counts, as in Hugging Face. The masks of the
+            original and of Mask2Former are `True` for padding: give `~mask`. A pixel that does not
             count is zero after `value_proj`.
         """
         layers.check_call(self, query, reference, value, spatial_shapes, value_mask)

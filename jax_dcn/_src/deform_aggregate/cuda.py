@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Deformable aggregation by the CUDA kernels.
 
-The forward call and the tangent are those of `native`. The gradient of x is gathered from lists of
-the samples that read each pixel, which are made for some groups of images after the other.
+`native` has the forward call and the tangent. The gradient of x is gathered: the kernels list the
+samples that read each pixel, for some groups of channels of some images at a time.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def deform_aggregate_backward(
 def _chunk(
     positions: jax.Array, geometry: AggregateGeometry
 ) -> tuple[int, list[jax.ShapeDtypeStruct]]:
-    """How many groups of images have their lists at once, and the memory of the lists."""
+    """The number of groups, over all images, whose lists are made at once, and the lists' memory."""
     batch, queries, groups, samples = positions.shape[:-1]
 
     def words(segments: int) -> int:

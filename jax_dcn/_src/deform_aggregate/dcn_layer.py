@@ -14,7 +14,7 @@ from jax_dcn._src.deform_aggregate.dcnv4 import packed_size, unpack
 from jax_dcn._src.deform_aggregate.taps import odd_if_removed, positions, published_taps
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 
-# The names that the published layers give to options, and the names here.
+# Names of options in the published layers, and their names here.
 OPTIONS = {
     "channels": "features",
     "group": "groups",
@@ -23,13 +23,13 @@ OPTIONS = {
     "norm_layer": "norm",
 }
 
-# The norms, and their places in the published sequence of a norm and a change of axes.
+# For each norm, its index in the published sequence of a norm and a change of axes.
 NORMS = {"layer": 1, "batch": 0}
 
 Size = int | Sequence[int]
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
-"""As PyTorch's."""
+"""The exact GELU, PyTorch's default."""
 
 
 class DCNOptions(Protocol):
@@ -128,7 +128,7 @@ def depthwise_options(layer: DCNOptions) -> dict[str, Any]:
     size = arguments.positive_pair("dw_kernel_size", size)
 
     def initial(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-        # PyTorch's initial values of a convolution that reads as many numbers.
+        # PyTorch's initial values of a convolution with one input channel in each group.
         bound = math.prod(size) ** -0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -143,7 +143,7 @@ def depthwise_options(layer: DCNOptions) -> dict[str, Any]:
 
 
 def norm_options(layer: DCNv3Options) -> dict[str, Any]:
-    """The options of the norm, as both Flaxes name them; PyTorch's and InternImage's numbers."""
+    """The options of the norm, as both Flaxes name them, with InternImage's and PyTorch's values."""
     dtypes = dict(dtype=layer.dtype, param_dtype=layer.param_dtype)
     if layer.norm == "batch":
         return dict(momentum=0.9, epsilon=1e-5, **dtypes)
@@ -192,19 +192,19 @@ def packed_options(layer: DCNv4Options) -> dict[str, Any]:
 def sown(
     layer: DCNOptions, x: jax.Array, offset: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """What a call leaves for pictures, by name."""
+    """The arrays that a call sows, by name."""
     return dict(sampling_positions=sampling_positions(layer, x, offset), weights=mask)
 
 
 def centre_logits(features: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """The logits `[..., G]` of `mixed`, with the published weight `[G, C]` and bias `[G]`."""
+    """The logits `[..., G]` for `mixed`, by the published weight `[G, C]` and bias `[G]`."""
     contracted = (((features.ndim - 1,), (1,)), ((), ()))
     logits = jax.lax.dot_general(features, weight, contracted)
     return logits + jnp.expand_dims(bias, range(logits.ndim - 1))
 
 
 def mixed(layer: DCNOptions, y: jax.Array, x: jax.Array, logits: jax.Array) -> jax.Array:
-    """Between the sums `y` and the centre's own features `x`, by `logits [..., G]`."""
+    """Mixes the sums `y` with the centre's own features `x`, whose share `logits [..., G]` give."""
     share = jax.nn.sigmoid(logits)[..., None]
     by_group = (*share.shape[:-1], layer.features // layer.groups)
     y, x = y.reshape(by_group), x.reshape(by_group)

@@ -76,17 +76,17 @@ class DCNv3(nn.Module):
         `features`.
       kernel_size: Taps, one number or `(height, width)`.
       kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
-      dw_kernel_size: Of the depthwise convolution; by default that of the taps. InternImage-H has 5.
-      offset_scale: By what offsets are multiplied, and with them the grid of the taps. InternImage-L
-        and -XL have 2.0.
+      dw_kernel_size: Kernel size of the depthwise convolution; by default, `kernel_size`.
+        InternImage-H has 5.
+      offset_scale: Factor of the offsets, and of the grid of the taps. InternImage-L and -XL have 2.0.
       act: The activation; by default the exact GELU, as in PyTorch.
       norm: `"layer"`, as in all published models, or `"batch"`.
       center_feature_scale: Whether to mix the sums with the input's own features, by a share that is
         predicted for each group (InternImage-H and -G).
       remove_center: Whether the tap in the centre is left out.
-      dtype: Of the computation; by default, what the input and the parameters promote to. Offsets and
-        the softmax are computed in float32 at least.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; by default, the input and the parameters are promoted. Offsets
+        and the softmax are computed in float32 at least.
+      param_dtype: Dtype of the parameters.
       implementation: See `jax_dcn.dcnv3`.
 
     Raises:
@@ -202,18 +202,19 @@ class DCNv4(nn.Module):
         `features`.
       kernel_size: Taps, one number or `(height, width)`.
       kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
-      dw_kernel_size: Of the depthwise convolution before the prediction; `None`: there is none.
-      offset_scale: By what offsets are multiplied, and with them the grid of the taps.
+      dw_kernel_size: Kernel size of the depthwise convolution before the prediction. `None`: there is
+        no such convolution.
+      offset_scale: Factor of the offsets, and of the grid of the taps.
       center_feature_scale: Whether to mix the sums with the centre's own features, by a share that is
         predicted from the sums for each group.
       remove_center: Whether the tap in the centre is left out.
       output_bias: Whether `output_proj` has a bias.
       without_pointwise: Whether to leave out `value_proj` and `output_proj`.
-      softmax: Whether the weights of a group are the softmax of what is predicted, as in a DCNv3 that
-        is converted.
-      dtype: Of the computation; by default, what the input and the parameters promote to. Offsets and
-        weights are predicted in float32 at least.
-      param_dtype: Of the parameters.
+      softmax: Whether a softmax over the taps of a group follows the prediction of the weights, as in
+        a DCNv3 that is converted.
+      dtype: Dtype of the computation; by default, the input and the parameters are promoted. Offsets
+        and weights are predicted in float32 at least.
+      param_dtype: Dtype of the parameters.
       implementation: See `jax_dcn.dcnv4`.
 
     Raises:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public function `dcnv3`: the core of InternImage."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -50,8 +50,8 @@ def dcnv3(
 
     where :math:`g` is the group of channel :math:`c`, :math:`r_0` the centre of the kernel, :math:`r_k`
     the taps around the centre, :math:`\sigma` the `offset_scale`, and `x` is read by bilinear
-    interpolation. There is no kernel of weights: the projections and the softmax of the mask are the
-    business of the layer around the operator, `jax_dcn.nnx.DCNv3`. Axes: `H W` image, `Ho Wo` output,
+    interpolation. There is no kernel of weights: the layer around the operator, `jax_dcn.nnx.DCNv3`,
+    has the projections and the softmax of the mask. Axes: `H W` image, `Ho Wo` output,
     `C` channels, `G` groups, `K' = kh * kw` taps, one less with `remove_center`.
 
     Args:
@@ -67,11 +67,11 @@ def dcnv3(
         `(height, width)`, or `((top, bottom), (left, right))`. InternImage's `pad=1` is `"SAME"` for
         3x3 taps and strides of 1.
       kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
-      offset_scale: By what offsets are multiplied, and with them the regular grid around its centre.
-        InternImage-L and -XL have 2.0.
+      offset_scale: Factor of the offsets, and of the regular grid around its centre. InternImage-L
+        and -XL have 2.0.
       remove_center: Whether the tap in the centre is left out.
-      implementation: `"native"` (the C++ kernel on CPU), `"xla"`, or a sequence of these to try in
-        order. `None` takes the best that can run.
+      implementation: `"native"` (the C++ kernel on CPU, CUDA on GPU), `"xla"`, or a sequence of these
+        to try in order. `None` takes the best that can run.
 
     Returns:
       `[..., Ho, Wo, C]`, in the dtype of `x`. Positions and sums are computed in float32, or in
@@ -82,7 +82,7 @@ def dcnv3(
       NotImplementedError: if `implementation` cannot run here; the message says why.
 
     Note:
-      Samples are those of the published CUDA kernel: a sample counts if `-1 < y < H and -1 < x < W`,
+      A sample counts if `-1 < y < H and -1 < x < W`, as in the published CUDA kernel,
       and at whole numbers the derivative is the right-hand one. The published PyTorch version rounds
       positions, so that a whole number may fall below itself, and swaps the paddings of height and
       width.

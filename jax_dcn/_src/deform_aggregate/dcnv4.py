@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public function `dcnv4`: the core of FlashInternImage."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -50,14 +50,14 @@ def dcnv4(
 
     Args:
       x: Images, `[..., H, W, C]`. Any number of leading axes, zero included, are batch axes.
-      offset_mask: Offsets and weights `[..., Ho, Wo, ceil(G * K' * 3 / 8) * 8]`. Each group has `K' *
-        3` numbers: the offsets `(x, y)` of its taps, then the weights of its taps. Numbers after those
-        of the last group are padding. Taps are ordered as in `jax_dcn.dcnv3`.
+      offset_mask: Offsets and weights `[..., Ho, Wo, ceil(G * K' * 3 / 8) * 8]`. Each group has `3 *
+        K'` elements: the offsets `(x, y)` of its taps, then the weights of its taps. Elements after the
+        last group are padding. Taps are ordered as in `jax_dcn.dcnv3`.
       groups: Number of groups of channels `G`, which divides `C`.
       kernel_size, strides, padding, kernel_dilation, offset_scale, remove_center: See `jax_dcn.dcnv3`.
       softmax: Whether the weights of a group are logits, of which the softmax is taken.
-      implementation: `"native"` (the C++ kernel on CPU), `"xla"`, or a sequence of these to try in
-        order. `None` takes the best that can run.
+      implementation: `"native"` (the C++ kernel on CPU, CUDA on GPU), `"xla"`, or a sequence of these
+        to try in order. `None` takes the best that can run.
 
     Returns:
       `[..., Ho, Wo, C]`, in the dtype of `x`. Positions, the softmax and sums are computed in float32,
@@ -104,7 +104,7 @@ def dcnv4(
 
 
 def packed_size(groups: int, taps: int) -> int:
-    """Numbers of an output position, with padding to a multiple of 8."""
+    """Number of elements of an output position, with padding to a multiple of 8."""
     return -(-groups * taps * 3 // 8) * 8
 
 

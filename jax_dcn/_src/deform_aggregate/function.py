@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public function `deform_aggregate`."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_dcn._src.arguments import array, optional_array
-from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry, Boundary, aggregate_geometry
+from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry, aggregate_geometry
 from jax_dcn._src.deform_aggregate.rules import deform_aggregate_p
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.bilinear import Boundary
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -51,7 +52,7 @@ def deform_aggregate(
         axes, zero included, are batch axes.
       positions: Positions of the samples `[..., Q, G, T, 2]`, last axis `(y, x)`, in pixels of the
         sample's map: 0 is the centre of the first pixel. `G` divides `C`, and channel `c` uses
-        group `c // (C // G)`. The samples of the first map come first, then those of the second.
+        group `c // (C // G)`. Samples are ordered by map.
       weights: Weights of the samples `[..., Q, G, T]`. `None`: every weight is one.
       shapes: `(height, width)` of each map, static; `S` is the sum of their products.
       points: Samples of each map, which sum to `T`. `None` splits `T` evenly.
@@ -59,8 +60,8 @@ def deform_aggregate(
         -1 < x < W`. `"legacy"`: a sample counts if `0 <= y < H and 0 <= x < W`, and the last row
         and column extend to the edge. Outside, values and gradients are zero. At whole numbers the
         derivative is the right-hand one.
-      implementation: `"native"` (the C++ kernel on CPU), `"xla"`, or a sequence of these to try in
-        order. `None` takes the best that can run.
+      implementation: `"native"` (the C++ kernel on CPU, CUDA on GPU), `"xla"`, or a sequence of these
+        to try in order. `None` takes the best that can run.
 
     Returns:
       `[..., Q, C]`, in the dtype of `x`. Positions and sums are computed in float32, or in float64

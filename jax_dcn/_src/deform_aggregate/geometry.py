@@ -3,14 +3,12 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 from jax_dcn._src.arguments import choice, is_integer, is_pair, is_sequence
 from jax_dcn._src.operator.sizes import is_free
 from jax_dcn._src.public import public
-
-Boundary = Literal["padded", "legacy"]
-BOUNDARIES = ("padded", "legacy")
+from jax_dcn._src.sampling.bilinear import BOUNDARIES
 
 
 @public("jax_dcn.reference")
@@ -38,16 +36,21 @@ class AggregateGeometry:
 
 
 def aggregate_geometry(
-    shapes: Any, samples: int, points: Any = None, boundary: str = "padded"
+    shapes: Any, samples: int, points: Any = None, boundary: str = "padded", of: str = "positions"
 ) -> AggregateGeometry:
     """Validates the options of an aggregation as users write them.
+
+    Args:
+      shapes, points, boundary: As in `jax_dcn.deform_aggregate`.
+      samples: Number of samples of a query and group.
+      of: The argument that has these samples, for the error.
 
     Raises:
       ValueError: if an option has a wrong value; the message names it.
     """
     choice("boundary", boundary, BOUNDARIES)
     sizes = map_shapes("shapes", shapes)
-    return AggregateGeometry(sizes, _points(points, samples, len(sizes)), boundary)
+    return AggregateGeometry(sizes, _points(points, samples, len(sizes), of), boundary)
 
 
 def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
@@ -60,12 +63,12 @@ def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
+def _points(points: Any, samples: int, maps: int, of: str) -> tuple[int, ...]:
     if points is None:
         if samples % maps:
             raise ValueError(
-                f"positions has {samples} samples, which do not split evenly over {maps} maps: pass "
-                "points, the number of samples of each map."
+                f"{of} has {samples} samples, which do not split evenly over {maps} maps: pass points, "
+                "the number of samples of each map."
             )
         return (samples // maps,) * maps
     if not (is_sequence(points) and all(is_integer(n) and n >= 0 for n in points)):
@@ -73,7 +76,7 @@ def _points(points: Any, samples: int, maps: int) -> tuple[int, ...]:
     if len(points) != maps or sum(points) != samples:
         raise ValueError(
             f"points must have one number for each of the {maps} maps, with the sum {samples}, the "
-            f"number of samples in positions, got {tuple(points)}."
+            f"number of samples in {of}, got {tuple(points)}."
         )
     return tuple(map(int, points))
 

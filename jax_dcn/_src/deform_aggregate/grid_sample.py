@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public function `grid_sample`."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The dense layers that predict positions and weights, in every layer and neural network library."""
+"""The dense layers that predict positions and weights: their dtypes, in both Flaxes."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jax_dcn._src.operator.dtypes import sum_dtype
 
 
 def branch_options(param_dtype: Any) -> dict[str, Any]:
@@ -18,4 +20,4 @@ def branch_input(x: jax.Array) -> jax.Array:
 
     In bfloat16, a position would miss by half a pixel of a map that is 167 pixels wide.
     """
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    return x.astype(sum_dtype(x))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
-from jax_dcn._src.deform_aggregate.signature import OPERANDS
+from jax_dcn._src.deform_aggregate.signature import SIGNATURE
 from jax_dcn._src.operator import derivatives
 from jax_dcn._src.operator.blockwise import blockwise
 from jax_dcn._src.public import public
@@ -68,7 +68,7 @@ def deform_aggregate_jvp(
     **options: Any,
 ) -> jax.Array:
     """The tangent of the output along `tangents`, one for each operand named in `wrt`."""
-    operands = dict(zip(OPERANDS, (x, positions, weights), strict=True))
+    operands = dict(zip(SIGNATURE.operands, (x, positions, weights), strict=True))
     return derivatives.jvp(functools.partial(deform_aggregate, **options), operands, wrt, tangents)
 
 
@@ -83,7 +83,7 @@ def deform_aggregate_backward(
     **options: Any,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
-    operands = dict(zip(OPERANDS, (x, positions, weights), strict=True))
+    operands = dict(zip(SIGNATURE.operands, (x, positions, weights), strict=True))
     return derivatives.vjp(functools.partial(deform_aggregate, **options), operands, wrt, grad_y)
 
 

@@ -6,10 +6,8 @@ from typing import Any
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.operator.signature import Signature
 
-OPERANDS = ("x", "positions", "weights")
-
 # The derivatives depend on all operands.
-SIGNATURE = Signature(OPERANDS, primals=3)
+SIGNATURE = Signature(("x", "positions", "weights"), primals=3)
 
 # Number of axes after the batch axes.
 ITEM_RANKS = {"x": 2, "positions": 4, "weights": 3, "y": 2}

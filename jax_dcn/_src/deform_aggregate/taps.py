@@ -17,7 +17,7 @@ from jax_dcn._src.operator.sizes import is_free
 from jax_dcn._src.sampling import window
 from jax_dcn._src.sampling.window import Padding, Size
 
-# The names that the published functions give to arguments, and the names here.
+# Names of arguments in the published functions, and their names here.
 ARGUMENTS = {
     "input": "x",
     "stride": "strides",
@@ -34,10 +34,10 @@ class Taps:
     Attributes:
       kernel_size, strides, kernel_dilation: `(height, width)`.
       padding: `((top, bottom), (left, right))`.
-      offset_scale: By what offsets, and the grid around its centre, are multiplied.
+      offset_scale: Factor of the offsets, and of the grid around its centre.
       remove_center: Whether the tap in the centre is left out.
       output_size: Number of output positions, `(height, width)`.
-      shift: What to add to positions `(y, x)` where `padding` stands for one that is unknown.
+      shift: Correction of positions `(y, x)`, where the true padding is unknown, see `free_shift`.
     """
 
     kernel_size: tuple[int, int]
@@ -136,7 +136,7 @@ def positions(offset: jax.Array, taps: Taps) -> jax.Array:
 
 
 def _stretched(taps: Taps) -> np.ndarray:
-    """Coordinates `(y, x)` of the taps from the first pixel of the kernel, `[2, K']`, width outermost."""
+    """Coordinates `(y, x)` of the taps from the kernel's first pixel, `[2, K']`, width outermost."""
     height, width = taps.kernel_size
     columns, rows = np.indices((width, height)).reshape(2, -1)
     dilation = np.array(taps.kernel_dilation)[:, None]

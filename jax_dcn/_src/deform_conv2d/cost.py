@@ -24,8 +24,9 @@ from jax_dcn._src.operator import gpus
 VARIABLE = "JAX_DCN_CUDA_PATH"
 PATHS = ("fused", "columns")
 
-# A slab is what a block of the forward pass samples in a step: 64 pixels of 64 bytes of channels at
-# one tap. Each feature multiplies a slab by _SLAB_FLOP, which count double in TF32: TF32 is half as fast.
+# A slab: the samples that a block of the forward pass takes in a step, 64 pixels of 64 bytes of
+# channels at one tap. Each feature multiplies a slab by _SLAB_FLOP, which count double in
+# TF32, since TF32 is half as fast.
 _SLAB_PIXELS, _SLAB_CHANNEL_BYTES = 64, 64
 _SLAB_BYTES = _SLAB_PIXELS * _SLAB_CHANNEL_BYTES
 _SLAB_FLOP = 2 * _SLAB_PIXELS * _SLAB_CHANNEL_BYTES // 2
@@ -50,13 +51,13 @@ _FUSED_ISSUE = {1: 0.41, 2: 0.46}
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What the model knows of an architecture.
+    """The figures of an architecture.
 
     Attributes:
       name: The GPU that the figures are of.
       processors, clock: Multiprocessors, and their clock in GHz.
-      product: What XLA's products compute, and `mma` what `mma.sync` computes, in FLOP of 16-bit
-        numbers for each clock and multiprocessor.
+      product, mma: Speed of XLA's products, and of `mma.sync`: FLOP in 16 bits for each clock and
+        multiprocessor.
       traffic: Bytes of columns that a multiprocessor writes in a clock: to the second-level cache
         where a chunk of columns stays there, else to memory.
       resident: Blocks of a fused kernel that a multiprocessor holds, by their shared memory.
@@ -83,7 +84,7 @@ GPUS = {
     100: Gpu("B200", 148, 1.85, product=4900, mma=2560, traffic=24, resident=2),
     120: Gpu("RTX 5090", 170, 2.41, product=460, mma=460, traffic=16, resident=1),
 }
-_WITHOUT_A_GPU = 90  # programs for other machines, most of which are of data centers
+_WITHOUT_A_GPU = 90  # for programs that are compiled for another machine: a guess
 
 
 def why_not_fused(*operands: Any, wrt: Collection[str] = (), geometry: ConvGeometry) -> str | None:
@@ -105,7 +106,7 @@ def why_not_fused(*operands: Any, wrt: Collection[str] = (), geometry: ConvGeome
 
 
 def gpu_here() -> Gpu:
-    """The figures for the GPU of this process, or for that of most data centers."""
+    """The figures for the first GPU of this process; without a GPU, for compute capability 9.0."""
     for device in gpus.devices():
         return gpu_of(gpus.capability(device))
     return GPUS[_WITHOUT_A_GPU]
@@ -125,7 +126,7 @@ def microseconds(
     wrt: Collection[str] = (),
     geometry: ConvGeometry,
 ) -> dict[str, float]:
-    """The time of each of the `PATHS`, but for what both have in common: the gather of gradients of x."""
+    """The time of each of the `PATHS`, without the gather of the gradient of x, which both have."""
     features, size = kernel.shape[-1] // geometry.feature_group_count, x.dtype.itemsize
     samples = math.prod(offset.shape[:3]) * math.prod(kernel.shape[:2])
     slabs = samples * x.shape[-1] * size / _SLAB_BYTES
@@ -152,7 +153,7 @@ def _forward_clocks(gpu: Gpu, features: int) -> dict[str, float]:
 def _backward_clocks(
     gpu: Gpu, features: int, feature_bytes: int, wrt: Collection[str]
 ) -> dict[str, float]:
-    """The columns take the place of their gradient where both are wanted, so that they are sampled once."""
+    """Where both are wanted, columns take the place of their gradient, and are sampled once."""
     fused = columns = 0.0
     if "kernel" in wrt:
         tiles = -(-features // 128)
@@ -190,6 +191,6 @@ def _fused(gpu: Gpu, kernel: str, features: int) -> float:
     return max(issued, _SLAB_FLOP * features / gpu.mma)
 
 
-def _fourth(what: str) -> float:
-    """Instructions for a slab of a kernel that takes four slabs at a time."""
-    return INSTRUCTIONS[f"gradients of samples, {what} of four slabs"] / 4
+def _fourth(part: str) -> float:
+    """Instructions for one slab, of a part that takes four slabs at a time."""
+    return INSTRUCTIONS[f"gradients of samples, {part} of four slabs"] / 4

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The public function `deform_conv2d`."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_dcn._src import arguments
 from jax_dcn._src.arguments import array, optional_array, renamed
-from jax_dcn._src.deform_conv2d.geometry import Boundary, conv_geometry
+from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 from jax_dcn._src.deform_conv2d.hints import ARGUMENTS, kernel_hint, offset_hint
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
 from jax_dcn._src.deform_conv2d.samples import shifted
@@ -20,6 +20,7 @@ from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.sizes import fits, is_free
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.bilinear import Boundary
 from jax_dcn._src.sampling.window import Padding, Size
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def deform_conv2d(
       bias: `[O]`, in the dtype of `x`.
       strides: Step between output positions in pixels, one number or `(height, width)`; `None` is 1.
       padding: Zeros around the image: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, one number,
-        `(height, width)`, or `((top, bottom), (left, right))`. With strides, `"SAME"` pads as flax and XLA do, which is
-        not what `padding=1` does elsewhere.
+        `(height, width)`, or `((top, bottom), (left, right))`. `"SAME"` pads as in Flax and XLA: with
+        strides, it differs from `padding=1` of a 3x3 kernel.
       kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
       feature_group_count: Number of groups of channels convolved separately. Independent of `G`.
       boundary: `"padded"`, the rule of the second paper: the image continues with zeros, so a
@@ -74,9 +75,9 @@ def deform_conv2d(
         counts if `0 <= h < H and 0 <= w < W`, and the last row and column extend to the edge.
         Outside, values and gradients are zero. At whole numbers the derivative is the right-hand
         one.
-      precision: Of the matrix products on XLA, as in `jax.lax`. The native CPU kernels compute at
-        full precision, except that by default some processors round sampled columns of bfloat16
-        images to bfloat16; `"high"` and `"highest"` keep them in float32.
+      precision: Precision of the matrix products on XLA, as in `jax.lax`. The native CPU kernels
+        compute at full precision, with one exception: by default, some processors round sampled
+        columns of bfloat16 images to bfloat16; `"high"` and `"highest"` keep columns in float32.
       implementation: `"native"` (the C++ kernel on CPU, CUDA on GPU), `"xla"`, or a sequence of
         these to try in order. `None` takes the best that can run.
 
@@ -125,12 +126,32 @@ def deform_conv2d(
     _check_offset(x, kernel, offset, mask, output_size)
     _check_dtypes(x, kernel, bias)
 
-    wide = sum_dtype(x)
-    batch = x.shape[:-3] or (1,)
     shift = geometry.free_shift(padding, x.shape[-3:-1], kernel.shape[:2])
-    offset = shifted(offset.astype(wide), shift)
+    offset = shifted(offset.astype(sum_dtype(x)), shift)
+    return _convolve(
+        x,
+        kernel,
+        offset,
+        mask,
+        bias,
+        geometry=geometry,
+        precision=arguments.precision(precision),
+        implementation=implementation_names(implementation),
+    )
+
+
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+    **params: Any,
+) -> jax.Array:
+    """Binds the primitive, which takes one batch axis at least, and no `None`."""
+    batch = x.shape[:-3] or (1,)
     if mask is None:
-        mask = jnp.zeros((*offset.shape[:-2], 0), wide)
+        mask = jnp.zeros((*offset.shape[:-2], 0), offset.dtype)
     if bias is None:
         bias = jnp.zeros(kernel.shape[-1:], x.dtype)
     with jax.named_scope("deform_conv2d"):
@@ -138,11 +159,9 @@ def deform_conv2d(
             x.reshape(batch + x.shape[-3:]),
             kernel,
             offset.reshape(batch + offset.shape[-5:]),
-            mask.reshape(batch + mask.shape[-4:]).astype(wide),
+            mask.reshape(batch + mask.shape[-4:]).astype(offset.dtype),
             bias,
-            geometry=geometry,
-            precision=arguments.precision(precision),
-            implementation=implementation_names(implementation),
+            **params,
         )
     return checkpoint_name(y.reshape(x.shape[:-3] + y.shape[-3:]), "deform_conv2d")
 

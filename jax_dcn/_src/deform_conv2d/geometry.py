@@ -3,15 +3,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jax_dcn._src.arguments import choice, positive, positive_pair
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling import window
+from jax_dcn._src.sampling.bilinear import BOUNDARIES, Boundary
 from jax_dcn._src.sampling.window import Padding, Size
-
-Boundary = Literal["padded", "legacy"]
-BOUNDARIES = ("padded", "legacy")
 
 
 @public("jax_dcn.reference")
@@ -44,7 +42,7 @@ class ConvGeometry:
         )
 
     def free_shift(self, padding: Padding, image_size: Size, kernel_size: Size) -> tuple[Any, Any]:
-        """What to add to offsets `(dy, dx)` where the padding that `padding` names is unknown."""
+        """Correction of offsets `(dy, dx)` for a padding that is unknown, see `window.free_shift`."""
         return window.free_shift(
             padding, self.padding, image_size, kernel_size, self.strides, self.kernel_dilation
         )

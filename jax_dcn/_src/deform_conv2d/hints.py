@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What to write instead, for arrays and names that come from other libraries."""
+"""Hints in errors: how to rewrite arrays and names that come from other libraries."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import jax
 
 from jax_dcn._src.sampling.window import Size
 
-# The names of other libraries, and the names here: of arguments of the function and of layers.
+# Names in other libraries, and the names here: arguments of functions, and options of layers.
 ARGUMENTS = {
     "stride": "strides",
     "dilation": "kernel_dilation",

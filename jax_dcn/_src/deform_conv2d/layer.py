@@ -11,16 +11,17 @@ import jax.numpy as jnp
 
 from jax_dcn._src import arguments
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
-from jax_dcn._src.deform_conv2d.geometry import BOUNDARIES, Boundary
 from jax_dcn._src.deform_conv2d.positions import sampling_positions
 from jax_dcn._src.deform_conv2d.samples import shifted
+from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.bilinear import BOUNDARIES, Boundary
 from jax_dcn._src.sampling.window import PADDINGS, Padding, reach, written_padding
 
 LayerPadding = Padding
-"""What `deform_conv2d` takes, `"CIRCULAR"` or `"REFLECT"`."""
+"""A padding of `deform_conv2d`, `"CIRCULAR"` or `"REFLECT"`."""
 
 # How `jax.numpy.pad` calls the paddings of layers that `deform_conv2d` does not have.
 _MODES: dict[Any, str] = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
@@ -168,24 +169,24 @@ def convolution_options(layer: DeformConvOptions) -> dict[str, Any]:
 
 
 def _branch_dtype(layer: DeformConvOptions) -> Any:
-    """The dtype of the offset branch; `None` is what its input and its parameters promote to."""
+    """The dtype of the offset branch; `None` promotes its input and its parameters."""
     if layer.offset_dtype is None and jnp.dtype(layer.param_dtype).itemsize < 4:
         return jnp.float32
     return layer.offset_dtype
 
 
 def branch_input(layer: DeformConvOptions, x: jax.Array) -> jax.Array:
-    """Images or a guide as the offset branch reads them: padded, and by default at least float32."""
+    """Images or a guide as input of the offset branch: padded, and by default at least float32."""
     padded = _padded(layer, x)[0]
-    if layer.offset_dtype is None and padded.dtype.itemsize < 4:
-        return padded.astype(jnp.float32)
-    return padded
+    return padded.astype(sum_dtype(padded)) if layer.offset_dtype is None else padded
 
 
 def _padded(layer: DeformConvOptions, x: jax.Array) -> tuple[jax.Array, Any, tuple[int, int]]:
-    """Images with the padding that `deform_conv2d` has no name for, the padding left, and the pads.
+    """Applies a padding that `deform_conv2d` does not have.
 
-    The pads are the rows above and the columns to the left that were added.
+    Returns:
+      The images, the padding that is left to `deform_conv2d`, and the number of added rows above and
+      columns to the left.
     """
     padding = written_padding(layer.padding, LAYER_PADDINGS)
     if padding not in _MODES:

@@ -11,10 +11,10 @@ from flax.nnx.nn import dtypes
 
 from jax_dcn._src.arguments import renamed
 from jax_dcn._src.deform_conv2d import layer as layers
-from jax_dcn._src.deform_conv2d.geometry import Boundary
 from jax_dcn._src.deform_conv2d.hints import OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
+from jax_dcn._src.sampling.bilinear import Boundary
 
 
 @public("jax_dcn.nnx")
@@ -45,12 +45,12 @@ class DeformConv(nnx.Module):
         `layer(x, offset, mask=None)`.
       guide_features: Channels of the tensor that offsets are predicted from, if another than `x`:
         `layer(x, guide=features)`. By default as many as `in_features`.
-      offset_dtype: Of the computation of offsets and mask. By default float32 at least: bfloat16
-        makes 20.25 pixels of 20.3.
-      boundary: What a sample outside the image is, see `jax_dcn.deform_conv2d`.
-      dtype: Of the computation; by default, what the input and the parameters promote to.
-      param_dtype: Of the parameters.
-      precision: Of the matrix products, see `jax_dcn.deform_conv2d`.
+      offset_dtype: Dtype of the computation of offsets and mask; by default at least float32. In
+        bfloat16, an offset of 20.3 pixels is 20.25.
+      boundary: The value of samples outside the image, see `jax_dcn.deform_conv2d`.
+      dtype: Dtype of the computation; by default, the input and the parameters are promoted.
+      param_dtype: Dtype of the parameters.
+      precision: Precision of the matrix products, see `jax_dcn.deform_conv2d`.
       kernel_init, bias_init: Initialisers of `kernel` and `bias`.
       implementation: See `jax_dcn.deform_conv2d`.
       rngs: Random streams; `params` initialises the kernel.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public functions `sampling_positions` and `offset_from_positions`."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from jax_dcn._src import arguments
 from jax_dcn._src.deform_conv2d import samples
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 from jax_dcn._src.deform_conv2d.hints import ARGUMENTS
+from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.window import Padding, Size
@@ -54,8 +55,9 @@ def sampling_positions(
       >>> positions[2, 4, 0, 0]
       Array([1., 3.], dtype=float32)
     """
-    offset = _offset("offset", offset)
-    return offset + _regular(offset, kernel_size, strides, padding, kernel_dilation, image_size)
+    offset = _checked("offset", offset)
+    window = kernel_size, strides, padding, kernel_dilation, image_size
+    return offset + _regular("offset", offset, *window)
 
 
 @public("jax_dcn")
@@ -90,21 +92,22 @@ def offset_from_positions(
       >>> offset[3, 3, 0, 4]
       Array([0., 0.], dtype=float32)
     """
-    positions = _offset("positions", positions)
-    return positions - _regular(
-        positions, kernel_size, strides, padding, kernel_dilation, image_size
-    )
+    positions = _checked("positions", positions)
+    window = kernel_size, strides, padding, kernel_dilation, image_size
+    return positions - _regular("positions", positions, *window)
 
 
-def _offset(name: str, value: Any) -> jax.Array:
+def _checked(name: str, value: Any) -> jax.Array:
+    """The argument `name` as an array of offsets or positions, at least in float32."""
     axes = "[..., Ho, Wo, G, K, 2]"
     array = arguments.array(name, value, axes)
     if array.ndim < 5 or array.shape[-1] != 2:
         raise ValueError(f"{name} must be {axes}, got shape {array.shape}.")
-    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
+    return array.astype(sum_dtype(array))
 
 
 def _regular(
+    name: str,
     array: jax.Array,
     kernel_size: Any,
     strides: Any,
@@ -112,7 +115,7 @@ def _regular(
     kernel_dilation: Any,
     image_size: Size,
 ) -> jax.Array:
-    """Positions of the undisplaced samples, with the rank of `array`."""
+    """Positions of the undisplaced samples, with the rank of `array`, which is the argument `name`."""
     taps = arguments.positive_pair("kernel_size", kernel_size)
     if not arguments.is_pair(image_size):
         raise ValueError(f"image_size must be (height, width), got {image_size!r}.")
@@ -122,7 +125,7 @@ def _regular(
     size = geometry.output_size(image_size, taps)
     if not fits((*array.shape[-5:-3], array.shape[-2]), (*size, taps[0] * taps[1])):
         raise ValueError(
-            f"offset or positions must be [..., {size[0]}, {size[1]}, G, {taps[0] * taps[1]}, 2] for "
+            f"{name} must be [..., {size[0]}, {size[1]}, G, {taps[0] * taps[1]}, 2] for "
             f"images of {image_size[0]}x{image_size[1]} and kernel_size={taps}, got {array.shape}."
         )
     shift = geometry.free_shift(padding, image_size, taps)

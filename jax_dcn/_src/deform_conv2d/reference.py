@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
 from jax_dcn._src.deform_conv2d.samples import positions_at
-from jax_dcn._src.deform_conv2d.signature import OPERANDS
+from jax_dcn._src.deform_conv2d.signature import SIGNATURE
 from jax_dcn._src.operator import derivatives
 from jax_dcn._src.operator.blockwise import blockwise
 from jax_dcn._src.public import public
@@ -103,7 +103,7 @@ def _operands(
 ) -> dict[str, jax.Array]:
     # Derivatives do not depend on the bias. It varies over the devices that the kernel varies over.
     bias = jnp.zeros_like(kernel, shape=kernel.shape[-1:])
-    return dict(zip(OPERANDS, (x, kernel, offset, mask, bias), strict=True))
+    return dict(zip(SIGNATURE.operands, (x, kernel, offset, mask, bias), strict=True))
 
 
 def _multiply(

@@ -6,10 +6,8 @@ from typing import Any
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
 from jax_dcn._src.operator.signature import Signature
 
-OPERANDS = ("x", "kernel", "offset", "mask", "bias")
-
 # The derivatives depend on all operands but the last, the bias.
-SIGNATURE = Signature(OPERANDS, primals=4)
+SIGNATURE = Signature(("x", "kernel", "offset", "mask", "bias"), primals=4)
 
 # Number of axes after the batch axes; arrays that are not listed have no batch axes.
 ITEM_RANKS = {"x": 3, "offset": 5, "mask": 4, "y": 3}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The public functions `deform_roi_pool` and `deform_roi_align`: regions pooled at displaced bins."""
 
-from __future__ import annotations  # those of shapes are for readers and type checkers
+from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _X, _ROIS = "[N, H, W, C]", "[R, 5], (batch index, x1, y1, x2, y2)"
-_MOST = 4096  # What the kernels index bins, cells and samples with.
+_MOST = 4096  # The kernels take at most so many bins, cells and samples along an axis.
 
 
 @public("jax_dcn")
@@ -71,7 +71,7 @@ def deform_roi_pool(
       x: Images, `[N, H, W, group_size**2 * D]`. Feature `d` of the cell in row `i` and column `j` of
         a region is channel `(d * group_size + i) * group_size + j`.
       rois: `[R, 5]`, `(batch index, x1, y1, x2, y2)` in pixels of the image that `x` was computed
-        from. Says what is read: its gradient is zero.
+        from. The gradient of `rois` is zero.
       offset: `[R, part_size, part_size, classes, 2]`, last axis `(dy, dx)`, in sizes of the region
         over `trans_std`. `classes` divides `D`; feature `d` uses class `d // (D // classes)`.
         `None` gives plain position-sensitive pooling.
@@ -102,8 +102,8 @@ def deform_roi_pool(
     Note:
       Bitwise reproducible: the same inputs give the same bits on the same device, gradients
       included. At samples on whole pixels, and beyond the outermost pixels, the derivative by the
-      position is zero, as in the original. Where a position is not a number, so are the bin and its
-      own gradients, and nothing else.
+      position is zero, as in the original. A NaN position gives NaN in its bin and in the gradients of
+      the bin, and nowhere else.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
@@ -154,7 +154,7 @@ def deform_roi_align(
     gamma: float = 0.1,
     implementation: Implementation = None,
 ) -> Float[Array, "R Ph Pw C"]:
-    """Like `deform_roi_pool`, with the samples of RoIAlign: what mmcv calls `deform_roi_pool`.
+    """Like `deform_roi_pool`, with the samples of RoIAlign; mmcv's `deform_roi_pool`.
 
     For checkpoints of mmcv's `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` (mmdetection from
     2.0 on). Corners are not rounded, regions end at `x2, y2`, samples lie in the middle of sub-bins,
@@ -181,8 +181,8 @@ def deform_roi_align(
       NotImplementedError: if `implementation` cannot run here; the message says why.
 
     Note:
-      The gradient of `offset` is the derivative of what is computed: zero for samples before the
-      first and beyond the last pixel. mmcv extrapolates there.
+      The gradient of `offset` is the derivative of the result: zero for samples before the first and
+      beyond the last pixel, where mmcv's gradient extrapolates.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
@@ -239,7 +239,7 @@ def _pool(
 
 
 def _cells_first(x: jax.Array, cells: int) -> jax.Array:
-    """Channels by cell, then feature: what a bin reads of a pixel is then contiguous."""
+    """Orders channels by cell, then by feature: a bin then reads contiguous channels of a pixel."""
     if cells == 1:
         return x
     by_feature = x.reshape(*x.shape[:3], x.shape[3] // cells**2, cells**2)

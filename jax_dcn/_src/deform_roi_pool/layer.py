@@ -11,6 +11,7 @@ from jax_dcn._src import arguments
 from jax_dcn._src.deform_roi_pool.function import deform_roi_align, deform_roi_pool
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
+from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 
 HIDDEN_FEATURES = 1024
@@ -143,7 +144,7 @@ def positions(layer: DeformRoIPoolOptions, rois: jax.Array, offset: jax.Array | 
     """Where `layer` samples `x`: `(y, x)` in pixels, `[R, P, P, S, S, 2]`."""
     if not layer.samples_per_part:
         raise ValueError("samples_per_part=0 takes a number of samples that depends on the region.")
-    wide = rois if rois.dtype == jnp.float64 else rois.astype(jnp.float32)
+    wide = rois.astype(sum_dtype(rois))
     if offset is None:
         offset = jnp.zeros((rois.shape[0], 0, 0, 1, 2), wide.dtype)
     size = (layer.pooled_size, layer.pooled_size)

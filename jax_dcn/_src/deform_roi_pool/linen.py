@@ -30,11 +30,12 @@ class DeformRoIPool(nn.Module):
       deformable: Whether bins are displaced; plain position-sensitive pooling if not.
       modulated: Whether bins are weighted by a mask: version 2 of the paper.
       joint: Whether one branch predicts both offset and mask.
-      aligned: Whether samples are those of `jax_dcn.deform_roi_align`, which is mmcv's pooling,
-        instead of those of `jax_dcn.deform_roi_pool`, which is the original's.
-      hidden_features: Of the branches; refused with `deformable=False`.
-      dtype: Of the computation; by default, that of the input and the parameters.
-      param_dtype: Of the parameters.
+      aligned: Whether `jax_dcn.deform_roi_align` pools, as in mmcv. `False`: `jax_dcn.deform_roi_pool`
+        pools, as in the original.
+      hidden_features: Number of features of the hidden layers; refused with `deformable=False`.
+      dtype: Dtype of images and branches. By default, images keep their dtype, and the branches
+        promote their input and parameters.
+      param_dtype: Dtype of the parameters.
       kernel_init: Initialiser of the hidden layers of the branches.
       implementation: See `jax_dcn.deform_roi_pool`.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import Samples, offset_of_bins, samples_along
-from jax_dcn._src.deform_roi_pool.signature import OPERANDS
+from jax_dcn._src.deform_roi_pool.signature import SIGNATURE
 from jax_dcn._src.operator import derivatives
 from jax_dcn._src.operator.blockwise import blockwise
 from jax_dcn._src.public import public
@@ -51,19 +51,7 @@ def deform_roi_pool(
         has_image = (roi[0] >= 0) & (roi[0] < images)
         # A region without an image reads nothing, and a NaN of such a region must not spread.
         roi, offset = jnp.where(has_image, roi, 0), jnp.where(has_image, offset, 0)
-        image = roi[0].astype(jnp.int32)
-        displacement = offset_of_bins(offset, geometry)
-        rows = samples_along(0, roi[2], roi[4], displacement[..., 0], height, geometry)
-        columns = samples_along(1, roi[1], roi[3], displacement[..., 1], width, geometry)
-        rows = rows._replace(inside=rows.inside & has_image)
-        sums_of = _gathered_sums if geometry.samples else _dense_sums
-        sums = sums_of(wide, image, rows, columns, geometry.group_size)
-        divisor = rows.divisor * columns.divisor
-        means = sums * _inverse_or_zero(divisor)[..., None]
-        total = rows.total + columns.total
-        # The sum of both displacements, squared, so that both have a derivative that is NaN.
-        undefined = jnp.where(jnp.isnan(total), total + displacement.sum(-1), 0) ** 2
-        y = (means + undefined[..., None]).reshape(*means.shape[:2], features)
+        y = _means(wide, roi, offset, has_image, geometry)
         if mask.shape[-1]:
             y = y * mask[..., None]
         return jnp.where(has_image, y, 0)
@@ -85,7 +73,7 @@ def deform_roi_pool_jvp(
     **options: Any,
 ) -> jax.Array:
     """The tangent of the output along `tangents`, one for each operand named in `wrt`."""
-    operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
+    operands = dict(zip(SIGNATURE.operands, (x, rois, offset, mask), strict=True))
     return derivatives.jvp(partial(deform_roi_pool, **options), operands, wrt, tangents)
 
 
@@ -101,8 +89,25 @@ def deform_roi_pool_backward(
     **options: Any,
 ) -> tuple[jax.Array, ...]:
     """The cotangents of the operands named in `wrt` for the output's cotangent `grad_y`."""
-    operands = dict(zip(OPERANDS, (x, rois, offset, mask), strict=True))
+    operands = dict(zip(SIGNATURE.operands, (x, rois, offset, mask), strict=True))
     return derivatives.vjp(partial(deform_roi_pool, **options), operands, wrt, grad_y)
+
+
+def _means(
+    x: jax.Array, roi: jax.Array, offset: jax.Array, has_image: jax.Array, geometry: RoIGeometry
+) -> jax.Array:
+    """The means of the bins of one region, `[P_h, P_w, D]`, for `x [N, H, W, S, S, classes, D]`."""
+    displacement = offset_of_bins(offset, geometry)
+    rows = samples_along(0, roi[2], roi[4], displacement[..., 0], x.shape[1], geometry)
+    columns = samples_along(1, roi[1], roi[3], displacement[..., 1], x.shape[2], geometry)
+    rows = rows._replace(inside=rows.inside & has_image)
+    sums_of = _gathered_sums if geometry.samples else _dense_sums
+    sums = sums_of(x, roi[0].astype(jnp.int32), rows, columns, geometry.group_size)
+    means = sums * _inverse_or_zero(rows.divisor * columns.divisor)[..., None]
+    total = rows.total + columns.total
+    # The sum of both displacements, squared, so that both have a derivative that is NaN.
+    undefined = jnp.where(jnp.isnan(total), total + displacement.sum(-1), 0) ** 2
+    return (means + undefined[..., None]).reshape(*means.shape[:2], -1)
 
 
 def _inverse_or_zero(divisor: jax.Array) -> jax.Array:
@@ -112,7 +117,7 @@ def _inverse_or_zero(divisor: jax.Array) -> jax.Array:
 def _gathered_sums(
     x: jax.Array, image: jax.Array, rows: Samples, columns: Samples, cells: int
 ) -> jax.Array:
-    """Sums of the samples of an image of `x` `[N, H, W, S, S, classes, D]`: `[P_h, P_w, classes, D]`."""
+    """Sums of samples of one image of `x [N, H, W, S, S, classes, D]`: `[P_h, P_w, classes, D]`."""
     row, row_weight, row_read = _pixels(rows)
     column, column_weight, column_read = _pixels(columns)
     cell_row, cell_column = (np.arange(bins) * cells // bins for bins in row.shape[:2])

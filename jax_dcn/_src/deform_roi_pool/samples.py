@@ -53,14 +53,7 @@ def samples_along(
 ) -> Samples:
     """The samples along `axis` of a region from `low` to `high`, in an image with `pixels` pixels."""
     first, bin_size = _bins(axis, low, high, displacement, geometry)
-    if geometry.samples:
-        number, begin = jnp.asarray(geometry.samples, bin_size.dtype), jnp.zeros_like(first)
-        at_most = geometry.samples
-    else:
-        # Samples are between half a pixel and one pixel apart, so that at most these are inside.
-        number, at_most = jnp.ceil(bin_size), 2 * pixels + 8
-        begin = jnp.floor((-1 - first) * number / bin_size) - 1
-        begin = jax.lax.stop_gradient(jnp.where(begin > 0, begin, 0))
+    number, begin, at_most = _sample_range(first, bin_size, pixels, geometry)
     i = begin[..., None] + jnp.arange(at_most, dtype=bin_size.dtype)[None, None, None, :]
     position = _position(i, first, bin_size / jnp.where(number < 1, 1, number), geometry)
     margin = 1.0 if geometry.aligned else 0.5
@@ -79,6 +72,19 @@ def samples_along(
         jnp.broadcast_to(divisor, first.shape),
         jnp.where(i >= number, 0, position).sum(-1),
     )
+
+
+def _sample_range(
+    first: jax.Array, bin_size: jax.Array, pixels: int, geometry: RoIGeometry
+) -> tuple[jax.Array, jax.Array, int]:
+    """Samples of a bin: their number, the first that may be inside, and how many may follow inside."""
+    if geometry.samples:
+        number = jnp.asarray(geometry.samples, bin_size.dtype)
+        return number, jnp.zeros_like(first), geometry.samples
+    # Samples are between half a pixel and one pixel apart, so that at most these are inside.
+    number = jnp.ceil(bin_size)
+    begin = jnp.floor((-1 - first) * number / bin_size) - 1
+    return number, jax.lax.stop_gradient(jnp.where(begin > 0, begin, 0)), 2 * pixels + 8
 
 
 def sampling_positions(rois: jax.Array, offset: jax.Array, geometry: RoIGeometry) -> jax.Array:

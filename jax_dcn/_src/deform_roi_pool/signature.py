@@ -6,10 +6,8 @@ from typing import Any
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.operator.signature import Signature
 
-OPERANDS = ("x", "rois", "offset", "mask")
-
 # The derivatives depend on all operands.
-SIGNATURE = Signature(OPERANDS, primals=4)
+SIGNATURE = Signature(("x", "rois", "offset", "mask"), primals=4)
 
 
 def types(x: Any, rois: Any, offset: Any, mask: Any, *, geometry: RoIGeometry) -> dict[str, Any]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What makes any operator a family of JAX primitives: definition, rules, sharding, native calls."""
+"""The parts of every operator as JAX primitives: definition, rules, sharding, native calls."""

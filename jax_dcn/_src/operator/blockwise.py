@@ -20,12 +20,12 @@ def blockwise(f: Callable[..., jax.Array], arrays: tuple[Any, ...], item_bytes: 
       arrays: Arrays with one leading axis.
       item_bytes: Memory that one item takes.
     """
-    items = arrays[0].shape[0]
-    if is_free(items, item_bytes):
-        # It is unknown how many items are in a block, and whether blocks divide them: one by one.
-        return jax.lax.map(jax.checkpoint(lambda item: f(*item)), arrays)
-    block = max(1, _BLOCK_BYTES // max(1, item_bytes))
-    if items <= block:
-        return jax.vmap(f)(*arrays)
+    items, block = arrays[0].shape[0], None
+    if not is_free(
+        items, item_bytes
+    ):  # else one by one: blocks of a known size may not divide them
+        block = max(1, _BLOCK_BYTES // max(1, item_bytes))
+        if items <= block:
+            return jax.vmap(f)(*arrays)
     # The backward pass recomputes each block, which bounds its memory, too.
     return jax.lax.map(jax.checkpoint(lambda item: f(*item)), arrays, batch_size=block)

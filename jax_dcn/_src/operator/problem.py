@@ -55,7 +55,7 @@ class Benchmark:
     """The layers on which an operator is timed.
 
     Attributes:
-      title: What the layers have in common.
+      title: The dtype and the batch of all layers, for the report.
       functions: The functions to time, by name: of the arrays of a layer.
       layers: `()` to the arrays of a layer, by name.
     """

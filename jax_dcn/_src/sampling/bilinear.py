@@ -5,11 +5,15 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Boundary = Literal["padded", "legacy"]
+BOUNDARIES = ("padded", "legacy")
+"""The rules of which positions are inside a map, see `is_inside`."""
 
 # Pixels along an axis: of one map, or of the map of each position.
 Size = int | jax.Array

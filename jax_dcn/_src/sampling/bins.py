@@ -4,9 +4,9 @@
 import numpy as np
 
 CHUNK_BYTES = 40 * 10**6
-"""Size, at most, of the lists of a chunk and of what else a kernel holds of a chunk.
+"""Largest size of the arrays that a kernel holds of a chunk, its lists included.
 
-Both then stay in the second-level cache of a large GPU: an A100 has 40 MB, an H100 50 MB.
+They stay in the second-level cache of a large GPU: an A100 has 40 MB, an H100 50 MB.
 """
 
 CORNERS = 4

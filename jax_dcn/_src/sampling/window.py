@@ -6,7 +6,7 @@ from typing import Any
 
 from jax import export, lax
 
-from jax_dcn._src.arguments import choice, is_integer, is_pair
+from jax_dcn._src.arguments import is_integer, is_pair
 
 Size = Sequence[int]
 """`(height, width)`."""
@@ -52,8 +52,8 @@ def written_padding(
     padding: Any, names: Sequence[str] = PADDINGS
 ) -> str | tuple[tuple[int, int], tuple[int, int]]:
     """`padding`, as users write it, as one of `names` or as `((top, bottom), (left, right))`."""
-    if isinstance(padding, str):
-        return choice("padding", padding.upper(), names)
+    if isinstance(padding, str) and padding.upper() in names:
+        return padding.upper()
     pairs = (padding, padding) if is_integer(padding) else padding
     if is_pair(pairs):
         pairs = tuple((p, p) if is_integer(p) else p for p in pairs)
@@ -80,10 +80,10 @@ def free_shift(
     strides: Size,
     kernel_dilation: Size,
 ) -> tuple[Any, Any]:
-    """What to add to offsets `(dy, dx)`, where `known` stands for the padding `padding`.
+    """Correction of offsets `(dy, dx)`, where the padding `known` takes the place of `padding`.
 
-    With strides, `"SAME"` pads by a number that depends on the image. For an image of unknown size,
-    `explicit_padding` gives as much padding as has the same output size, and samples are shifted.
+    With strides, the padding `"SAME"` depends on the size of the image. If the size is unknown,
+    `explicit_padding` returns a padding with the same output size, and the samples must be shifted.
     """
     if not isinstance(padding, str) or not any(map(export.is_symbolic_dim, image_size)):
         return 0, 0
@@ -102,7 +102,7 @@ def _named_padding(
 
 
 def _known(pads: tuple[Any, Any], reach: int, padding: str) -> tuple[int, int]:
-    """`pads`, or, where these are symbols, known ones that give the same output size."""
+    """`pads`; where these are symbols, known pads with the same output size."""
     if not any(map(export.is_symbolic_dim, pads)):
         return int(pads[0]), int(pads[1])
     less = (reach - 1) // 2
