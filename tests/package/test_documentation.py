@@ -2,10 +2,15 @@
 """The examples in the documentation run, as a user would run them, and print what they say."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUN = """
@@ -55,3 +60,36 @@ def test_examples_run(pages):
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def plain_blocks(page: pathlib.Path) -> list[str]:
+    """Blocks of Python without prompts: they need packages that a user of JAX may lack."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [block for block in blocks if ">>>" not in block]
+
+
+def test_the_block_of_export_runs(tmp_path, monkeypatch):
+    pytest.importorskip("jax2onnx")
+    (block,) = plain_blocks(ROOT / "docs" / "export.md")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {"model": nnx.Conv(3, 2, (3, 3), rngs=nnx.Rngs(0))})
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_the_blocks_of_checkpoints_run(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    save, compare = plain_blocks(ROOT / "docs" / "checkpoints.md")
+    monkeypatch.chdir(tmp_path)
+    theirs, ours = torch.nn.Conv2d(3, 2, 3), nnx.Conv(3, 2, (3, 3), padding=0, rngs=nnx.Rngs(0))
+    exec(save, {"model": theirs, "images": torch.ones(1, 3, 5, 6)})
+    names = {"jax": jax, "jnp": jnp, "np": np, "model": ours}
+    with pytest.raises(AssertionError):
+        exec(compare, names)
+    ours.kernel[...] = jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0))
+    ours.bias[...] = jnp.asarray(theirs.bias.detach().numpy())
+    exec(compare, names)
+
+
+def test_no_other_block_is_left_out():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("examples/*/*.md")]
+    assert {p.name for p in pages if plain_blocks(p)} == {"export.md", "checkpoints.md"}
