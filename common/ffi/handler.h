@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the XLA handlers of every operator and backend share: reading arguments, refusing wrong
-// ones, choosing a type.
+// Parts of the XLA handlers of every operator and backend: reading arguments, refusing wrong
+// arguments, choosing a type.
 #ifndef JAX_DCN_COMMON_FFI_HANDLER_H_
 #define JAX_DCN_COMMON_FFI_HANDLER_H_
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Loops over whole arrays, which all threads share: their items.
+// Items of loops over whole arrays, which all threads share.
 #ifndef JAX_DCN_CPU_RUNTIME_ARRAYS_H_
 #define JAX_DCN_CPU_RUNTIME_ARRAYS_H_
 
@@ -13,7 +13,7 @@ namespace jax_dcn::JAX_DCN_ISA {
 // Items that call `f(begin, size)` for the chunks of an array.
 template <typename F>
 auto Chunks(int64_t size, const F& f) {
-  constexpr int64_t kChunk = 1 << 13;  // numbers that one thread visits at a time
+  constexpr int64_t kChunk = 1 << 13;  // elements that one thread visits at a time
   return Items{CeilDiv(size, kChunk), [=](int64_t chunk, char*) {
                  f(chunk * kChunk, Min(kChunk, size - chunk * kChunk));
                }};

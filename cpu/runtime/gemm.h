@@ -290,8 +290,8 @@ JAX_DCN_INLINE BFloat16* PackRows(const BFloat16* rows_data, int64_t rows, int64
   return panel;
 }
 
-// Copies pairs of rows likewise: of each column, the elements of two neighbouring rows. `rows` is
-// even.
+// Copies pairs of rows in the same way: a packed element has the elements of two neighbouring rows.
+// `rows` is even.
 JAX_DCN_INLINE Pair* PackRows(const BFloat16* rows_data, int64_t rows, int64_t stride,
                               int64_t columns, Pair* panel) {
   constexpr int64_t kColumns = kPanel<float>, kStep = kLanes<float>;
@@ -310,7 +310,7 @@ JAX_DCN_INLINE Pair* PackRows(const BFloat16* rows_data, int64_t rows, int64_t s
   return panel;
 }
 
-// Makes a panel of up to kPanel rows: their transpose, zeros in the columns that are missing.
+// Transposes up to kPanel rows into a panel, with zeros in the columns that are missing.
 template <typename T, typename A>
 JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stride, int64_t columns,
                                  A* panel) {
@@ -322,7 +322,7 @@ JAX_DCN_INLINE A* PackTransposed(const T* rows_data, int64_t depth, int64_t stri
   return panel;
 }
 
-// Transposes pairs of columns likewise, which become pairs of rows. `depth` is even.
+// Transposes pairs of columns in the same way. `depth` is even.
 JAX_DCN_INLINE Pair* PackTransposed(const BFloat16* rows_data, int64_t depth, int64_t stride,
                                     int64_t columns, Pair* panel) {
   for (int64_t k = 0; k < depth; k += 2, panel += kPanel<float>) {

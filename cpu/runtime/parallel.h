@@ -40,8 +40,8 @@ void ParallelForAll(Executor& executor, size_t scratch_bytes, const Items<F>&...
   });
 }
 
-// Makes a template argument of a condition: calls `f` with an object whose type holds the condition
-// as `value`.
+// Calls `f` with an object whose type has the condition as its constant `value`, for use as a
+// template argument.
 template <bool kValue>
 struct Flag {
   static constexpr bool value = kValue;

@@ -20,11 +20,11 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// Bytes of a vector register, and how many vectors by how many rows of a product they can hold
-// besides the operands: fourteen of sixteen registers, or twenty-six of thirty-two. The emulation
-// lets processors without AVX-512 test the shape of its tiles. kFactorBytes: what one instruction
-// loads of the factors of these vectors, where a product cannot read its factor from memory. The
-// rest of the thirty-two registers then hold several rows of the panel.
+// Bytes of a vector register, and the tile of a product: kTileRows rows of kTileVectors vectors. A
+// tile takes at most fourteen of sixteen registers, or twenty-six of thirty-two; operands take the
+// rest. The emulation lets processors without AVX-512 test the shape of its tiles. kFactorBytes:
+// bytes of factors that one instruction loads, on processors whose products cannot read a factor
+// from memory; the other registers then hold several rows of the panel.
 #if defined(__AVX512F__) || defined(JAX_DCN_EMULATE_AVX512)
 constexpr int kVectorBytes = 64, kTileVectors = 2, kTileRows = 12;
 #elif defined(__AVX__)
@@ -47,7 +47,7 @@ struct VectorOf {
 template <typename A, int kBytes = kVectorBytes>
 using Vector = typename VectorOf<A, kBytes>::type;
 
-// Bytes of the narrowest vector: what is left of an array after vectors of all widths is scalar.
+// Bytes of the narrowest vector. Elements that are left after vectors of all widths are scalars.
 constexpr int kNarrowestBytes = 16;
 
 template <typename A>
@@ -65,7 +65,7 @@ JAX_DCN_INLINE void Store(A* data, Vector<A> vector) {
   __builtin_memcpy(data, &vector, sizeof(vector));
 }
 
-// Vectors of the type that sums have, from and to arrays of a narrower one.
+// Vectors of the type of sums, loaded from and stored to arrays of a narrower type.
 template <typename T>
 using Sums = Vector<decltype(ToFloat(T{}))>;
 
@@ -87,7 +87,7 @@ JAX_DCN_INLINE void StoreRounded(T* data, Sums<T> sums) {
   }
 }
 
-// The upper halves of floats, all at once.
+// Loads a vector of bfloat16, which are the upper halves of floats.
 template <typename V>
 JAX_DCN_INLINE V LoadSumsAs(const BFloat16* data) {
   using Halves = Vector<uint16_t, sizeof(V) / 2>;
@@ -106,7 +106,7 @@ JAX_DCN_INLINE Vector<float> LoadSums(const BFloat16* data) {
   return LoadSumsAs<Vector<float>>(data);
 }
 
-// The nearest upper halves, in the lower halves of the words.
+// Rounds floats to the nearest bfloat16, in the lower half of each word.
 template <typename V>
 JAX_DCN_INLINE auto RoundedHalves(V sums) {
   using Words = Vector<uint32_t, sizeof(V)>;
@@ -159,7 +159,7 @@ JAX_DCN_INLINE void StoreRounded(Float16* data, Vector<float> sums) {
 #endif
 #endif
 
-// A scalar, or a vector of any width, from or to an array of its own type or of a narrower one.
+// Reads or writes a scalar, or a vector of any width, in an array of its type or a narrower type.
 template <typename V, typename T>
 JAX_DCN_INLINE V Read(const T* data) {
   using A = decltype(ToFloat(T{}));
@@ -206,9 +206,9 @@ JAX_DCN_INLINE void Vectorised(int64_t size, F& f, int64_t i = 0) {
   }
 }
 
-// Calls `f(Number<n>())` where n is `size`, if size is 1, another power of two up to the elements
-// of 32 bytes, or the elements of 256 bytes, and otherwise `f(Number<0>())`: for loops that are
-// known to take one step, or few.
+// Calls `f(Number<size>())` if `size` is a power of two of at most 32 bytes, or is 256 bytes, so
+// that the compiler knows the number of steps of a short loop. Calls `f(Number<0>())` for all other
+// sizes.
 template <int kValue>
 struct Number {
   static constexpr int value = kValue;
@@ -224,7 +224,7 @@ JAX_DCN_INLINE void WithWidth(int64_t size, const F& f) {
   }
 }
 
-// Like `Vectorised`, for a size that is known to be kWidth unless kWidth is 0.
+// Like `Vectorised`, for the size kWidth; if kWidth is 0, for any `size`.
 template <typename A, int kWidth, typename F>
 JAX_DCN_INLINE void VectorisedBy(int64_t size, F& f) {
   if constexpr (kWidth == 0) {

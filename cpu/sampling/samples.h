@@ -13,8 +13,8 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// A sample whose corners are where their pixels start in an array of images [.., H, W, C], or
-// kOutside, and what the sample is multiplied by.
+// A sample and its mask. Each corner is the offset of a pixel's first channel in an array of images
+// [.., H, W, C], or kOutside.
 template <typename A>
 struct MaskedSample : BilinearSample<A> {
   A mask;
@@ -31,9 +31,9 @@ class SampleArrays {
     for (A*& weight : weights_) weight = arena.Take<A>(size);
   }
 
-  // Locates the samples from `begin` to `end`, and the rest of the last vector, in a map that
-  // starts at the element `first` and whose neighbours along an axis are `strides` elements apart.
-  // Before, y and x are positions in the map.
+  // Locates the samples from `begin` to `end`, and the rest of the last vector. Before the call, y
+  // and x are positions in the map. The map starts at the element `first`; neighbours along an axis
+  // are `strides` elements apart.
   void Locate(const SampledMap<2>& map, int64_t first, const int64_t (&strides)[2], int64_t begin,
               int64_t end) const {
     for (int64_t i = begin; i < end; i += kLanes<A>) {
@@ -60,7 +60,7 @@ class SampleArrays {
   A *y, *x, *mask;
 
  private:
-  // A vector of samples has as many vectors of corners.
+  // Vectors of 64-bit corners that belong to one vector of samples.
   static constexpr int kParts = sizeof(int64_t) / sizeof(A);
   using Part = Vector<A, kVectorBytes / kParts>;
 
