@@ -59,7 +59,7 @@ def test_stages_of_mask_and_cascade_rcnn_equal_mmdetections(case):
             np.testing.assert_allclose(ours[name[:2]].std(), theirs[name], rtol=1e-5)
             continue
         kept = np.s_[:, ::4, ::4] if name.startswith("rpn") else np.s_[::8, ::4, ::4]
-        tolerance = 1e-4 * ours[name].std()
+        tolerance = 3e-4 * ours[name].std()  # rounding differs between processors
         np.testing.assert_allclose(ours[name][kept], theirs[name], rtol=0, atol=tolerance)
 
 
