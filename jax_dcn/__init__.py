@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Deformable convolution for JAX."""
+"""Learned sampling for JAX: deformable convolution, pooling of regions, attention, DCNv3, DCNv4."""
 
 from jax_dcn._src.deform_aggregate.attention import ms_deform_attn as ms_deform_attn
 from jax_dcn._src.deform_aggregate.dcnv3 import dcnv3 as dcnv3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gives functions and classes the name that users import them by."""
+"""A decorator that gives functions and classes their public module."""
 
 import inspect
 from collections.abc import Callable

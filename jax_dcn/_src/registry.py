@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The operators, one line each: from here the configuration and the selfcheck know them."""
+"""The table of operators, for the configuration, the selfcheck and the benchmark."""
 
 from typing import NamedTuple
 

@@ -27,25 +27,14 @@ class DeformConv(plugin_system.PrimitiveLeafPlugin):
             raise NotImplementedError(
                 f"ONNX has no DeformConv with boundary={geometry.boundary!r}, only with 'padded'."
             )
-        x, kernel, offset, mask, bias = map(ctx.get_value_for_var, eqn.invars)
-        image, kernel_shape, samples, masks, _ = (var.aval.shape for var in eqn.invars)
+        image, kernel_shape, samples, _, _ = (var.aval.shape for var in eqn.invars)
         batch = len(image) - 3
-        operands = [
-            _channels_first(ctx, x, image, batch, image[-1]),
-            _transpose(ctx, kernel, (3, 2, 0, 1)),
-            _channels_first(
-                ctx, _cast(ctx, offset, x.dtype), samples, batch, _product(samples[-3:])
-            ),
-            bias,
-        ]
-        if masks[-1]:  # A mask without taps is no mask.
-            mask = _cast(ctx, mask, x.dtype)
-            operands.append(_channels_first(ctx, mask, masks, batch, _product(masks[-2:])))
+        operands = self._operands(ctx, eqn, batch)
         y = _node(
             ctx,
             "DeformConv",
             *operands,
-            dtype=x.dtype,
+            dtype=operands[0].dtype,
             kernel_shape=kernel_shape[:2],
             strides=geometry.strides,
             pads=_pads(geometry.padding),
@@ -55,9 +44,23 @@ class DeformConv(plugin_system.PrimitiveLeafPlugin):
         )
         y = _transpose(ctx, y, _CHANNELS_LAST)
         if batch != 1:
-            size = _sizes(ctx, offset, samples, range(batch + 2))
-            y = _reshape(ctx, y, [*size, kernel_shape[3]])
+            y = _reshape(ctx, y, [*_axes(ctx, eqn.invars[2], 0, batch + 2), kernel_shape[3]])
         _bind(ctx, eqn, y)
+
+    def _operands(self, ctx: Any, eqn: Any, batch: int) -> list[Any]:
+        """The inputs of the node: X, W, offset, B and, where there is a mask, mask."""
+        x, kernel, offset, mask, bias = map(ctx.get_value_for_var, eqn.invars)
+        image, _, samples, masks, _ = (var.aval.shape for var in eqn.invars)
+        offset, mask = (_cast(ctx, value, x.dtype) for value in (offset, mask))
+        operands = [
+            _channels_first(ctx, x, image, batch, image[-1]),
+            _transpose(ctx, kernel, (3, 2, 0, 1)),
+            _channels_first(ctx, offset, samples, batch, _product(samples[-3:])),
+            bias,
+        ]
+        if masks[-1]:  # A mask without taps is no mask.
+            operands.append(_channels_first(ctx, mask, masks, batch, _product(masks[-2:])))
+        return operands
 
 
 class DeformAggregate(plugin_system.PrimitiveLeafPlugin):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of PyTorch parameters."""
+"""Reads files of PyTorch parameters."""
 
 import os
 import pathlib

@@ -45,23 +45,14 @@ class Variable:
 
 def variables_of(like: Any) -> tuple[Any, list[Variable]]:
     """The structure of a network's variables, and the variables in their order."""
-    nnx, linen = (sys.modules.get(f"flax.{name}") for name in ("nnx", "linen"))
+    nnx = sys.modules.get("flax.nnx")
     modules: dict[tuple[str, ...], Any] = {}
     if nnx and isinstance(like, nnx.Module):
         modules = {tuple(map(str, path)): module for path, module in nnx.iter_modules(like)}
         like = nnx.state(like)
-    if linen and isinstance(like, linen.Module):
-        raise ValueError(
-            f"like must be variables, got the Linen module {type(like).__name__}: give what its "
-            "`init` returns, or jax.eval_shape(module.init, key, x)."
-        )
-    is_nnx = nnx is not None and isinstance(like, nnx.State)
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-    if not leaves or not all(hasattr(value, "dtype") for _, value in leaves):
-        raise ValueError(
-            "like must be an NNX model, its state, or Linen's variables, got "
-            f"{type(like).__name__} with {'other' if leaves else 'no'} leaves than arrays."
-        )
+    _check_leaves(like, [value for _, value in leaves])
+    is_nnx = nnx is not None and isinstance(like, nnx.State)
     names = [_names(path) for path, _ in leaves]
     has_collections = not is_nnx and any(path[0] == "params" for path in names)
     variables = []
@@ -75,6 +66,20 @@ def variables_of(like: Any) -> tuple[Any, list[Variable]]:
         module, parent = modules.get(tuple(outer)), modules.get(tuple(outer[:-1]))
         variables.append(Variable(tuple(outer), leaf, value, is_parameter, module, parent))
     return tree, variables
+
+
+def _check_leaves(like: Any, leaves: list[Any]) -> None:
+    linen = sys.modules.get("flax.linen")
+    if linen and isinstance(like, linen.Module):
+        raise ValueError(
+            f"like must be variables, got the Linen module {type(like).__name__}: give what its "
+            "`init` returns, or jax.eval_shape(module.init, key, x)."
+        )
+    if not leaves or not all(hasattr(value, "dtype") for value in leaves):
+        raise ValueError(
+            "like must be an NNX model, its state, or Linen's variables, got "
+            f"{type(like).__name__} with {'other' if leaves else 'no'} leaves than arrays."
+        )
 
 
 def arrays_of(

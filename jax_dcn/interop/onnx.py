@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ONNX's `DeformConv`: writes it, from models that hold deformable convolutions, and evaluates it."""
+"""Exports functions and models to ONNX, and evaluates ONNX's operator `DeformConv`."""
 
 import contextlib
 import inspect

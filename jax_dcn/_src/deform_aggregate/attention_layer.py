@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parts of an attention layer that are the same in every neural network library."""
+"""The parts of an attention layer that Flax NNX and Flax Linen share."""
 
 import math
 from collections.abc import Sequence

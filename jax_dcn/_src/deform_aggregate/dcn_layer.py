@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parts of the layers DCNv3 and DCNv4 that are the same in every neural network library."""
+"""The parts of the layers DCNv3 and DCNv4 that Flax NNX and Flax Linen share."""
 
 import functools
 import math

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Which path a deformable convolution takes on CUDA: the rule, as a model of the time of both.
+"""Chooses the path of a deformable convolution on CUDA, by a model of the time of each path.
 
 The fused kernels sample and multiply in one loop by the instruction `mma.sync`, and sample again for
 every 128 or 256 features. Columns are sampled once and lie in memory, where XLA's products read them;
 these use the newest matrix instructions of a GPU. Where tensor cores are the narrow part, the fused
 kernels sample for free; where tensor cores are fast, columns are the better path.
 
-No GPU has judged the model yet. Speeds of GPUs are data sheets' and the review's of compiled kernels;
-instructions are counted in tests/native/cuda_resources.txt. `python -m benchmarks.gpu --steps rule`
-measures both paths and prints the factors that correct the model. The environment variable
-JAX_DCN_CUDA_PATH, `fused` or `columns`, overrides the model when a program is lowered.
+The model was not compared with a GPU yet. The speeds of GPUs come from data sheets and from compiled
+kernels; tests/native/cuda_resources.txt has the counts of instructions. `python -m benchmarks.gpu
+--steps rule` measures both paths and prints the factors that correct the model. The environment
+variable JAX_DCN_CUDA_PATH, `fused` or `columns`, overrides the model when a program is lowered.
 """
 
 import dataclasses

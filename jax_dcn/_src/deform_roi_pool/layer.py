@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parts of a RoI pooling layer that are the same in every neural network library."""
+"""The parts of a RoI pooling layer that Flax NNX and Flax Linen share."""
 
 import math
 from typing import Any, Protocol

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Merges the axis that `vmap` maps over into an axis of the operator, and splits it off again."""
+"""Rules for `vmap`: the mapped axis becomes a batch axis, part of another axis, or a loop."""
 
 import functools
 import math

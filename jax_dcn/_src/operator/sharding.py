@@ -223,41 +223,58 @@ def _any_mesh(operands: Sequence[jax.ShapeDtypeStruct]) -> Mesh:
 
 
 def _shardy_rule(axes: Axes, shapes: Sequence[Sequence[Sequence[int]]]) -> SdyShardingRule:
-    """The named axes as Shardy's factors: one factor a name, and one for the rest of an axis."""
-    whole: list[str] = []
-    used: dict[str, None] = {}
-    sizes: dict[str, int] = {}
-
-    def rest(size: int) -> str:
-        whole.append(f"whole{len(whole)}")
-        return whole[-1]
-
-    def dimension(name: str | None, size: int):
-        if name is None or axes.parts.get(name, 1) < 2:
-            return rest(size)
-        used.setdefault(name)
-        if size == axes.parts[name]:
-            return name
-        factors = CompoundFactor(name, rest(size))
-        sizes.update(zip(factors, (axes.parts[name], size // axes.parts[name]), strict=True))
-        return factors
-
+    """The named axes as Shardy's factors."""
+    factors = _Factors(axes.parts)
     operands, results = (
         tuple(
-            ArrayMapping(*map(dimension, axes.names[array], shape))
+            ArrayMapping(*map(factors.dimension, axes.names[array], shape))
             for array, shape in zip(arrays, array_shapes, strict=True)
         )
         for arrays, array_shapes in zip((axes.operands, axes.results), shapes, strict=True)
     )
     alone = {d for mapping in (*operands, *results) for d in mapping if isinstance(d, str)}
     kept = {name for array in axes.results for name in axes.names[array]}
+    sizes = {factor: size for factor, size in factors.sizes.items() if factor not in alone}
     return SdyShardingRule(
         operands,
         results,
-        reduction_factors=tuple(name for name in used if name not in kept),
-        need_replication_factors=tuple(whole),
-        **{factor: size for factor, size in sizes.items() if factor not in alone},  # type: ignore[arg-type]
+        reduction_factors=tuple(name for name in factors.names if name not in kept),
+        need_replication_factors=tuple(factors.whole),
+        **sizes,  # type: ignore[arg-type]
     )
+
+
+class _Factors:
+    """Shardy's factors: one factor a name, and one for the rest of an axis.
+
+    Attributes:
+      parts: See `Axes`.
+      names: The names that are factors, in the order in which axes have them.
+      whole: The factors of axes, or of rests of axes, that are whole on every device.
+      sizes: The sizes of the factors of axes that have two.
+    """
+
+    def __init__(self, parts: Mapping[str, int]):
+        self.parts = parts
+        self.names: dict[str, None] = {}
+        self.whole: list[str] = []
+        self.sizes: dict[str, int] = {}
+
+    def dimension(self, name: str | None, size: int) -> str | CompoundFactor:
+        """The factors of an axis with this name and size."""
+        if name is None or self.parts.get(name, 1) < 2:
+            return self._rest()
+        self.names.setdefault(name)
+        if size == self.parts[name]:
+            return name
+        factors = CompoundFactor(name, self._rest())
+        sizes = self.parts[name], size // self.parts[name]
+        self.sizes.update(zip(factors, sizes, strict=True))
+        return factors
+
+    def _rest(self) -> str:
+        self.whole.append(f"whole{len(self.whole)}")
+        return self.whole[-1]
 
 
 # --------------------------------------------------------------- explicit: shardings are in the types
