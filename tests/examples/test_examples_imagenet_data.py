@@ -97,7 +97,7 @@ read()
 def test_program_that_ends_after_the_last_batch_leaves_no_shared_memory():
     command = [sys.executable, "-c", READ_AND_END]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert "shared_memory" not in done.stderr  # Grain may warn of other things.
 
 
 @pytest.mark.parametrize("count", [2, 3])
