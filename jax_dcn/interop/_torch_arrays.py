@@ -37,6 +37,10 @@ class Misfit(ValueError):
                         f"{found[0]} channels for {expected[0]} are version {version} weights: "
                         f"`modulated={version == 2}`."
                     )
+            if found[0] % expected[0] == 0 or expected[0] % found[0] == 0:
+                return (
+                    f"{found[0]} channels for {expected[0]}: is offset_groups the published number?"
+                )
         if len(found) > 2 and found == (expected[1], expected[0], *expected[2:]):
             return (
                 "A transposed convolution has such weights: give the NNX model itself rather than "
@@ -71,15 +75,17 @@ def kernel(weight: np.ndarray, shape: Shape, path: Sequence[str] | None, module:
     Raises:
       Misfit: if shapes disagree, or if several orders of axes are possible.
     """
-    kind = type(module).__name__
-    if kind == "ConvTranspose" and not module.transpose_kernel:
+    flax_classes = (cls for cls in type(module).__mro__ if cls.__module__.startswith("flax."))
+    kinds = {cls.__name__ for cls in flax_classes}
+    if "ConvTranspose" in kinds and not module.transpose_kernel:
         _check_shape(weight, (*shape[-2:], *shape[:-2]))
         return transposed_convolution(weight)
-    if kind in ("LinearGeneral", "Einsum") and len(shape) > 2:
-        raise Misfit("uncertain", f"PyTorch has no counterpart of {kind}")
-    if kind == "Conv" and set(np.ravel(module.input_dilation)) != {1}:
+    if kinds & {"LinearGeneral", "Einsum"} and len(shape) > 2:
+        raise Misfit("uncertain", f"PyTorch has no counterpart of {type(module).__name__}")
+    if "Conv" in kinds and set(np.ravel(module.input_dilation)) != {1}:
         raise Misfit("uncertain", "a Conv with input_dilation may be a transposed convolution")
-    if module is None and path is not None and _may_be_transposed(shape, path):
+    is_known = kinds & {"Conv", "ConvTranspose"}
+    if path is not None and not is_known and _may_be_transposed(shape, path):
         message = f"a convolution and a transposed convolution may have the kernel {tuple(shape)}"
         raise Misfit("uncertain", message)
     _check_shape(weight, (shape[-1], shape[-2], *shape[:-2]))

@@ -2,6 +2,7 @@
 """The conversion of PyTorch parameters to Flax variables, with a record of all that does not fit."""
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ class Conversion:
         self._used: dict[str, str] = {}
         self._left: set[str] = set()
         self._missing: list[list[str]] = []
+        self._branches: dict[str, tuple[int, ...]] = {}
+        self._warned: set[str] = set()
         self._misfits: dict[str, list[str]] = {"misshapen": [], "uncertain": []}
         self._hints: dict[str, None] = {}
         self._check_options([variable.path for variable in variables])
@@ -83,7 +86,10 @@ class Conversion:
             self._left.update(names)
             return variable.value
         if not names:
-            self._missing.append(self._names.expected(variable.modules, variable.leaf))
+            expected = self._names.expected(variable.modules, variable.leaf)
+            self._missing.append(expected)
+            if variable.leaf == "kernel" and self._names.is_offset_branch(variable.modules):
+                self._branches[expected[0]] = np.shape(variable.value)
             return variable.value
         try:
             return self._filled(variable, names)
@@ -108,13 +114,26 @@ class Conversion:
 
     def _check_mask_scale(self, variable: Variable, names: Sequence[str]) -> None:
         """A branch `modulator_conv` makes masks `2 * sigmoid`."""
-        scale = getattr(variable.parent, "mask_scale", 2.0)
-        if len(names) > 1 and scale != 2.0:
+        if len(names) == 1 or self._conversion(variable) is not None:
+            return
+        scale = getattr(variable.parent, "mask_scale", None)
+        wanted = (
+            f"the mask of a layer with {MASK_BRANCH} is 2 * sigmoid(logits): make the layer with"
+        )
+        if scale is None:
+            self._warn(f"{wanted} mask_scale=2.0, which only an NNX model shows")
+        elif scale != 2.0:
             raise Misfit(
                 "uncertain",
-                f"the mask of a layer with {MASK_BRANCH} is 2 * sigmoid(logits): make the layer "
-                f"with mask_scale=2.0, not {scale}",
+                f"{wanted} mask_scale=2.0, not {scale}; if yours is sigmoid(logits), say so with "
+                r'convert={r"offset_conv\.kernel$": convolution, r"offset_conv\.bias$": np.asarray}',
             )
+
+    def _warn(self, message: str) -> None:
+        """Says, once, what a layer must be that is not known."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"{message}.", stacklevel=2)
 
     def _check_points(self, variable: Variable, name: str) -> None:
         """RT-DETRv2 and D-FINE keep the points of each level, of which shapes show the sum alone."""
@@ -127,17 +146,27 @@ class Conversion:
                 continue
             self._left.add(buffer)
             found = _torch_arrays.points_of_shares(self._weights[buffer])
-            points = getattr(variable.parent, "points", found)
-            if found != ([points] * len(found) if isinstance(points, int) else list(points)):
+            points = getattr(variable.parent, "points", None)
+            if points is None:
+                if len(set(found)) > 1:
+                    self._warn(
+                        f"{buffer} says points={tuple(found)}, which only an NNX model shows"
+                    )
+            elif found != ([points] * len(found) if isinstance(points, int) else list(points)):
                 wanted = f"make the layer with points={tuple(found)}, as {buffer} says"
                 raise Misfit("misshapen", f"{wanted}, not {points}")
+
+    def _conversion(self, variable: Variable) -> Callable[[np.ndarray], np.ndarray] | None:
+        """The function in `convert` for a variable, if there is one."""
+        matching = (f for pattern, f in self._convert.items() if re.search(pattern, variable.path))
+        return next(matching, None)
 
     def _arranged(self, variable: Variable, name: str, weight: np.ndarray) -> np.ndarray:
         """`weight` in Flax's order of axes."""
         shape, leaf = np.shape(variable.value), variable.leaf
-        for pattern, function in self._convert.items():
-            if re.search(pattern, variable.path):
-                return _torch_arrays.converted(function, weight, shape)
+        function = self._conversion(variable)
+        if function is not None:
+            return _torch_arrays.converted(function, weight, shape)
         if leaf == "kernel" and name.endswith(LEAVES["kernel"]) and len(shape) > 1:
             is_deformable = self._names.is_deformable(variable.modules)
             path = None if is_deformable else variable.modules
@@ -189,6 +218,8 @@ class Conversion:
                 f"The names begin with `{prefix}`. "
                 f'With prefix="{prefix}" more of them may be found.'
             )
+        else:
+            hints += self._branch_hints()
         unexpected = self._unexpected()
         if any(f"{name.removesuffix('bias')}weight" in self._used for name in unexpected):
             hints.append(
@@ -203,6 +234,19 @@ class Conversion:
                 "order the axes with convert=, or leave the module with leave=."
             )
         return hints
+
+    def _branch_hints(self) -> list[str]:
+        """Advice for an offset branch of another name: a tensor of its shape that fills no variable."""
+        shapes = {name: self._weights[name].shape for name in self._unexpected()}
+        for name, (*size, channels, features) in self._branches.items():
+            alike = [n for n, shape in shapes.items() if shape == (features, channels, *size)]
+            for other in alike[:1]:
+                found, branch = (n.removesuffix("weight") for n in (other, name))
+                return [
+                    f"{other} has the shape of an offset branch: if it is {name}, give "
+                    f'rename={{r"^{re.escape(found)}": "{branch}"}}.'
+                ]
+        return []
 
 
 def _is_part(part: str, name: str) -> bool:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Reads files of PyTorch parameters."""
 
+import argparse
+import codecs
+import contextlib
+import json
 import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,13 +42,16 @@ _SAFETENSORS = {
 }
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
+_LFS_POINTER = b"version https://git-lfs"
+_MARKUP = (b"<!doctype", b"<html", b"<?xml")
+
 
 def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict[str, np.ndarray]:
     """Reads a file of PyTorch parameters.
 
     Args:
-      path: A `.safetensors` file (torch is not needed), or a file written by `torch.save` (torch is
-        needed).
+      path: A `.safetensors` or `.npz` file (torch is not needed), a file written by `torch.save`
+        (torch is needed), or the `.index.json` of a network in several such files.
       key: The entry of the file that holds the parameters, for example `"params_ema"`;
         `"model.ema"` is the entry `ema` of the entry `model`. `None` finds the entry, if only one
         entry holds parameters.
@@ -54,8 +62,8 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
     Raises:
       ImportError: if the package that reads the file is not installed.
       FileNotFoundError: if there is no file at `path`.
-      ValueError: if the file holds no parameters, several sets of parameters and no `key`, no entry
-        `key`, or Python objects (reading them could run code).
+      ValueError: if the file is damaged or of another kind; if it holds no parameters, several sets of
+        parameters and no `key`, no entry `key`, or Python objects (reading them could run code).
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path must be the path of a file, got {path!r}.")
@@ -64,23 +72,43 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be the path of a file, but there is no file {path}.")
-    if path.suffix != ".safetensors":
+    _check_start(path)
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
         return _read_pickled(path, key)
     if key is not None:
         raise ValueError(
-            f"key={key!r} has no effect: a .safetensors file has no entries to choose."
+            f"key={key!r} has no effect: a {path.suffix} file has no entries to choose."
         )
-    return _read_safetensors(path)
+    return read(path)
 
 
-def as_array(value: Any) -> np.ndarray:
+def _check_start(path: pathlib.Path) -> None:
+    """Refuses files that a download or a clone left without their content."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"{path} is empty.")
+    if start.startswith(_LFS_POINTER):
+        raise ValueError(
+            f"{path} is a pointer of Git LFS, without the parameters: fetch them with `git lfs pull`."
+        )
+    if start.lstrip().lower().startswith(_MARKUP):
+        raise ValueError(
+            f"{path} is a web page, not the file itself: it begins with {start[:20]!r}."
+        )
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
     """A NumPy array of an array or a tensor of torch; dtypes that NumPy lacks become float32."""
     if hasattr(value, "detach"):  # A tensor of torch, which may require gradients.
-        value = value.detach().cpu()
         known = ("torch.float16", "torch.float32", "torch.float64")
         if value.is_floating_point() and str(value.dtype) not in known:
             value = value.float()
-        return value.numpy()
+        try:
+            return value.detach().cpu().numpy()
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{name} must be a dense tensor of numbers: {error}") from error
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype.name in _NARROW else array
 
@@ -91,11 +119,40 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ImportError(f"Reading {path} needs the package safetensors.") from error
     # The package's reader for NumPy does not know bfloat16; its reader for JAX narrows float64.
-    entries = safetensors.deserialize(path.read_bytes())
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no .safetensors file: {error}.") from error
     return {
-        name: as_array(np.frombuffer(e["data"], _dtype(e["dtype"])).reshape(e["shape"]))
+        name: as_array(name, np.frombuffer(e["data"], _dtype(e["dtype"])).reshape(e["shape"]))
         for name, e in entries
     }
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: as_array(name, arrays[name]) for name in arrays}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or no .npz file of numbers: {error}") from error
+
+
+def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The parameters of a network that is split over several files beside `path`."""
+    try:
+        files = json.loads(path.read_text())["weight_map"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} has no weight_map, which says in which file a parameter is."
+        ) from error
+    shards = {file: read_state_dict(path.parent / file) for file in sorted(set(files.values()))}
+    for name, file in files.items():
+        if name not in shards[file]:
+            raise ValueError(f"{path} says that {name} is in {file}, which does not hold it.")
+    return {name: shards[file][name] for name, file in files.items()}
+
+
+_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".json": _read_index}
 
 
 def _dtype(name: str) -> np.dtype:
@@ -113,14 +170,36 @@ def _read_pickled(path: pathlib.Path, key: str | None) -> dict[str, np.ndarray]:
             f"Reading {path} needs torch. Install it, or save the parameters as .safetensors."
         ) from error
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with _plain_objects(torch):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, numbers and names. If you trust its source, load it "
-            "with torch.load(..., weights_only=False) and save its parameters as .safetensors."
+            f"{path} holds more than tensors, numbers and names, or is no file of torch.save. If you "
+            "trust its source, load it with torch.load(..., weights_only=False) and save its "
+            "parameters as .safetensors."
         ) from error
+    except (EOFError, RuntimeError) as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"{path} is damaged, or no file of torch.save: {reason}.") from error
     found = _parameters(checkpoint, str(path)) if key is None else _entry(checkpoint, key, path)
-    return {name: as_array(tensor) for name, tensor in _tensors(found).items()}
+    return {name: as_array(name, tensor) for name, tensor in _tensors(found).items()}
+
+
+def _plain_objects(torch: Any) -> contextlib.AbstractContextManager[None]:
+    """Lets `torch.load` read what training programs store beside parameters.
+
+    These are options (`argparse.Namespace`, in checkpoints of DETR and its successors) and numbers and
+    arrays of NumPy. Reading them runs no code.
+    """
+    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5
+        return contextlib.nullcontext()
+    scalar, array = (value.__reduce__()[0] for value in (np.float64(0), np.zeros(0)))
+    # The names of these functions before and since NumPy 2.
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
+    functions = [(f, f"{m}.{getattr(f, '__name__')}") for m in modules for f in (scalar, array)]  # noqa: B009
+    dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    others = [argparse.Namespace, np.ndarray, np.dtype, codecs.encode]
+    return torch.serialization.safe_globals([*functions, *dtypes, *others])
 
 
 def _entry(checkpoint: Any, key: str, path: pathlib.Path) -> Mapping[str, Any]:
@@ -164,4 +243,8 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _tensors(entries: Mapping[Any, Any]) -> dict[str, Any]:
-    return {k: v for k, v in entries.items() if isinstance(k, str) and hasattr(v, "detach")}
+    return {k: v for k, v in entries.items() if isinstance(k, str) and _is_tensor(v)}
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach") or isinstance(value, np.ndarray)

@@ -61,8 +61,9 @@ class Names:
         """All the names that a variable may have in PyTorch, the likeliest first."""
         homes = [home[0] for home in self._homes(modules) if len(home) == 1]
         if not self.is_offset_branch(modules):
-            in_lists = _dotted(_spellings(name)[-1] for name in modules)
-            homes = list(dict.fromkeys([homes[-1], f"{self._prefix}{in_lists}"]))
+            in_lists = self._prefix + _dotted(_spellings(name)[-1] for name in modules)
+            in_sequences = re.sub(r"(^|\.)layers\.(?=\d)", r"\1", in_lists)
+            homes = list(dict.fromkeys([homes[-1], in_lists, in_sequences]))
         return [f"{home}{LEAVES.get(leaf, leaf)}" for home in homes]
 
     def is_offset_branch(self, modules: Sequence[str]) -> bool:
@@ -92,13 +93,16 @@ class Names:
     def _torch_module(self, modules: Sequence[str]) -> str:
         """The PyTorch module of a Flax module, with a dot at the end.
 
-        Linen names the item `conv[1]` of a list `conv_1`. An exact name wins over such a reading,
-        and another Flax module's exact name is never taken.
+        Linen names the item `conv[1]` of a list `conv_1`. Flax keeps the items of a `Sequential` in
+        `layers`, PyTorch only numbers them. An exact name wins over such a reading, and another Flax
+        module's exact name is never taken.
         """
         module = self._prefix
         for depth, name in enumerate(modules):
             parent = _dotted(modules[:depth])
-            for spelling in _spellings(name):
+            if name == "layers" and self._is_sequence(module, parent, modules[depth + 1 :]):
+                continue
+            for spelling in [*_spellings(name), *re.findall(r"^layers_(\d+)$", name)]:
                 is_taken = spelling != name and f"{parent}{spelling}." in self._flax_modules
                 if f"{module}{spelling}." in self._torch_modules and not is_taken:
                     module = f"{module}{spelling}."
@@ -106,6 +110,16 @@ class Names:
             else:
                 module = f"{module}{name}."
         return module
+
+    def _is_sequence(self, module: str, parent: str, inner: Sequence[str]) -> bool:
+        """Whether PyTorch has the first of the names `inner` in `module` itself, not in `layers`."""
+        item = f"{inner[0]}." if inner and inner[0].isdigit() else None
+        return (
+            item is not None
+            and f"{module}layers." not in self._torch_modules
+            and f"{module}{item}" in self._torch_modules
+            and f"{parent}{item}" not in self._flax_modules
+        )
 
 
 def common_prefix(names: Collection[str], expected: Collection[str]) -> str:

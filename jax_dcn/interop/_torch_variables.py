@@ -108,7 +108,7 @@ def arrays_of(
         new = _renamed(name, rename)
         if new in arrays:
             raise ValueError(f"rename gives several parameters the name {new!r}, {name!r} too.")
-        arrays[new] = as_array(value)
+        arrays[new] = as_array(name, value)
     return arrays
 
 

@@ -47,7 +47,8 @@ def to_flax(
 
     The path of a variable is its PyTorch name: `layer1/0/bn1/scale` is `layer1.0.bn1.weight`. The
     exact name is tried first. A name like `layer1_0`, Linen's name of `layer1[0]`, is also read as
-    `layer1.0`, unless another module has this name.
+    `layer1.0`, unless another module has this name. The items `net.layers.0` of a `Sequential` of either
+    Flax are `net.0`.
 
     | Flax | PyTorch | axes |
     |---|---|---|

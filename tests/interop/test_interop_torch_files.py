@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT
 """`read_state_dict` finds the parameters in a file, or says what to choose."""
 
+import argparse
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -83,3 +87,106 @@ def test_a_key_without_effect_is_refused(tmp_path):
     safetensors_torch.save_file(tensors(), path)
     with pytest.raises(ValueError, match="key='params' has no effect"):
         read_state_dict(path, key="params")
+
+
+# ------------------------------------------------------------------------- kinds of files, and damage
+
+
+def test_options_and_numbers_of_a_training_program_do_not_hide_the_parameters(tmp_path):
+    content = {
+        "model": tensors(),
+        "args": argparse.Namespace(lr=1e-4, layers=[1, 2]),
+        "best": np.float64(0.5),
+        "history": np.arange(3, dtype=np.int32),
+    }
+    check(read_state_dict(saved(content, tmp_path)), tensors())
+
+
+def test_arrays_of_numpy_are_parameters(tmp_path):
+    arrays = {name: value.numpy() for name, value in tensors().items()}
+    check(read_state_dict(saved(arrays, tmp_path)), tensors())
+    np.savez(tmp_path / "w.npz", **arrays)
+    check(read_state_dict(tmp_path / "w.npz"), tensors())
+
+
+def write_shard(path, content):
+    is_pickled = path.suffix == ".bin"
+    torch.save(content, path) if is_pickled else safetensors_torch.save_file(content, path)
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_a_network_in_several_files_is_read_by_its_index(kind, tmp_path):
+    stem, suffix = kind.split(".")
+    files = {name: f"{stem}-{i}-of-2.{suffix}" for i, name in enumerate(tensors(), 1)}
+    for name, file in files.items():
+        write_shard(tmp_path / file, {name: tensors()[name]})
+    index = tmp_path / f"{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    check(read_state_dict(index), tensors())
+    index.write_text(json.dumps({"weight_map": files | {"b": files["a.bias"]}}))
+    with pytest.raises(ValueError, match=f"b is in {stem}-2-of-2.{suffix}, which does not hold it"):
+        read_state_dict(index)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="has no weight_map"):
+        read_state_dict(index)
+
+
+def test_capital_letters_do_not_change_the_kind_of_a_file(tmp_path):
+    safetensors_torch.save_file(tensors(), tmp_path / "w.SAFETENSORS")
+    check(read_state_dict(tmp_path / "w.SAFETENSORS"), tensors())
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (POINTER, "is a pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html>", "is a web page"),
+        ("half", "is damaged, or no"),
+        (b"nonsense", "is damaged, or no|is no file of torch.save"),
+    ],
+)
+def test_files_without_content_say_so(suffix, content, message, tmp_path):
+    path = tmp_path / f"w.{suffix}"
+    if content == "half":
+        write = {"pth": torch.save, "safetensors": safetensors_torch.save_file}
+        write["npz"] = lambda arrays, path: np.savez(path, **arrays)
+        write[suffix](tensors(), path)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_state_dict(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_begins_with_the_byte_of_a_bracket_is_no_web_page(tmp_path):
+    """A .safetensors file begins with the size of its header, in binary."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x13C)
+    value = np.array([2.5], np.float32)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + value.tobytes())
+    assert path.read_bytes()[:1] == b"<"
+    np.testing.assert_array_equal(read_state_dict(path)["a"], value)
+
+
+@pytest.mark.parametrize("content", [{"a": pathlib.PurePosixPath("x")}, torch.nn.Linear(2, 3)])
+def test_files_of_other_objects_are_refused(content, tmp_path):
+    with pytest.raises(ValueError, match="more than tensors"):
+        read_state_dict(saved(content, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.empty(3, device="meta"),
+    ],
+    ids=["sparse", "meta"],
+)
+def test_tensors_without_an_array_are_named(make):
+    with pytest.raises(ValueError, match=r"a\.bias must be a dense tensor"):
+        to_flax({"a.bias": make()}, {"a": {"bias": np.zeros(3)}})

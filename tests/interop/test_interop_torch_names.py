@@ -134,6 +134,49 @@ def test_a_tensor_that_two_variables_ask_for_is_refused():
         to_flax(weights, {"block": {"conv1": layer, "conv2": layer}}, strict=False)
 
 
+# ------------------------------------------------------------------------------------- sequences
+
+
+class LinenSequence(nn.Module):
+    def setup(self):
+        inner = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+        self.net = nn.Sequential([nn.Dense(5), inner])
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+def test_items_of_a_sequential_are_numbered_as_in_torch():
+    """`torch.nn.Sequential` numbers its items; both Flaxes keep the items in `layers`."""
+    sizes = {"net.0": (5, 3), "net.1.0": (4, 5), "net.1.2": (2, 4)}
+    shapes = {f"{name}.weight": size for name, size in sizes.items()}
+    weights = tensors(shapes | {f"{name}.bias": size[:1] for name, size in sizes.items()})
+    x = np.ones((1, 3), np.float32)
+    inner = nnx.Sequential(nnx.Linear(5, 4, rngs=rngs()), nnx.relu, nnx.Linear(4, 2, rngs=rngs()))
+    model = nnx.Dict(net=nnx.Sequential(nnx.Linear(3, 5, rngs=rngs()), inner))
+    nnx.update(model, to_flax(weights, model))
+    expected = x
+    for name in sizes:
+        expected = expected @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        expected = np.maximum(expected, 0) if name == "net.1.0" else expected
+    np.testing.assert_allclose(model["net"](x), expected, atol=1e-6)
+    twin = LinenSequence()
+    variables = to_flax(weights, jax.eval_shape(twin.init, jax.random.key(0), x))
+    np.testing.assert_allclose(twin.apply(variables, x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("exact", ["net.layers.0", "net.layers_0"])
+def test_an_exact_name_wins_over_the_number_of_a_sequential(exact):
+    like = zeros(f"{exact}.bias", "net.0.bias")
+    weights = tensors({f"{exact}.bias": (3,), "net.0.bias": (3,)})
+    found = to_flax(weights, like)
+    np.testing.assert_array_equal(at(found, f"{exact}.bias"), weights[f"{exact}.bias"])
+    np.testing.assert_array_equal(at(found, "net.0.bias"), weights["net.0.bias"])
+    alone = {"net.0.bias": weights["net.0.bias"]}  # whose own module takes it
+    _, report = to_flax_and_report(alone, like, strict=False)
+    assert report.missing_keys == [f"{exact}.bias"] and report.loaded_keys == ["net.0.bias"]
+
+
 # ----------------------------------------------------------------------------------- certain axes
 
 
@@ -180,6 +223,33 @@ def test_a_model_or_a_table_says_which_convolutions_are_transposed(features, tra
         nnx.update(model, variables)
         y = model.up(jnp.asarray(x.transpose(0, 2, 3, 1)))
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+class Derived(nnx.ConvTranspose):
+    pass
+
+
+class Own(nnx.Module):
+    """A module of the user, of which nobody knows how it uses its kernel."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.zeros((2, 2, 4, 4), jnp.float32))
+
+
+def test_a_class_derived_from_a_transposed_convolution_is_one():
+    weights = tensors({"up.weight": (4, 4, 3, 2)})
+    options = dict(use_bias=False, rngs=rngs())
+    model = nnx.Dict(up=Derived(4, 4, (3, 2), **options))
+    found = to_flax(weights, model)["up"]["kernel"][...]
+    np.testing.assert_array_equal(found, transposed_convolution(weights["up.weight"]))
+
+
+def test_a_kernel_of_an_unknown_module_that_may_be_transposed_is_refused():
+    weights = tensors({"own.weight": (4, 4, 2, 2)})
+    with pytest.raises(ValueError, match=r"own\.weight: a convolution and a transposed"):
+        to_flax(weights, nnx.Dict(own=Own()))
+    found = to_flax(weights, nnx.Dict(own=Own()), convert={r"own\.kernel": convolution})
+    np.testing.assert_array_equal(found["own"]["kernel"][...], convolution(weights["own.weight"]))
 
 
 class Unusual(nnx.Module):
@@ -325,6 +395,74 @@ def test_weights_of_the_other_version_are_said_to_be(modulated, groups):
     version = 1 if modulated else 2
     with pytest.raises(ValueError, match=f"version {version} weights: `modulated={not modulated}`"):
         to_flax(weights, nnx.state(layer))
+
+
+def test_another_number_of_offset_groups_is_said():
+    layer = dcn_nnx.DeformConv(4, 5, 3, offset_groups=2, use_bias=False, rngs=rngs())
+    shapes = {"weight": (5, 4, 3, 3), "conv_offset.weight": (27, 4, 3, 3)}
+    weights = tensors(shapes | {"conv_offset.bias": (27,)})
+    with pytest.raises(ValueError, match="27 channels for 54: is offset_groups the published"):
+        to_flax(weights, layer)
+
+
+def test_a_branch_of_another_name_is_pointed_out():
+    layer = dcn_nnx.DeformConv(4, 5, 3, modulated=False, use_bias=False, rngs=rngs())
+    shapes = {"dcn.weight": (5, 4, 3, 3), "shift.weight": (18, 4, 3, 3), "shift.bias": (18,)}
+    weights, model = tensors(shapes), nnx.Dict(dcn=layer)
+    with pytest.raises(ValueError, match=r"shift\.weight has the shape of an offset") as error:
+        to_flax(weights, model)
+    rename = str(error.value).partition("rename=")[2].removesuffix(".")
+    assert rename == r'{r"^shift\.": "dcn.offset_conv."}'
+    found = to_flax(weights, model, rename={r"^shift\.": "dcn.offset_conv."})
+    bias = found["dcn"]["offset_conv"]["bias"][...]
+    np.testing.assert_array_equal(bias, weights["shift.bias"])
+
+
+# ------------------------------------------------------- options that shapes and names do not show
+
+
+SEPARATE = {
+    "weight": (5, 4, 3, 3),
+    "offset_conv.weight": (18, 4, 3, 3),
+    "offset_conv.bias": (18,),
+    "modulator_conv.weight": (9, 4, 3, 3),
+    "modulator_conv.bias": (9,),
+}
+POINTS = {
+    "sampling_offsets.weight": (16, 4),
+    "sampling_offsets.bias": (16,),
+    "attention_weights.weight": (8, 4),
+    "attention_weights.bias": (8,),
+}
+
+
+def test_a_mask_of_twice_the_sigmoid_is_said_where_the_layer_is_unknown():
+    weights = tensors(SEPARATE)
+    layer = dcn_nnx.DeformConv(4, 5, 3, use_bias=False, mask_scale=2.0, rngs=rngs())
+    to_flax(weights, layer)
+    with pytest.warns(UserWarning, match=r"mask_scale=2\.0, which only an NNX model shows"):
+        to_flax(weights, nnx.state(layer))
+
+
+def test_a_mask_of_one_sigmoid_in_two_branches_is_loaded_by_convert():
+    weights = tensors(SEPARATE)
+    layer = dcn_nnx.DeformConv(4, 5, 3, use_bias=False, rngs=rngs())
+    with pytest.raises(ValueError, match=r"if yours is sigmoid\(logits\), say so with convert="):
+        to_flax(weights, layer)
+    convert = {r"offset_conv\.kernel$": convolution, r"offset_conv\.bias$": np.asarray}
+    found = to_flax(weights, layer, convert=convert)["offset_conv"]["bias"][...]
+    parts = [weights["offset_conv.bias"], weights["modulator_conv.bias"]]
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_points_that_differ_are_said_where_the_layer_is_unknown():
+    weights = tensors(POINTS) | {"n_points_scale": np.repeat([1 / 3, 1], [3, 1])}
+    options = dict(heads=2, levels=2, value_projection=False, output_projection=False)
+    layer = dcn_nnx.MSDeformAttn(4, points=(3, 1), **options, rngs=rngs())
+    to_flax(weights, layer)
+    with pytest.warns(UserWarning, match=r"says points=\(3, 1\), which only an NNX model shows"):
+        to_flax(weights, nnx.state(layer))
+    to_flax(weights | {"n_points_scale": np.full(4, 0.5)}, nnx.state(layer))  # equal: no warning
 
 
 def test_only_offset_branches_have_versions():
