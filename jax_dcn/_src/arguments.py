@@ -17,19 +17,21 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def renamed(names: Mapping[str, str]) -> Callable[[F], F]:
+def renamed(names: Mapping[str, str], reasons: Mapping[str, str] | None = None) -> Callable[[F], F]:
     """Decorates a function whose arguments have other names in other libraries.
 
     Args:
       names: Names that the function does not have, and the names to write instead.
+      reasons: Names of other libraries without a counterpart, and why there is none.
     """
+    unknown = {name: f"write {new}= instead" for name, new in names.items()} | dict(reasons or {})
 
     def decorate(f: F) -> F:
         @functools.wraps(f)
         def checked(*arguments: Any, **options: Any) -> Any:
             for name in options:
-                if name in names:
-                    raise TypeError(f"there is no argument {name}=: write {names[name]}= instead.")
+                if name in unknown:
+                    raise TypeError(f"there is no argument {name}=: {unknown[name]}.")
             return f(*arguments, **options)
 
         return checked  # type: ignore[return-value]
@@ -37,11 +39,13 @@ def renamed(names: Mapping[str, str]) -> Callable[[F], F]:
     return decorate
 
 
-def renamed_options(names: Mapping[str, str]) -> Callable[[F], F]:
+def renamed_options(
+    names: Mapping[str, str], reasons: Mapping[str, str] | None = None
+) -> Callable[[F], F]:
     """Decorates a class as `renamed` decorates its `__init__`."""
 
     def decorate(cls: F) -> F:
-        setattr(cls, "__init__", renamed(names)(cls.__init__))  # noqa: B010
+        setattr(cls, "__init__", renamed(names, reasons)(cls.__init__))  # noqa: B010
         return cls
 
     return decorate
@@ -128,6 +132,12 @@ def texts(name: str, value: Any) -> list[str]:
     if not isinstance(listed, Collection) or not all(isinstance(v, str) for v in listed):
         raise ValueError(f"{name} must be a string or a sequence of strings, got {value!r}.")
     return list(listed)
+
+
+def static(value: Any) -> Any:
+    """An option of a layer as a value with a hash: sequences and arrays of NumPy become tuples."""
+    listed = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return tuple(map(static, listed)) if isinstance(listed, list | tuple) else listed
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

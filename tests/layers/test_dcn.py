@@ -192,6 +192,47 @@ def test_wrong_options_are_refused_when_the_layer_is_made(kind, change, message)
         getattr(linen, kind.__name__)(FEATURES, **options)
 
 
+def calls(kind, *arguments, **options):
+    """A call of a layer, and of its twin in Linen."""
+    yield lambda: kind(FEATURES, groups=GROUPS, rngs=nnx.Rngs(0))(*arguments, **options)
+    twin = getattr(linen, kind.__name__)(FEATURES, groups=GROUPS)
+    yield lambda: twin.init(jax.random.key(0), *arguments, **options)
+
+
+@pytest.mark.parametrize("kind", [DCNv3, DCNv4])
+def test_sequences_of_pixels_with_a_shape_are_refused_with_the_remedy(kind):
+    """The published layers of FlashInternImage are called with `[N, H * W, C]` and a shape."""
+    sequence = X.reshape(2, 35, FEATURES)
+    remedy = re.escape("write x.reshape(N, H, W, features) for the published [N, H * W, features]")
+    for call in (*calls(kind, sequence, (5, 7)), *calls(kind, sequence, shape=(5, 7))):
+        with pytest.raises(TypeError, match=remedy):
+            call()
+    assert "an array of three axes is read as one image" in " ".join(DCNv4.__doc__.split())
+    layer = kind(FEATURES, groups=GROUPS, rngs=nnx.Rngs(0))
+    assert layer(sequence).shape == sequence.shape  # one image of 2 by 35 pixels
+
+
+@pytest.mark.parametrize("kind", [DCNv3, DCNv4])
+@pytest.mark.parametrize(
+    "x, hint",
+    [
+        (np.moveaxis(X, -1, -3), "x looks like [..., C, H, W]: write jnp.moveaxis(x, -3, -1)."),
+        (X.reshape(-1, FEATURES), "Pixels need two axes: write x.reshape(H, W, 6)."),
+    ],
+)
+def test_other_layouts_of_images_are_recognised(kind, x, hint):
+    for call in calls(kind, x):
+        with pytest.raises(ValueError, match=re.escape(hint)):
+            call()
+
+
+@pytest.mark.parametrize("kind", [DCNv3, DCNv4, linen.DCNv3, linen.DCNv4])
+@pytest.mark.parametrize("name", ["stride", "strides", "pad", "padding"])
+def test_options_of_the_published_layers_without_a_counterpart_say_so(kind, name):
+    with pytest.raises(TypeError, match=f"no argument {name}=: the output has the size of the"):
+        kind(FEATURES, **{name: 1})
+
+
 @pytest.mark.parametrize("kind", [DCNv3, DCNv4])
 def test_bad_input_names_the_argument(kind):
     layer = kind(FEATURES, groups=GROUPS, rngs=nnx.Rngs(0))

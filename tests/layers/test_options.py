@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The options of the layers in both Flaxes: branches, guides, paddings, dtypes and refusals."""
 
+import copy
 import itertools
+import pickle
 import re
 
 import jax
@@ -12,7 +14,7 @@ from flax import linen, nnx
 
 import jax_dcn
 from jax_dcn.linen import DeformConv as LinenConv, DeformRoIPool as LinenPool
-from jax_dcn.nnx import DeformConv, DeformRoIPool
+from jax_dcn.nnx import DCNv3, DCNv4, DeformConv, DeformRoIPool, MSDeformAttn
 
 X = jax.random.normal(jax.random.key(0), (2, 7, 6, 4), jnp.float32)
 
@@ -214,3 +216,67 @@ def test_linen_layer_initialises_without_a_branch():
     twin = LinenConv(6, 3, offset_branch=False)
     variables = twin.init(jax.random.key(0), X, jnp.zeros((2, 7, 6, 1, 9, 2)))
     assert set(variables["params"]) == {"kernel", "bias"} and isinstance(twin, linen.Module)
+
+
+# ------------------------------------------------------------------------- layers of NNX as values
+
+
+def normal() -> nnx.Initializer:
+    """Another function object with every call."""
+    return nnx.initializers.normal(0.1)
+
+
+# A layer, with options as lists where a list is possible.
+VALUES = {
+    "DeformConv": lambda listed: DeformConv(
+        4,
+        6,
+        listed(2, 3),
+        listed(1, 2),
+        padding=listed(listed(1, 0), listed(1, 1)),
+        kernel_dilation=listed(2, 1),
+        kernel_init=normal(),
+        bias_init=normal(),
+        implementation=["native", "xla"],
+        rngs=nnx.Rngs(0),
+    ),
+    "MSDeformAttn": lambda listed: MSDeformAttn(
+        4, heads=2, levels=2, points=listed(3, 1), rngs=nnx.Rngs(0)
+    ),
+    "DCNv3": lambda listed: DCNv3(
+        4, kernel_size=listed(3, 1), dw_kernel_size=listed(1, 3), rngs=nnx.Rngs(0)
+    ),
+    "DCNv4": lambda listed: DCNv4(
+        4, kernel_size=listed(3, 1), kernel_dilation=listed(1, 2), rngs=nnx.Rngs(0)
+    ),
+    "DeformRoIPool": lambda listed: DeformRoIPool(
+        4, 2, spatial_scale=0.5, hidden_features=3, kernel_init=normal(), rngs=nnx.Rngs(0)
+    ),
+}
+every_layer = pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
+
+
+def as_tuple(*values):
+    return values
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "listed", [lambda *v: list(v), lambda *v: np.array(v)], ids=["list", "array"]
+)
+def test_options_as_lists_are_those_as_tuples(make, listed):
+    """A jitted function is compiled once for equal layers: graphs have a hash and are equal."""
+    (graph, state), (same, _) = nnx.split(make(listed)), nnx.split(make(as_tuple))
+    assert hash(graph) == hash(same) and graph == same
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, nnx.clone, lambda layer: pickle.loads(pickle.dumps(layer))]
+)
+def test_layers_are_copied_and_pickled(make, duplicate):
+    layer = make(as_tuple)
+    same = duplicate(layer)
+    assert same is not layer and nnx.split(same)[0] == nnx.split(layer)[0]
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(same), nnx.state(layer))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_dcn._src.arguments import renamed
+from jax_dcn._src.arguments import renamed, static
 from jax_dcn._src.deform_aggregate import attention_layer as layers
 from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
 from jax_dcn._src.operator.implementation import Implementation
@@ -101,14 +101,14 @@ class MSDeformAttn(nnx.Module):
         self.features = features
         self.heads = heads
         self.levels = levels
-        self.points = points
+        self.points = static(points)
         self.value_projection = value_projection
         self.output_projection = output_projection
         self.offset_scale = offset_scale
         self.method: Literal["bilinear", "discrete"] = method
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.implementation = implementation
+        self.implementation = static(implementation)
         layers.check_options(self)
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")

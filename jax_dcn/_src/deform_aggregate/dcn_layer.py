@@ -3,8 +3,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,21 @@ OPTIONS = {
     "norm_layer": "norm",
 }
 
+# Options of the published layers that have no counterpart.
+_SIZE = "the output has the size of the input, as in all published models"
+ABSENT = {"stride": _SIZE, "strides": _SIZE, "pad": _SIZE, "padding": _SIZE}
+
 # For each norm, its index in the published sequence of a norm and a change of axes.
 NORMS = {"layer": 1, "batch": 0}
 
 Size = int | Sequence[int]
 
-gelu = functools.partial(jax.nn.gelu, approximate=False)
-"""The exact GELU, PyTorch's default."""
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, PyTorch's default; a function of a module, so that layers can be pickled."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 class DCNOptions(Protocol):
@@ -95,14 +103,38 @@ def _check_options(layer: DCNOptions) -> None:
     implementation_names(layer.implementation)
 
 
+def of_images(call: F) -> F:
+    """Decorates the call of a layer, which the published code calls with pixels in one axis and a shape."""
+
+    @functools.wraps(call)
+    def checked(layer: Any, x: Any, *published: Any, **options: Any) -> Any:
+        if published or "shape" in options:
+            raise TypeError(
+                "x must be images [..., H, W, features], without a shape: write "
+                "x.reshape(N, H, W, features) for the published [N, H * W, features]."
+            )
+        return call(layer, x, **options)
+
+    return checked  # type: ignore[return-value]
+
+
 def check_call(layer: DCNOptions, x: Any) -> None:
     """Raises `ValueError` for images that do not fit the options."""
     x = arguments.array("x", x, f"[..., H, W, {layer.features}]")
     if x.ndim < 3 or x.shape[-1] != layer.features or 0 in x.shape[-3:-1]:
         raise ValueError(
             f"x must be [..., H, W, {layer.features}] with pixels, for features={layer.features}, got "
-            f"shape {x.shape}."
+            f"shape {x.shape}.{_image_hint(layer, x)}"
         )
+
+
+def _image_hint(layer: DCNOptions, x: jax.Array) -> str:
+    """A sentence for an array of another layout; empty where the reason is unknown."""
+    if x.ndim > 2 and x.shape[-3] == layer.features:
+        return " x looks like [..., C, H, W]: write jnp.moveaxis(x, -3, -1)."
+    if x.ndim == 2 and x.shape[-1] == layer.features:
+        return f" Pixels need two axes: write x.reshape(H, W, {layer.features})."
+    return ""
 
 
 def tap_count(layer: DCNOptions) -> int:

@@ -60,7 +60,7 @@ def _sow_samples(layer: Any, x: jax.Array, offset: jax.Array, mask: jax.Array) -
 
 
 @public("jax_dcn.linen")
-@renamed_options(layers.OPTIONS)
+@renamed_options(layers.OPTIONS, layers.ABSENT)
 class DCNv3(nn.Module):
     """The layer of InternImage: sums of samples at positions that the input predicts.
 
@@ -144,8 +144,9 @@ class DCNv3(nn.Module):
         self.input_proj, self.output_proj = _projection(self), _projection(self)
         _make_centre(self)
 
+    @layers.of_images
     def __call__(self, x: jax.Array, *, use_running_average: bool | None = None) -> jax.Array:
-        """Images `[..., H, W, features]` to images of the same shape.
+        """Images `[..., H, W, features]` to images of the same shape; `[A, B, features]` is one image.
 
         Args:
           x: The images.
@@ -186,9 +187,12 @@ class DCNv3(nn.Module):
 
 
 @public("jax_dcn.linen")
-@renamed_options(layers.OPTIONS)
+@renamed_options(layers.OPTIONS, layers.ABSENT)
 class DCNv4(nn.Module):
     """The layer of FlashInternImage: `DCNv3` without the softmax and with less before the prediction.
+
+    Images are `[..., H, W, features]`. The published layer takes `[N, H * W, features]` and a shape:
+    write `x.reshape(N, H, W, features)`, since an array of three axes is read as one image.
 
     The Linen twin of `jax_dcn.nnx.DCNv4`: the same options, values, and names of parameters
     (`offset_mask_dw`, `offset_mask`, `value_proj`, `output_proj`). Weights start at zero: a fresh layer
@@ -263,8 +267,9 @@ class DCNv4(nn.Module):
             self.output_proj = _projection(self, self.output_bias)
         _make_centre(self)
 
+    @layers.of_images
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images `[..., H, W, features]` to images of the same shape."""
+        """Images `[..., H, W, features]` to images of the same shape; `[A, B, features]` is one image."""
         layers.check_call(self, x)
         offset_mask = self._predicted(x)
         _sow_samples(self, x, *layers.unpacked(self, offset_mask))

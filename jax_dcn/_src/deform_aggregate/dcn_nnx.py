@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jax_dcn._src.arguments import renamed
+from jax_dcn._src.arguments import renamed, static
 from jax_dcn._src.deform_aggregate import dcn_layer as layers
 from jax_dcn._src.deform_aggregate.dcnv3 import dcnv3
 from jax_dcn._src.deform_aggregate.dcnv4 import dcnv4
@@ -131,7 +131,7 @@ class DCNv3(nnx.Module):
       Convolutions", CVPR 2023.
     """
 
-    @renamed(layers.OPTIONS)
+    @renamed(layers.OPTIONS, layers.ABSENT)
     def __init__(
         self,
         features: int,
@@ -152,9 +152,9 @@ class DCNv3(nnx.Module):
     ):
         self.features = features
         self.groups = groups
-        self.kernel_size = kernel_size
-        self.kernel_dilation = kernel_dilation
-        self.dw_kernel_size = dw_kernel_size
+        self.kernel_size = static(kernel_size)
+        self.kernel_dilation = static(kernel_dilation)
+        self.dw_kernel_size = static(dw_kernel_size)
         self.offset_scale = offset_scale
         self.act = act
         self.norm = norm
@@ -162,7 +162,7 @@ class DCNv3(nnx.Module):
         self.remove_center = remove_center
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.implementation = implementation
+        self.implementation = static(implementation)
         layers.check_dcnv3_options(self)
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
@@ -180,8 +180,9 @@ class DCNv3(nnx.Module):
         made = nnx.BatchNorm if self.norm == "batch" else nnx.LayerNorm
         return made(self.features, **layers.norm_options(self), rngs=rngs)
 
+    @layers.of_images
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images `[..., H, W, features]` to images of the same shape."""
+        """Images `[..., H, W, features]` to images of the same shape; `[A, B, features]` is one image."""
         layers.check_call(self, x)
         features = self._features(x)
         offset, mask = self._predicted(features)
@@ -218,6 +219,9 @@ class DCNv3(nnx.Module):
 class DCNv4(nnx.Module):
     """The layer of FlashInternImage: `DCNv3` without the softmax and with less before the prediction.
 
+    Images are `[..., H, W, features]`. The published layer takes `[N, H * W, features]` and a shape:
+    write `x.reshape(N, H, W, features)`, since an array of three axes is read as one image.
+
     The dense layer `offset_mask` predicts where each output position samples, and weights of any
     value; with `dw_kernel_size` it does so from a depthwise convolution of the input,
     `offset_mask_dw`. `jax_dcn.dcnv4` does the rest, between the dense layers `value_proj` and
@@ -253,10 +257,6 @@ class DCNv4(nnx.Module):
       ValueError: when the layer is made, for options that are wrong or have no effect; on call, if
         the input does not fit. The message names the argument.
 
-    Note:
-      Images are `[..., H, W, features]`. The published layer takes `[N, H * W, features]`, and guesses
-      a square where it is not called with a shape.
-
     Examples:
       >>> from flax import nnx
       >>> import jax.numpy as jnp, jax_dcn.nnx
@@ -269,7 +269,7 @@ class DCNv4(nnx.Module):
       Applications", CVPR 2024.
     """
 
-    @renamed(layers.OPTIONS)
+    @renamed(layers.OPTIONS, layers.ABSENT)
     def __init__(
         self,
         features: int,
@@ -291,9 +291,9 @@ class DCNv4(nnx.Module):
     ):
         self.features = features
         self.groups = groups
-        self.kernel_size = kernel_size
-        self.kernel_dilation = kernel_dilation
-        self.dw_kernel_size = dw_kernel_size
+        self.kernel_size = static(kernel_size)
+        self.kernel_dilation = static(kernel_dilation)
+        self.dw_kernel_size = static(dw_kernel_size)
         self.offset_scale = offset_scale
         self.center_feature_scale = center_feature_scale
         self.remove_center = remove_center
@@ -302,7 +302,7 @@ class DCNv4(nnx.Module):
         self.softmax = softmax
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.implementation = implementation
+        self.implementation = static(implementation)
         layers.check_dcnv4_options(self)
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
@@ -312,8 +312,9 @@ class DCNv4(nnx.Module):
         self.output_proj = None if without_pointwise else _projection(self, rngs, output_bias)
         _make_centre(self)
 
+    @layers.of_images
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images `[..., H, W, features]` to images of the same shape."""
+        """Images `[..., H, W, features]` to images of the same shape; `[A, B, features]` is one image."""
         layers.check_call(self, x)
         offset_mask = self._predicted(x)
         _sow_samples(self, x, *layers.unpacked(self, offset_mask))

@@ -68,10 +68,14 @@ def check_options(layer: DeformConvOptions) -> None:
     arguments.optional_dtype("offset_dtype", layer.offset_dtype)
     arguments.dtype("param_dtype", layer.param_dtype)
     arguments.precision(layer.precision)
-    for name in ("kernel_init", "bias_init"):
-        arguments.function(name, getattr(layer, name))
     implementation_names(layer.implementation)
     _check_effects(layer)
+
+
+def check_initialisers(kernel_init: Any, bias_init: Any) -> None:
+    """Raises `ValueError` for initialisers that are no functions."""
+    arguments.function("kernel_init", kernel_init)
+    arguments.function("bias_init", bias_init)
 
 
 def _check_effects(layer: DeformConvOptions) -> None:

@@ -110,6 +110,7 @@ class DeformConv(nn.Module):
     def __post_init__(self) -> None:
         """Refuses options that are wrong, or that have no effect beside the others."""
         layers.check_options(self)
+        layers.check_initialisers(self.kernel_init, self.bias_init)
         arguments.positive("features", self.features)
         super().__post_init__()
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jax_dcn._src.arguments import renamed
+from jax_dcn._src.arguments import renamed, static
 from jax_dcn._src.deform_conv2d import layer as layers
 from jax_dcn._src.deform_conv2d.hints import OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
@@ -127,10 +127,10 @@ class DeformConv(nnx.Module):
     ):
         self.in_features = in_features
         self.out_features = out_features
-        self.kernel_size = kernel_size
-        self.strides = strides
-        self.padding = padding
-        self.kernel_dilation = kernel_dilation
+        self.kernel_size = static(kernel_size)
+        self.strides = static(strides)
+        self.padding = static(padding)
+        self.kernel_dilation = static(kernel_dilation)
         self.feature_group_count = feature_group_count
         self.offset_groups = offset_groups
         self.modulated = modulated
@@ -143,10 +143,9 @@ class DeformConv(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.precision = precision
-        self.kernel_init = kernel_init
-        self.bias_init = bias_init
-        self.implementation = implementation
+        self.implementation = static(implementation)
         layers.check_options(self)
+        layers.check_initialisers(kernel_init, bias_init)
         layers.check_features(self, in_features, out_features)
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")

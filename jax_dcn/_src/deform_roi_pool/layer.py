@@ -48,7 +48,6 @@ def check_options(layer: DeformRoIPoolOptions) -> None:
         arguments.finite(name, getattr(layer, name))
     arguments.optional_dtype("dtype", layer.dtype)
     arguments.dtype("param_dtype", layer.param_dtype)
-    arguments.function("kernel_init", getattr(layer, "kernel_init"))  # noqa: B009
     implementation_names(layer.implementation)
     if layer.deformable and not layer.trans_std:
         raise ValueError("trans_std=0 gives the offsets no effect: pass deformable=False.")
@@ -89,6 +88,11 @@ def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:
 def branch_input(pooled: jax.Array) -> jax.Array:
     """Flattens plain pooling `[R, P, P, D]` as published checkpoints do: by feature, row, column."""
     return jnp.moveaxis(pooled, -1, 1).reshape(pooled.shape[0], math.prod(pooled.shape[1:]))
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """The activation of the branches; a function of a module, so that layers can be pickled."""
+    return jax.nn.relu(x)
 
 
 def offset_and_mask(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
+from jax_dcn._src.arguments import function
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
@@ -75,6 +76,7 @@ class DeformRoIPool(nn.Module):
     def __post_init__(self) -> None:
         """Refuses options that are wrong, or that have no effect beside the others."""
         roi_layers.check_options(self)
+        function("kernel_init", self.kernel_init)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -109,7 +111,7 @@ class DeformRoIPool(nn.Module):
 
     def _branch(self, name: str, layers: int, hidden: jax.Array) -> jax.Array:
         for i in range(layers):
-            hidden = getattr(self, f"{name}_{2 * i}")(nn.relu(hidden) if i else hidden)
+            hidden = getattr(self, f"{name}_{2 * i}")(roi_layers.relu(hidden) if i else hidden)
         return hidden
 
     def sampling_positions(self, x: jax.Array, rois: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
+from jax_dcn._src.arguments import function, static
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
@@ -104,9 +105,9 @@ class DeformRoIPool(nnx.Module):
         self.hidden_features = hidden_features
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.kernel_init = kernel_init
-        self.implementation = implementation
+        self.implementation = static(implementation)
         roi_layers.check_options(self)
+        function("kernel_init", kernel_init)
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
         for name, features in roi_layers.branch_features(self).items():
@@ -122,7 +123,7 @@ class DeformRoIPool(nnx.Module):
                     kernel_init=nnx.initializers.zeros_init() if last else kernel_init,
                     rngs=rngs,
                 )
-                layers += [linear] if last else [linear, nnx.relu]
+                layers += [linear] if last else [linear, roi_layers.relu]
             setattr(self, name, nnx.List(layers))
 
     def __call__(self, x: jax.Array, rois: jax.Array) -> jax.Array:
