@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from examples.detection.data.measure import average_precision, measure
 from examples.detection.training.recipes import COMPOSED, Settings
 from examples.imagenet.command_line import in_words
 from examples.imagenet.devices import place
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 
 DETECTORS = {
     "plain": dict(conv="ordinary"),
@@ -50,6 +51,7 @@ def results(
     train_images: int = 4000,
     val_images: int = 500,
     only: tuple[str, ...] = tuple(DETECTORS),
+    pages: tuple[pathlib.Path, ...] = (),
 ) -> None:
     """Trains every detector with every seed, and keeps average precisions by rotation and by scale.
 
@@ -63,7 +65,10 @@ def results(
       train_images: Composed images to train on.
       val_images: Composed images to test on.
       only: Which detectors, among plain, DCN, modulated DCN, modulated pooling, both.
+      pages: Markdown files whose table of detectors becomes that of the results.
     """
+    for name, value in dict(seeds=seeds, train_images=train_images, val_images=val_images).items():
+        check_option(name, value, 1)
     if unknown := set(only) - set(DETECTORS):
         raise UserError(f"--only takes {', '.join(DETECTORS)}; got {', '.join(sorted(unknown))}.")
     budget = dict(steps=steps, train_images=train_images, val_images=val_images)
@@ -78,6 +83,8 @@ def results(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content, indent=1) + "\n")
     print(table(content["runs"]))
+    for page in pages:
+        page.write_text(with_results(page.read_text(), content["runs"]))
 
 
 def _start(file: pathlib.Path, budget: dict[str, int]) -> dict[str, Any]:
@@ -162,6 +169,24 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             cells = [_cell(values) for values in zip(*rows, strict=True)]
             lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> str:
+    """The mean average precisions that the pages compare."""
+    plain, moved, both = (
+        f"{100 * np.mean([run['AP'] for run in runs if run['detector'] == name]):.1f}"
+        for name in ("plain", "modulated pooling", "both")
+    )
+    return f"help most here: {moved} against {plain}, and {both} together with"
+
+
+def with_results(page: str, runs: Sequence[dict[str, Any]]) -> str:
+    """A page in Markdown with the table and the means of these runs in place of older ones."""
+    page, tables = re.subn(r"^\| detector \|.*(\n\|.*)+", table(runs), page, flags=re.MULTILINE)
+    page, sentences = re.subn(r"help most here: .* together with", summary(runs), page)
+    if (tables, sentences) != (1, 1):
+        raise UserError("A page must have one table of detectors and one sentence on their means.")
+    return page
 
 
 def _row(run: dict[str, Any]) -> list[float]:

@@ -33,6 +33,10 @@ def in_words(call: Callable[[], object]) -> int:
         call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error
+        print(f"error: {reason}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted: the same command goes on where this one stopped.", file=sys.stderr)

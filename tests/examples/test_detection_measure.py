@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from examples.detection.data.measure import average_precision, measure
-from examples.detection.results import table
+from examples.detection.results import table, with_results
+from examples.imagenet.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -157,4 +158,19 @@ def test_precision_of_some_annotations_ignores_the_others():
 @pytest.mark.parametrize("page", ["README.md", "examples/detection/README.md"])
 def test_pages_show_the_table_of_the_recorded_runs(page):
     recorded = json.loads((ROOT / "benchmarks" / "results" / "detection.json").read_text())
-    assert table(recorded["runs"]) in (ROOT / page).read_text()
+    text = (ROOT / page).read_text()
+    assert with_results(text, recorded["runs"]) == text
+
+
+def test_results_take_the_place_of_older_ones_on_a_page():
+    runs = [
+        dict(detector=name, AP=ap, AP50=0.5, rotation={"0 to 20": 0.25}, side={"20 to 30": 0.125})
+        for name, ap in [("plain", 0.25), ("modulated pooling", 0.5), ("both", 0.5), ("both", 0.7)]
+    ]
+    rest = "of convolutions.\n\n| other | table |\n|---|---|\n"
+    older = "| detector | runs |\n|---|---|\n| plain | 1 |\n"
+    page = f"Before\n\n{older}\nBins help most here: 1 against 2, and 3 together with {rest}"
+    expected = "Bins help most here: 50.0 against 25.0, and 60.0 together with"
+    assert with_results(page, runs) == f"Before\n\n{table(runs)}\n\n{expected} {rest}"
+    with pytest.raises(UserError, match="one table of detectors"):
+        with_results("Nothing", runs)
