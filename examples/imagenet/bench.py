@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 import jax_dcn
-from examples.imagenet.data import Batch, training_batches
+from examples.imagenet.data import Batch, read_ahead, training_batches
 from examples.imagenet.devices import place
 from examples.imagenet.readers import Reader, open_reader
 from examples.imagenet.settings import Preset, Settings
@@ -34,12 +34,14 @@ def bench(settings: Preset) -> None:
     reader = open_reader(settings.data, "train")
     batches = training_batches(
         reader,
-        range(UNTIMED + steps),
+        range(1 + read_ahead(settings.workers) + UNTIMED + steps),
         batch_size=settings.batch_size,
         image_size=settings.model.image_size,
         workers=settings.workers,
     )
     batch = next(batches)
+    for _ in range(read_ahead(settings.workers)):
+        next(batches)
     functions = {"reading": lambda: next(batches)} | _compiled(settings, reader, batch)
     report(functions, settings.batch_size, steps)
 

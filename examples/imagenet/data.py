@@ -28,6 +28,7 @@ Batch = dict[str, np.ndarray]
 NO_LABEL = -1  # Of the images that fill the last batch of a test up.
 _KEPT = 0.875  # The share of the shorter side that a test sees, as everybody's since AlexNet.
 _THREADS = 4  # That read ahead where there are no worker processes.
+_PER_WORKER = 2  # Batches that a worker process reads ahead.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +97,18 @@ def read_blocks(
     if workers:
         # Grain asks absl for options of its own, which only a program of absl has parsed.
         absl.flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        options = grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=_PER_WORKER
+        )
         batches = batches.mp_prefetch(options)
     shared: collections.deque[str] = collections.deque(maxlen=64)
     yield from _copies(batches, shared)
     _wait_until_freed(shared)
+
+
+def read_ahead(workers: int) -> int:
+    """How many batches `read_blocks` holds at most before they are asked for."""
+    return workers * (_PER_WORKER + 1) + 1 if workers else _THREADS
 
 
 def _copies(batches: grain.IterDataset, shared: collections.deque[str]) -> Iterator[Batch]:

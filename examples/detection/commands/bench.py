@@ -4,11 +4,13 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from examples.detection.commands.train import Training
 from examples.detection.training.recipes import Preset
 from examples.imagenet.bench import STEPS, UNTIMED, report
+from examples.imagenet.data import read_ahead
 
 
 def bench(settings: Preset) -> None:
@@ -18,7 +20,7 @@ def bench(settings: Preset) -> None:
     """
     steps = settings.steps or STEPS
     training = Training(settings, None)
-    training.steps = UNTIMED + steps
+    training.steps = 1 + read_ahead(settings.workers) + UNTIMED + steps
     report(_parts(training), settings.batch_size, steps)
 
 
@@ -28,7 +30,10 @@ def _parts(training: Training) -> dict[str, Callable]:
     scale = np.ones_like(placed["size"])
     searched = {"image": placed["image"], "size": placed["size"], "scale": scale}
     searched["index"] = np.zeros(len(scale), np.int32)
-    weights = jax.tree.map(np.asarray, training.state.weights)
+    # Training writes over its own.
+    weights = jax.tree.map(jnp.copy, training.state.weights)
+    for _ in range(read_ahead(training.settings.workers)):
+        next(batches)
 
     def train() -> jax.Array:
         training.state, losses = training.train_step(training.state, placed)
