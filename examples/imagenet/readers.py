@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from examples.imagenet.errors import UserError
 
@@ -52,10 +52,14 @@ def open_reader(data: str, split: str) -> Reader:
 
 
 def decode(data: str | pathlib.Path | bytes, name: str = "") -> np.ndarray:
-    """The image in a file, or in the bytes of one called `name`, as `[H, W, 3]` of uint8."""
+    """The image in a file, or in the bytes of one called `name`, as `[H, W, 3]` of uint8.
+
+    The image is upright, as the camera's orientation in the file says; of 16 bits the upper 8 are
+    kept, and transparency is ignored: as OpenCV reads images.
+    """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"There is no image {data}: check the path.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -64,6 +68,14 @@ def decode(data: str | pathlib.Path | bytes, name: str = "") -> np.ndarray:
             f"Cannot decode {name or data} ({reason}): replace the file or delete it, then run "
             "the same command again."
         ) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits, mode {image.mode}")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 class FolderReader:

@@ -20,7 +20,7 @@ from examples.imagenet.data import (
 )
 from examples.imagenet.errors import UserError
 from examples.imagenet.pack import pack
-from examples.imagenet.readers import SPLITS, open_reader
+from examples.imagenet.readers import SPLITS, decode, open_reader
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGE_SIZE = 9
@@ -184,6 +184,33 @@ def test_corrupt_image_is_named(tmp_path, workers):
     reader = open_reader(str(tmp_path), "train")
     with pytest.raises(UserError, match=r"Cannot decode .*cat/2.jpg \(.*replace the file"):
         list(batches_of(reader, range(2), workers=workers))
+
+
+def test_photograph_is_upright_as_the_camera_says(tmp_path):
+    random = np.random.default_rng(0)
+    small = Image.fromarray(random.integers(0, 256, (5, 7, 3), np.uint8))
+    pixels = np.asarray(small.resize((56, 40)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned by a quarter, clockwise.
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    expected = np.rot90(pixels, -1).astype(int)
+    assert decode(tmp_path / "turned.jpg").shape == (56, 40, 3)
+    assert np.abs(decode(tmp_path / "turned.jpg") - expected).mean() < 8
+
+
+def test_images_of_other_modes_become_red_green_and_blue_of_8_bits(tmp_path):
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 256, (5, 7), np.uint8)
+    wide = grey.astype(np.uint16) * 256 + random.integers(0, 256, (5, 7))
+    colours = random.integers(0, 256, (5, 7, 4), np.uint8)
+    for name, array in dict(grey=grey, wide=wide.astype(np.uint16), alpha=colours).items():
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    for name in ("grey", "wide"):
+        np.testing.assert_array_equal(decode(tmp_path / f"{name}.png"), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(decode(tmp_path / "alpha.png"), colours[..., :3])
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match="pixels of 32 bits, mode F"):
+        decode(tmp_path / "float.tiff")
 
 
 def test_packed_images_are_those_of_the_folder(tmp_path):
