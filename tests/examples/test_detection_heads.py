@@ -115,20 +115,57 @@ def test_mask_head_equals_pytorchs_layers():
 
 
 def test_pasted_masks_equal_pytorchs_grid_sample():
-    torch = pytest.importorskip("torch")
     random = np.random.default_rng(1)
     masks = random.uniform(size=(6, 28, 28)).astype(np.float32)
     corner = random.uniform(-5, 30, (6, 2))
     boxes = np.concatenate([corner, corner + random.uniform(1, 50, (6, 2))], 1).astype(np.float32)
-    y = (torch.arange(47) + 0.5)[None]
-    x = (torch.arange(61) + 0.5)[None]
-    x1, y1, x2, y2 = torch.tensor(boxes).T[:, :, None]
-    x, y = (x - x1) / (x2 - x1) * 2 - 1, (y - y1) / (y2 - y1) * 2 - 1
-    grid = torch.stack([x[:, None].expand(6, 47, 61), y[:, :, None].expand(6, 47, 61)], -1)
-    sampled = torch.nn.functional.grid_sample(
-        torch.tensor(masks)[:, None], grid, align_corners=False
-    )[:, 0].numpy()
+    sampled = sampled_as_in_mmdetection(masks, boxes, (47, 61))
     found = paste(masks, boxes, (47, 61), RULE)
     clear = np.abs(sampled - 0.5) > 1e-5
     assert found.any() and clear.mean() > 0.99
     np.testing.assert_array_equal(found[clear], (sampled >= 0.5)[clear])
+
+
+def sampled_as_in_mmdetection(masks, boxes, size) -> np.ndarray:
+    """Probabilities `[D, H, W]` around every box, positions divided by zero set to the middle."""
+    torch = pytest.importorskip("torch")
+    whole = np.zeros((len(masks), *size), np.float32)
+    for pasted, mask, (x1, y1, x2, y2) in zip(whole, masks, torch.tensor(boxes), strict=True):
+        left, top = (int(max(torch.floor(edge) - 1, 0)) for edge in (x1, y1))
+        right, bottom = (
+            int(min(torch.ceil(edge) + 1, length))
+            for edge, length in ((x2, size[1]), (y2, size[0]))
+        )
+        x = (torch.arange(left, right) + 0.5 - x1) / (x2 - x1) * 2 - 1
+        y = (torch.arange(top, bottom) + 0.5 - y1) / (y2 - y1) * 2 - 1
+        x, y = (torch.where(torch.isinf(axis), 0, axis) for axis in (x, y))
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+        part = torch.nn.functional.grid_sample(
+            torch.tensor(mask)[None, None], grid, align_corners=False
+        )
+        pasted[top:bottom, left:right] = part[0, 0]
+    return whole
+
+
+def test_masks_of_boxes_without_width_are_the_strips_that_mmdetection_draws():
+    rows, columns = np.mgrid[:28, :28]
+    masks = np.stack([rows < 20, columns < 16, rows + columns < 60, rows > 12, columns < 9] * 2)
+    masks = masks.astype(np.float32)[:8]
+    boxes = [
+        [20.3, 5, 20.3, 33.6],
+        [61, 5.2, 61, 33],  # At the edge of the image.
+        [0, 10, 0, 40],
+        [20.5, 3, 20.5, 30],  # In the middle of a pixel, which mmdetection leaves out.
+        [7, 12.2, 50, 12.2],
+        [9.7, 47, 30, 47],
+        [33.2, 21.4, 33.2, 21.4],
+        [12, 9, 12, 40],
+    ]
+    boxes = np.array(boxes, np.float32)
+    found = paste(masks, boxes, (47, 61), RULE)
+    sampled = sampled_as_in_mmdetection(masks, boxes, (47, 61))
+    clear = np.abs(sampled - 0.5) > 1e-5  # NaN, beyond the threshold for neither, is not clear.
+    np.testing.assert_array_equal(found[clear], (sampled >= 0.5)[clear])
+    assert not found[~clear & ~(sampled >= 0.5)].any()
+    assert (found.sum(axis=(1, 2)) > 0).sum() >= 6
+    assert found[0, 5:20, 19:22].all() and not found[0, :, :19].any() and not found[0, :, 22:].any()

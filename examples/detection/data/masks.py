@@ -62,8 +62,13 @@ def _weights(start: float, end: float, pixels: int, cells: int, rule: Convention
     a cell, or, for masks at whole pixels, ends sharply.
     """
     middle = np.arange(pixels, dtype=np.float32) + np.float32(0.5)
-    position = (middle - start) / np.maximum(end - start, 1e-6) * cells - 0.5
     inside = np.ones(pixels, bool)
+    if start == end:
+        # mmdetection divides by zero: the pixels around the line see the middle of the mask.
+        inside = (np.floor(start) - 1 < middle) & (middle < np.ceil(end) + 1) & (middle != start)
+        position = np.full(pixels, (cells - 1) / 2, np.float32)
+    else:
+        position = (middle - start) / (end - start) * cells - 0.5
     if rule.whole_pixel_masks:
         inside = (start < middle) & (middle < end)
         position = np.clip(position, 0, cells - 1)
