@@ -3,7 +3,12 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -26,9 +31,11 @@ from examples.imagenet.devices import place
 from examples.imagenet.settings import Model
 from examples.imagenet.state import split
 from tests.examples.checkpoints import arrays_of, assert_same_arrays
+from tests.examples.step_losses import step_losses
 
 pytestmark = pytest.mark.usefixtures("like_the_commands")
 
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 20
 SMALL = "--width 8 --features 8 --hidden 8 --short 64 --long 64 --candidates 12"
 # All kinds of layers at once; in float64, because the difference that rounding makes grows.
@@ -92,6 +99,35 @@ def test_losses_of_two_devices_equal_those_of_one(
     assert run(*TRAIN, "--data", composed, "--output", tmp_path) == 0
     # Sums over the batch are added up in another order.
     np.testing.assert_allclose(losses(tmp_path), losses(trained), rtol=1e-6)
+
+
+def test_losses_of_two_processes_equal_those_of_one(composed, compilations):
+    arguments = (
+        f"composed {SMALL} --stages 5 --dtype float64 --steps 3 --batch-size 4 --warmup-steps 2 "
+        f"--regions-per-image 8 --max-objects 4 --data {composed}"
+    ).split()
+    expected = step_losses(arguments)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    arguments += ["--coordinator", address, "--num-processes", "2", "--timeout", "300"]
+    command = [sys.executable, "-m", "tests.examples.step_losses", *arguments, "--process-id"]
+    environment = os.environ | compilations | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [*command, process], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for process in ("0", "1")
+    ]
+    try:
+        printed = [process.communicate(timeout=900)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    first, second = (json.loads(text.splitlines()[-1]) for text in printed)
+    assert first == second and len(first) == 3
+    for one, two in zip(expected, first, strict=True):
+        # Sums over the batch are added up in another order.
+        assert two == pytest.approx(one, rel=1e-9)
 
 
 def test_networks_in_bfloat16_have_about_the_losses_of_float64(composed, trained):
@@ -251,7 +287,6 @@ def test_backbone_may_be_a_classifier_of_the_other_example(tmp_path):
         ("visualize {run} {data}/val/000001.png --score-threshold 0.99", "Nothing is found"),
         ("export {run} network.pth", "must end in .stablehlo or .onnx"),
         ("compose {data}", "has a data set already"),
-        ("compose new --size 32", "smaller than --largest"),
         (f"{' '.join(TRAIN)} --width 4 --data {{data}} --output {{run}}", "another network"),
     ],
 )
