@@ -10,7 +10,7 @@ import tyro
 
 from examples.imagenet.data import centre_view
 from examples.imagenet.devices import one_device
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.evaluate import Network, load
 from examples.imagenet.readers import decode
 from examples.imagenet.state import make_predictor
@@ -33,6 +33,7 @@ def predict(
     """
     if not images:
         raise UserError("There is no image to look at: name one or more files after the run.")
+    check_option("top", top, 1)
     network = load_on_one_device(run, step)
     probabilities_of = make_probabilities(network)
     for path in images:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Literal
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.models import ResNet, resnet
 from jax_dcn.nnx import DeformConv
 
@@ -41,6 +42,10 @@ class Model:
     image_size: int = 224
     """Height and width of the images."""
 
+    def __post_init__(self) -> None:
+        check_option("width", self.width, 1)
+        check_option("image_size", self.image_size, 1)
+
     def build(self, classes: int, seed: int = 0, dtype: str = "float32") -> ResNet:
         """A fresh network."""
         check_dtype(dtype)
@@ -57,6 +62,9 @@ class Model:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+LARGEST_SEED = 2**32 - 1
 
 
 def check_dtype(dtype: str) -> None:
@@ -77,6 +85,11 @@ class Processes:
     """The number of this one, from 0."""
     timeout: int = 100
     """Seconds without a sign of life after which a process is taken for dead, and the rest end."""
+
+    def __post_init__(self) -> None:
+        check_option("num_processes", self.num_processes, 1)
+        check_option("process_id", self.process_id, 0, (self.num_processes or math.inf) - 1)
+        check_option("timeout", self.timeout, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +122,13 @@ class Run:
     """Steps between lines of the log."""
     processes: Processes = Processes()
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "evaluate_every", "log_every"):
+            check_option(name, getattr(self, name), 1)
+        for name in ("epochs", "offset_rate", "workers"):
+            check_option(name, getattr(self, name), 0)
+        check_option("seed", self.seed, 0, LARGEST_SEED)
+
     def total_steps(self, steps_of_epoch: float) -> int:
         """How many steps the run takes."""
         return self.steps or max(1, round(self.epochs * steps_of_epoch))
@@ -125,6 +145,11 @@ class Testing:
     workers: int = 8
     """Processes that decode images; 0 decodes in threads."""
     processes: Processes = Processes()
+
+    def __post_init__(self) -> None:
+        check_option("step", self.step, 0)
+        check_option("batch_size", self.batch_size, 1)
+        check_option("workers", self.workers, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +179,14 @@ class Settings(Run):
     """Decay of the moving average of the weights, which is what is tested; 0 tests the weights."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     """Of the computation; parameters and batch statistics have at least float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_option("accumulate", self.accumulate, 1)
+        for name in ("learning_rate", "warmup_epochs", "weight_decay"):
+            check_option(name, getattr(self, name), 0)
+        for name in ("momentum", "label_smoothing", "average"):
+            check_option(name, getattr(self, name), 0, 1)
 
 
 _TRIAL = dataclasses.replace(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.predict import load_on_one_device, view_of
 from examples.imagenet.samples import Samples, samples_of, trace
 from examples.imagenet.state import normalise
@@ -35,6 +35,9 @@ def visualize(
       layers: How many of the last deformable layers to look through.
       step: Which checkpoint; by default the best.
     """
+    check_option("layers", layers, 1)
+    for share in at:
+        check_option("at", share, 0, 1)
     network = load_on_one_device(run, step)
     if network.description.model.conv == "ordinary":
         raise UserError(f"{run} holds an ordinary network, which has no samples to draw.")

@@ -33,6 +33,7 @@ def import_weights(
     data: str | None = None,
     prefix: str = "",
     fresh: tuple[Literal["offset_conv", "fc"], ...] = (),
+    key: str | None = None,
 ) -> None:
     """Makes PyTorch weights a checkpoint for the other commands, and for `train --initial`.
 
@@ -46,8 +47,9 @@ def import_weights(
       prefix: What the names of the network's weights begin with in the file, such as "backbone.".
       fresh: Parts that are not in the file, to start at zero: offset_conv makes an ordinary network
         deformable; fc is the head.
+      key: The entry of a .pth file that holds the weights, if several do, such as params_ema.
     """
-    weights = read_weights(source)
+    weights = read_weights(source, key)
     names = list(open_reader(data, "train").class_names) if data else _numbers(weights, prefix)
     network = nnx.eval_shape(lambda: model.build(len(names)))
     zeros = jax.tree.map(lambda value: np.zeros(value.shape, value.dtype), nnx.state(network))
@@ -63,14 +65,15 @@ def import_weights(
     print(f"Wrote {output}.")
 
 
-def read_weights(source: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of PyTorch's."""
+def read_weights(source: pathlib.Path, key: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file of PyTorch's, of its entry `key` if several hold arrays."""
     try:
-        return read_state_dict(source)
+        return read_state_dict(source, key=key)
     except FileNotFoundError as error:
         raise UserError(f"There is no file {source}: check the path.") from error
     except (ImportError, ValueError) as error:
-        raise UserError(str(error)) from error
+        message = str(error).replace("key=,", "--key,").replace("key=", "--key ")
+        raise UserError(message) from error
 
 
 def _numbers(weights: dict[str, np.ndarray], prefix: str) -> list[str]:

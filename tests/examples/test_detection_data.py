@@ -11,6 +11,7 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
+from examples.detection.commands.predict import images_of
 from examples.detection.data import compose as compose_module
 from examples.detection.data.batches import (
     NOTHING,
@@ -22,9 +23,10 @@ from examples.detection.data.batches import (
 from examples.detection.data.coco import CocoReader, Objects
 from examples.detection.data.compose import Warp, compose
 from examples.detection.data.images import normalise, resize
-from examples.detection.model.architecture import View
+from examples.detection.model.architecture import Architecture, View
+from examples.detection.model.boxes import CONVENTIONS
 from examples.imagenet.data import Share
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import OptionError, UserError
 
 SIZES = {7: (40, 60), 3: (64, 36), 5: (50, 50), 9: (33, 45), 2: (20, 70)}
 """Heights and widths of images, by their ids, in the order of the file."""
@@ -290,6 +292,23 @@ def test_composed_boxes_and_masks_are_exact(tmp_path):
     assert first[0] == first[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(size=32), "--largest must be at most 32, got 64"),
+        (dict(most=0), "--most must be at least 1, got 0"),
+        (dict(train=-1), "--train must be at least 0"),
+        (dict(seed=-1), "--seed must be at least 0"),
+        (dict(warp=Warp(smallest=65)), "--largest must be at least 65"),
+        (dict(warp=Warp(shear=-0.1)), "--shear must be at least 0"),
+    ],
+)
+def test_images_that_cannot_be_composed_are_refused(tmp_path, options, message):
+    with pytest.raises(OptionError, match=message):
+        compose(tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
 def test_warped_scans_are_turned_and_scaled_as_they_say():
     bar = np.zeros((8, 8))
     bar[3:5, 1:7] = 1
@@ -358,12 +377,113 @@ def test_ink_of_a_mask_differs_from_the_photograph(tmp_path, monkeypatch):
 def test_wrong_folders_are_answered_in_a_sentence(tmp_path, change, message):
     for name in ("annotations", "train"):
         (tmp_path / name).mkdir()
-    content = {"images": [], "annotations": [], "categories": []}
-    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content))
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(BARE))
     CocoReader(tmp_path, "train")
     change(tmp_path)
     with pytest.raises(UserError, match=message):
         CocoReader(tmp_path, "train")
+
+
+BARE = {
+    "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 50}],
+    "annotations": [{"image_id": 1, "category_id": 4, "bbox": [5, 6, 7, 8]}],
+    "categories": [{"id": 4, "name": "thing"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("images", {"height": None}, "Entry 0 of 'images' .* None as its 'height'"),
+        ("images", {"width": 0}, "0 as its 'width'"),
+        ("images", {"file_name": 7}, "7 as its 'file_name'"),
+        ("images", {"id": [1]}, r"\[1\] as its 'id'"),
+        ("annotations", {"bbox": [1, 2, 3]}, r"\[1, 2, 3\] as its 'bbox'"),
+        ("annotations", {"bbox": [1, 2, "3", 4]}, "as its 'bbox'"),
+        ("annotations", {"bbox": [1, 2, float("nan"), 4]}, "as its 'bbox'"),
+        ("annotations", {"category_id": "4"}, "'4' as its 'category_id'"),
+        ("annotations", {"area": None}, "None as its 'area'"),
+        ("categories", {"name": None}, "None as its 'name'"),
+    ],
+)
+def test_fields_that_are_wrong_or_missing_are_named(tmp_path, kind, change, message):
+    read_changed(tmp_path, {})
+    with pytest.raises(UserError, match=message):
+        read_changed(tmp_path, {kind: [BARE[kind][0] | change]})
+    for name in change.keys() - {"area"}:
+        entry = {field: value for field, value in BARE[kind][0].items() if field != name}
+        with pytest.raises(UserError, match=f"'nothing' as its '{name}'"):
+            read_changed(tmp_path, {kind: [entry]})
+
+
+def read_changed(root, change) -> CocoReader:
+    for name in ("annotations", "train"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "annotations" / "train.json").write_text(json.dumps(BARE | change))
+    return CocoReader(root, "train")
+
+
+def test_lists_of_nothing_and_doubled_ids_are_refused(tmp_path):
+    assert len(read_changed(tmp_path, {"annotations": []})) == 1
+    for kind in ("images", "categories"):
+        with pytest.raises(UserError, match=f"has no {kind}: its list is empty"):
+            read_changed(tmp_path, {kind: []})
+        with pytest.raises(UserError, match=f"Several {kind} .* same 'id'"):
+            read_changed(tmp_path, {kind: 2 * BARE[kind]})
+    entry = BARE["annotations"][0]
+    assert len(read_changed(tmp_path, {"annotations": [entry, entry]}).objects(0).labels) == 2
+    with pytest.raises(UserError, match=r"Several annotations .* same 'id'"):
+        read_changed(tmp_path, {"annotations": 2 * [entry | {"id": 3}]})
+    with pytest.raises(UserError, match="no list 'images'"):
+        (tmp_path / "annotations" / "train.json").write_text("[]")
+        CocoReader(tmp_path, "train")
+
+
+def test_objects_come_from_the_instances_and_the_folder_of_their_name(folder, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    text = (folder / "annotations" / "instances_train2017.json").read_text()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(text)
+    for name in ("captions_train2017", "person_keypoints_train2017"):
+        (tmp_path / "annotations" / f"{name}.json").write_text("{}")
+    for name in ("train", "train2017"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train2017" / "7.png").write_bytes((folder / "train2017" / "7.png").read_bytes())
+    reader = CocoReader(tmp_path, "train")
+    assert reader.path.name == "instances_train2017.json" and reader.pixels(0).shape == (40, 60, 3)
+    (tmp_path / "annotations" / "instances_train2014.json").write_text(text)
+    with pytest.raises(UserError, match=r"2014\.json, instances_train2017\.json: keep one"):
+        CocoReader(tmp_path, "train")
+
+
+def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):
+    reader = read_changed(tmp_path, {})
+    with pytest.raises(UserError, match=r"box \[5, 6, 7, 8\] has no segmentation"):
+        reader.check_masks()
+    entry = BARE["annotations"][0] | {"segmentation": [[5, 6, 12, 6, 12, 14]]}
+    read_changed(tmp_path, {"annotations": [entry, entry | {"image_id": 9}]}).check_masks()
+
+
+@pytest.mark.parametrize("conventions", CONVENTIONS)
+@pytest.mark.parametrize("size", [(333, 501), (37, 990), (1, 1), (1, 5000)])
+def test_image_is_the_same_to_eval_and_to_predict(tmp_path, conventions, size):
+    architecture = Architecture(conventions=conventions, short=64, long=96)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(tmp_path / "train" / "a.png")
+    image = BARE["images"][0] | {"height": size[0], "width": size[1]}
+    reader = read_changed(tmp_path, {"images": [image]})
+    batches, _ = evaluation_batches(reader, batch_size=1, view=architecture.view)
+    (batch,) = batches
+    found = normalise(batch["image"], batch["size"], batch["scale"])
+    for array, expected in zip(found, images_of(architecture, reader.pixels(0)), strict=True):
+        np.testing.assert_array_equal(array, expected)
+    scale = min(64 / min(size), 96 / max(size))
+    assert np.all(batch["size"] >= 1) and np.all(np.isfinite(batch["scale"]))
+    if conventions == "seed":
+        np.testing.assert_allclose(batch["scale"], scale, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(
+            batch["scale"][0] * size[::-1], batch["size"][0, ::-1], rtol=1e-6
+        )
 
 
 def test_image_of_another_size_than_the_file_says_is_an_error(folder):

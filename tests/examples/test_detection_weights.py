@@ -68,6 +68,44 @@ def test_offsets_of_version_1_are_found_under_their_old_name(tmp_path):
     assert sum("conv2_offset" in name for name in imported.used) == 2 * 13
 
 
+def test_checkpoints_of_parallel_training_in_half_precision_are_read(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    weights = {name: torch.tensor(x) for name, x in small_detector(SMALL).items()}
+    parallel = {f"module.{name}": x.half() for name, x in weights.items()}
+    parallel |= {f"ema_{name.replace('.', '_')}": x for name, x in weights.items()}
+    content = {"meta": {"epoch": 12}, "state_dict": parallel, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "one.pth")
+    torch.save(content | {"ema_state_dict": {"steps": 3, **weights}}, tmp_path / "two.pth")
+    imported = load_published(tmp_path / "one.pth", SMALL)
+    assert len(imported.used) == len(imported.unused) == len(weights)
+    save_file(
+        {name: x.half().numpy() for name, x in weights.items()}, tmp_path / "half.safetensors"
+    )
+    expected = variables(load_published(tmp_path / "half.safetensors", SMALL).detector)
+    for name, value in variables(imported.detector).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    arguments = ["import-weights", str(tmp_path / "two.pth"), str(tmp_path / "run"), *FLAGS]
+    assert main(arguments) == 1
+    assert "--key, for example --key 'state_dict'" in capsys.readouterr().err
+    assert main([*arguments, "--key", "state_dict"]) == 0
+    kept = load(tmp_path / "run", None, place(1, devices=jax.devices()[:1])).weights
+    for name, value in (kept.params | kept.stats).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no weights at all", bytes(64)], ids=["empty", "text", "zeros"]
+)
+def test_file_that_holds_something_else_is_an_error(tmp_path, capsys, suffix, content):
+    if suffix == "pth":
+        pytest.importorskip("torch")
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(content)
+    assert main(["import-weights", str(path), str(tmp_path / "run")]) == 1
+    assert str(path) in capsys.readouterr().err
+
+
 def test_import_reports_parts_that_the_detector_does_not_have(tmp_path, capsys):
     weights = small_detector(dataclasses.replace(SMALL, model="mask"))
     weights["ema.step"] = np.zeros(1, np.float32)

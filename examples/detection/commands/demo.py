@@ -12,6 +12,7 @@ from examples.detection.commands.train import train
 from examples.detection.data.coco import CocoReader
 from examples.detection.data.compose import compose
 from examples.detection.training.recipes import COMPOSED
+from examples.imagenet.errors import check_option
 
 _COLUMNS, _ROWS = 6, 3
 _MAGNIFIED = 2
@@ -34,10 +35,12 @@ def demo(
       steps: Steps to train, of 16 images each.
       seed: Of images and initial weights.
     """
+    check_option("images", images, 1)
+    settings = dataclasses.replace(COMPOSED, output=output / "run", steps=steps, seed=seed)
     data = output / "data"
     if not (data / "annotations" / "val.json").exists():
         compose(data, train=images, val=200, seed=seed)
-    train(dataclasses.replace(COMPOSED, data=data, output=output / "run", steps=steps, seed=seed))
+    train(dataclasses.replace(settings, data=data))
     picture = output / "detections.png"
     Image.fromarray(montage(output / "run", data)).save(picture)
     print(f"Wrote {picture}.")

@@ -53,6 +53,8 @@ def evaluate(
         network = load(run, testing.step, placement)
         architecture = network.description.model
         reader = CocoReader(data, split, architecture.rule.extent)
+        if architecture.model == "mask":
+            reader.check_masks()
         check_classes(reader.class_names, network.description)
         finder = make_finder(
             network.model, architecture, placement, testing.batch_size, testing.workers
@@ -62,6 +64,8 @@ def evaluate(
         if jax.process_index() == 0:
             print(f"step {network.step}, {len(reader)} images: {show(measured.summary)}")
             print(table(measured))
+            if any(entry.get("id") == 0 for entry in reader.content["annotations"]):
+                print("pycocotools counts the annotation with the id 0 as missed: number from 1.")
             if results is not None:
                 results.parent.mkdir(parents=True, exist_ok=True)
                 results.write_text(json.dumps(found))

@@ -81,12 +81,7 @@ def load_detector(run: pathlib.Path, step: int | None) -> Loaded:
 
 def images_of(architecture: Architecture, pixels: np.ndarray) -> Images:
     """An image `[H, W, 3]` of uint8 as a batch of one, on the canvas that all images share."""
-    view, scale = fit(
-        pixels,
-        architecture.short,
-        architecture.long,
-        one_scale=architecture.rule.one_scale,
-    )
+    view, scale = fit(pixels, architecture.view)
     height, width = view.shape[:2]
     canvas = np.zeros((1, *architecture.view.canvas(height > width), 3), np.uint8)
     canvas[0, :height, :width] = view

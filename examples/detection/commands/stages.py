@@ -10,9 +10,10 @@ from flax import nnx
 from examples.detection.commands.weights import load_published
 from examples.detection.data.images import batch
 from examples.detection.data.masks import paste
-from examples.detection.model.architecture import Architecture, View
+from examples.detection.model.architecture import Architecture
 from examples.detection.model.boxes import Conventions
 from examples.detection.model.detect import Images, Stages, run
+from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 
 
@@ -22,6 +23,7 @@ def stages(
     output: tyro.conf.Positional[pathlib.Path],
     *,
     architecture: Architecture = Architecture(),
+    key: str | None = None,
     score_threshold: float = 0.05,
     resize: bool = True,
 ) -> None:
@@ -37,14 +39,17 @@ def stages(
       image: An image file.
       output: A file .npz to write.
       architecture: The detector that the weights are of.
+      key: The entry of a .pth file that holds the weights, if several do, such as state_dict.
       score_threshold: Detections have higher scores.
       resize: Resize the image to `short` pixels, at most `long`; else keep the size.
     """
+    if output.suffix != ".npz":
+        raise UserError(f"{output} must end in .npz.")
     pixels = decode(image)
-    detector = load_published(weights, architecture).detector
+    detector = load_published(weights, architecture, key).detector
     rule = architecture.rule
-    view = architecture.view if resize else View(None, 0)
-    images = batch([pixels], view, one_scale=rule.one_scale)
+    view = architecture.view if resize else architecture.view._replace(short=None)
+    images = batch([pixels], view)
     computed = nnx.jit(run)(detector, images, score_threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(output, **arrays(computed, images, pixels.shape[:2], rule))

@@ -42,6 +42,9 @@ class Training(Loop):
         self.placement = place(settings.batch_size)
         extent = settings.architecture.rule.extent
         self.readers = {split: CocoReader(settings.data, split, extent) for split in SPLITS}
+        if settings.architecture.model == "mask":
+            for reader in self.readers.values():
+                reader.check_masks()
         plan, _ = training_plan(self.readers["train"], settings.batch_size, settings.seed)
         self.steps = settings.total_steps(plan.steps)
         class_names = list(self.readers["train"].class_names)

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from examples.detection.commands.predict import Loaded, find_in, images_of, load_detector
 from examples.detection.model.boxes import STRIDES, levels
 from examples.detection.model.detect import Detections, Images
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.readers import decode
 from examples.imagenet.samples import Samples, samples_of
 from examples.imagenet.state import split
@@ -44,6 +44,8 @@ def visualize(
       score_threshold: Detections have higher scores.
       step: Which checkpoint; by default the best.
     """
+    check_option("detections", detections, 1)
+    check_option("layers", layers, 1)
     loaded = load_detector(run, step)
     convolves = loaded.architecture.conv != "ordinary"
     pools = loaded.architecture.pool != "align"

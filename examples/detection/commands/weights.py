@@ -40,6 +40,7 @@ def import_weights(
     output: tyro.conf.Positional[pathlib.Path],
     *,
     architecture: Architecture = Architecture(),
+    key: str | None = None,
 ) -> None:
     """Makes a checkpoint of mmdetection or of the original repository one for the other commands.
 
@@ -47,8 +48,9 @@ def import_weights(
       source: A file .safetensors, or .pth (which needs torch).
       output: Folder for the checkpoint.
       architecture: The detector that the weights are of.
+      key: The entry of a .pth file that holds the weights, if several do, such as state_dict.
     """
-    imported = load_published(source, architecture)
+    imported = load_published(source, architecture, key)
     names = [str(index) for index in range(imported.classes)]
     with Checkpoints(output, write=True) as checkpoints:
         if checkpoints.latest is not None:
@@ -60,9 +62,11 @@ def import_weights(
     print(f"Wrote {output}.")
 
 
-def load_published(source: pathlib.Path, architecture: Architecture) -> Imported:
+def load_published(
+    source: pathlib.Path, architecture: Architecture, key: str | None = None
+) -> Imported:
     """The detector of a file of mmdetection, or of the original repository's branch."""
-    weights = renamed(read_weights(source))
+    weights = renamed(read_weights(source, key))
     classes = _classes(source, weights)
     detector = nnx.eval_shape(lambda: architecture.build(classes))
     try:
@@ -85,7 +89,9 @@ def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
     Before mmdetection 2, names had no `roi_head.`, and the background was the first class.
     """
     weights = {
-        name: array for name, array in weights.items() if not name.endswith("num_batches_tracked")
+        name.removeprefix("module."): array  # Of a detector that was trained in parallel.
+        for name, array in weights.items()
+        if not name.endswith("num_batches_tracked")
     }
     if not any(name.startswith("bbox_head.") for name in weights):
         return weights

@@ -100,7 +100,7 @@ class Blocks:
         if number == NOTHING:
             return _empty(canvas)
         index = int(self.chosen[number])
-        pixels, scale = fit(self.reader.pixels(index), self.view.short, self.view.long)
+        pixels, scale = fit(self.reader.pixels(index), self.view)
         height, width = pixels.shape[:2]
         flipped = self.flip and np.random.default_rng(seed).random() < 0.5
         image = np.zeros((*canvas, 3), np.uint8)

@@ -2,7 +2,9 @@
 """Data sets in COCO's format: a folder of images, and a JSON file of boxes and masks."""
 
 import json
+import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,13 @@ from examples.imagenet.readers import decode
 
 SPLITS = ("train", "val")
 _SMALLEST = 32  # Pixels of the shorter side of an image to train on, as in mmdetection.
+_NUMBER = (int, float)
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": str, "height": _NUMBER, "width": _NUMBER},
+    "annotations": {"image_id": (int, str), "category_id": int, "bbox": list},
+    "categories": {"id": int, "name": str},
+}
+"""What every entry of a list must have, and of which type."""
 
 
 class Objects(NamedTuple):
@@ -39,7 +48,7 @@ class CocoReader:
 
     def __init__(self, data: pathlib.Path, split: str, extent: float = 0.0):
         self.path = _annotations(data, split)
-        self._folder = _images(data, split)
+        self._folder = _images(data, split, self.path)
         self.extent = extent
         self.content = _read(self.path)
         categories = sorted(self.content["categories"], key=lambda category: category["id"])
@@ -92,40 +101,89 @@ class CocoReader:
             raise UserError(f"{self.path} has no image with annotations to train on.")
         return np.array(chosen)
 
+    def check_masks(self) -> None:
+        """Refuses annotations without a mask."""
+        for entries in self._annotations.values():
+            for entry in entries:
+                if not entry.get("segmentation"):
+                    raise UserError(
+                        f"The annotation of {self.path} with the box {entry['bbox']} has no "
+                        "segmentation: choose --model faster, or add masks."
+                    )
+
     def _of(self, index: int) -> list[dict[str, Any]]:
         return self._annotations.get(self.images[index]["id"], [])
 
 
 def _annotations(data: pathlib.Path, split: str) -> pathlib.Path:
-    # instances_val2017.json comes before person_keypoints_val2017.json.
     found = sorted((data / "annotations").glob(f"*{split}*.json"))
+    # COCO also has captions_val2017.json and person_keypoints_val2017.json.
+    found = [path for path in found if path.name.startswith("instances")] or found
     if not found:
         raise UserError(
             f"There is no annotations/*{split}*.json in {data.resolve()}: --data takes a folder in "
             "COCO's layout, such as `python -m examples.detection compose` writes."
         )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{data / 'annotations'} has {names}: keep one of them.")
     return found[0]
 
 
-def _images(data: pathlib.Path, split: str) -> pathlib.Path:
+def _images(data: pathlib.Path, split: str, annotations: pathlib.Path) -> pathlib.Path:
     found = sorted(path for path in data.glob(f"{split}*") if path.is_dir())
     if not found:
         raise UserError(
             f"There is no folder {split}* in {data.resolve()}: --data takes a folder that has the "
             "images in folders such as train2017 and val2017."
         )
-    return found[0]
+    same_name = [path for path in found if annotations.stem.endswith(path.name)]
+    return (same_name or found)[0]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-        missing = [name for name in ("images", "annotations", "categories") if name not in content]
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is no JSON that can be read ({error}): write it again.") from error
-    if missing:
-        raise UserError(f"{path} has no list {missing[0]!r}: expected annotations as of COCO.")
+    for kind in _FIELDS:
+        entries = content.get(kind) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise UserError(f"{path} has no list {kind!r}: expected annotations as of COCO.")
+        if not entries and kind != "annotations":
+            raise UserError(f"{path} has no {kind}: its list is empty.")
+        _check_entries(path, kind, entries)
     return content
+
+
+def _check_entries(path: pathlib.Path, kind: str, entries: Sequence[Any]) -> None:
+    for place, entry in enumerate(entries):
+        wrong = _wrong_field(entry, _FIELDS[kind])
+        if wrong is not None:
+            given = entry.get(wrong, "nothing") if isinstance(entry, dict) else entry
+            raise UserError(
+                f"Entry {place} of {kind!r} in {path} has {given!r} as its {wrong!r}: expected "
+                "what COCO's format has there."
+            )
+    ids = [entry["id"] for entry in entries if "id" in entry]
+    if len(ids) != len(set(ids)):
+        raise UserError(f"Several {kind} of {path} have the same 'id': give each its own.")
+
+
+def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str | None:
+    """The first field that is missing or that makes no sense."""
+    for name, kind in fields.items():
+        value = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(value, kind) or (kind is _NUMBER and not value > 0):
+            return name
+        if name == "bbox" and not _is_box(value):
+            return name
+    area = entry.get("area", 0)
+    return None if isinstance(area, _NUMBER) else "area"
+
+
+def _is_box(value: list[Any]) -> bool:
+    return len(value) == 4 and all(isinstance(x, _NUMBER) and math.isfinite(x) for x in value)
 
 
 def _by_image(annotations: list[dict], category_ids: list[int]) -> dict[int, list[dict]]:

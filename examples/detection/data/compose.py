@@ -14,8 +14,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from examples.detection.commands.evaluate import encode
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.readers import decode
+from examples.imagenet.settings import LARGEST_SEED
 
 # Taken apart by hand: no photograph, and no digit, is in both splits.
 PHOTOGRAPHS = {
@@ -93,10 +94,14 @@ def compose(
       warp: How far digits may be warped.
       seed: Of all choices: the same seed gives the same files.
     """
+    for name, value in dict(train=train, val=val, **warp._asdict()).items():
+        check_option(name, value, 0)
+    for name, value in dict(size=size, most=most, smallest=warp.smallest).items():
+        check_option(name, value, 1)
+    check_option("largest", warp.largest, warp.smallest, size)
+    check_option("seed", seed, 0, LARGEST_SEED)
     if (output / "annotations").exists():
         raise UserError(f"{output} has a data set already: choose another folder.")
-    if size < warp.largest:
-        raise UserError(f"--size {size} is smaller than --largest {warp.largest:g}: enlarge it.")
     for index, (split, count) in enumerate((("train", train), ("val", val))):
         (output / split).mkdir(parents=True, exist_ok=True)
         source = Source(split)

@@ -14,18 +14,9 @@ from examples.detection.model.detect import Images
 _COLOURS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def batch(pixels: Sequence[np.ndarray], view: View, *, one_scale: bool = False) -> Images:
-    """Images `[H, W, 3]` of uint8 as one batch.
-
-    Args:
-      pixels: The images.
-      view: How they are resized.
-      one_scale: Whether boxes are divided by the factor of the resizing that was asked for; else by
-        the ratios of the rounded widths and heights.
-    """
-    views, scales = zip(
-        *(fit(image, view.short, view.long, one_scale=one_scale) for image in pixels), strict=True
-    )
+def batch(pixels: Sequence[np.ndarray], view: View) -> Images:
+    """Images `[H, W, 3]` of uint8, resized, as one batch."""
+    views, scales = zip(*(fit(image, view) for image in pixels), strict=True)
     sizes = np.array([view.shape[:2] for view in views])
     height, width = map(padded_length, sizes.max(0))
     canvas = np.zeros((len(views), height, width, 3), np.uint8)
@@ -46,21 +37,15 @@ def normalise(pixels: jax.Array, sizes: jax.Array, scales: jax.Array) -> Images:
     return Images(jnp.where(inside[..., None], normalised, 0), sizes, scales)
 
 
-def fit(
-    image: np.ndarray, short: int | None, long: int, *, one_scale: bool = False
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """An image `[H, W, 3]` at the size that a detector sees, and how much wider and higher.
-
-    Args:
-      image: Pixels of uint8.
-      short: The height or the width, whichever is smaller, after resizing; `None` keeps the size.
-      long: The largest height and width after resizing.
-      one_scale: Whether both scales are the factor that was asked for; else ratios of whole pixels.
-    """
+def fit(image: np.ndarray, view: View) -> tuple[np.ndarray, tuple[float, float]]:
+    """An image `[H, W, 3]` of uint8 at the size that a detector sees, and how much wider and higher."""
     height, width = image.shape[:2]
-    factor = min(long / max(height, width), short / min(height, width)) if short else 1.0
-    size = int(height * factor + 0.5), int(width * factor + 0.5)
-    scale = (factor, factor) if one_scale else (size[1] / width, size[0] / height)
+    factor = 1.0
+    if view.short is not None:
+        factor = min(view.long / max(height, width), view.short / min(height, width))
+    # A line of an image keeps a pixel of its width.
+    size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    scale = (factor, factor) if view.one_scale else (size[1] / width, size[0] / height)
     return resize(image, size), scale
 
 

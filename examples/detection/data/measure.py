@@ -69,7 +69,7 @@ def _evaluate(
 ) -> COCOeval:
     """Compares; `largest` is the largest area that counts, and that of every detection."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports as it goes.
-        truth = _index(content, [_complete(entry) for entry in content["annotations"]])
+        truth = _index(content, _completed(content["annotations"]))
         found = truth.loadRes(copy.deepcopy(list(results))) if results else _index(content, [])
         evaluation = COCOeval(truth, found, kind)
         if largest is not None:
@@ -91,10 +91,15 @@ def _index(content: Entry, annotations: list[Entry]) -> COCO:
     return indexed
 
 
-def _complete(entry: Entry) -> Entry:
-    """An annotation with what pycocotools cannot do without."""
-    _, _, width, height = entry["bbox"]
-    return {"iscrowd": 0, "area": width * height} | entry
+def _completed(annotations: Sequence[Entry]) -> list[Entry]:
+    """Annotations with what pycocotools cannot do without."""
+    is_numbered = all("id" in entry for entry in annotations)
+    return [
+        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3]}
+        | entry
+        | ({} if is_numbered else {"id": place})
+        for place, entry in enumerate(annotations, start=1)
+    ]
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from examples.detection.model.networks import (
     RoIHead,
     RPNHead,
 )
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.models import BasicBlock, Bottleneck, ResNet, resnet
 from jax_dcn.nnx import DeformConv
 
@@ -36,6 +36,8 @@ class View(NamedTuple):
     """Height or width, whichever is smaller, after resizing; `None` keeps the size."""
     long: int
     """Largest height and width after resizing."""
+    one_scale: bool = False
+    """Whether both scales are the factor of the resizing; otherwise ratios of whole pixels."""
 
     def canvas(self, high: bool) -> tuple[int, int]:
         """Height and width of arrays that hold every image that is higher than wide, or not."""
@@ -82,10 +84,15 @@ class Architecture:
     candidates: int | None = None
     """Best anchors of a level, and proposals of an image; by default those of the conventions."""
 
+    def __post_init__(self) -> None:
+        names = ("offset_groups", "width", "features", "hidden", "short", "long", "candidates")
+        for name in names:
+            check_option(name, getattr(self, name), 1)
+
     @property
     def view(self) -> View:
         """How images are resized."""
-        return View(self.short, self.long)
+        return View(self.short, self.long, self.rule.one_scale)
 
     @property
     def rule(self) -> Conventions:

@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 
 from examples.detection.model.architecture import Architecture
+from examples.imagenet.errors import check_option
 from examples.imagenet.settings import Run
 
 
@@ -52,6 +53,18 @@ class Settings(Run):
     """Of the networks in training; weights, boxes and losses have at least float32. float64 needs the
     environment variable JAX_ENABLE_X64=1."""
     evaluate_every: int = 10000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("anchors_per_image", "regions_per_image", "max_objects"):
+            check_option(name, getattr(self, name), 1)
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "clip"):
+            check_option(name, getattr(self, name), 0)
+        for name in ("warmup_from", "momentum"):
+            check_option(name, getattr(self, name), 0, 1)
+        check_option("frozen_stages", self.frozen_stages, -1, 4)
+        for share in self.drop_at:
+            check_option("drop_at", share, 0, 1)
 
 
 COMPOSED = Settings(
