@@ -228,8 +228,7 @@ def _lower(primitive: OperatorPrimitive, platform: str | None, context: Any, *va
         # The results' types say how they are split, so that nothing is left for XLA to choose.
         call = split.shard_map(primitive.bind, **params)
     elif platform is not None and _is_split_by_xla(context.module_context):
-        shapes = [[aval.shape for aval in avals] for avals in (avals, context.avals_out)]
-        call = sharding.partitioned(compute, primitive.named_axes(avals, params), shapes, **params)
+        call = sharding.partitioned(compute, primitive.named_axes(avals, params), **params)
     else:
         call = functools.partial(compute, **params)
     return mlir.lower_fun(call, multiple_results=True)(context, *values)

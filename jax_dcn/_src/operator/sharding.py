@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.custom_partitioning import (
     ArrayMapping,
-    CompoundFactor,
     SdyShardingRule,
     custom_partitioning,
 )
@@ -190,7 +189,7 @@ def _mesh_axes(entry: Any) -> MeshAxes:
 # ------------------------------------------------------------- automatic: XLA chooses the shardings
 
 
-def partitioned(f: Callable, axes: Axes, shapes: Sequence[Sequence[Sequence[int]]], **params):
+def partitioned(f: Callable, axes: Axes, **params):
     """`f(*operands, **params)`, which returns a tuple, with a rule by which XLA splits the call."""
 
     def partition(mesh, operands, results):
@@ -208,7 +207,7 @@ def partitioned(f: Callable, axes: Axes, shapes: Sequence[Sequence[Sequence[int]
     # Inside `jit`, since `custom_partitioning` refuses functions with constants; a lambda, since it
     # refuses functions with keyword arguments.
     call = custom_partitioning(jax.jit(lambda *operands: f(*operands, **params)))
-    call.def_partition(partition=partition, sharding_rule=_shardy_rule(axes, shapes))
+    call.def_partition(partition=partition, sharding_rule=_shardy_rule(axes))
     return call
 
 
@@ -222,59 +221,32 @@ def _any_mesh(operands: Sequence[jax.ShapeDtypeStruct]) -> Mesh:
     return Mesh(np.array(list(operands[0].sharding.device_set)), ("devices",))
 
 
-def _shardy_rule(axes: Axes, shapes: Sequence[Sequence[Sequence[int]]]) -> SdyShardingRule:
-    """The named axes as Shardy's factors."""
-    factors = _Factors(axes.parts)
+def _shardy_rule(axes: Axes) -> SdyShardingRule:
+    """The named axes as Shardy's factors: one factor a name, and one for every other axis.
+
+    A name may have axes of several sizes, of which JAX takes the smallest as the size of the factor.
+    """
+    whole: list[str] = []
+    used: dict[str, None] = {}
+
+    def factor(name: str | None) -> str:
+        if name is None or axes.parts.get(name, 1) < 2:
+            whole.append(f"whole{len(whole)}")
+            return whole[-1]
+        used.setdefault(name)
+        return name
+
     operands, results = (
-        tuple(
-            ArrayMapping(*map(factors.dimension, axes.names[array], shape))
-            for array, shape in zip(arrays, array_shapes, strict=True)
-        )
-        for arrays, array_shapes in zip((axes.operands, axes.results), shapes, strict=True)
+        tuple(ArrayMapping(*map(factor, axes.names[array])) for array in arrays)
+        for arrays in (axes.operands, axes.results)
     )
-    alone = {d for mapping in (*operands, *results) for d in mapping if isinstance(d, str)}
     kept = {name for array in axes.results for name in axes.names[array]}
-    sizes = {factor: size for factor, size in factors.sizes.items() if factor not in alone}
     return SdyShardingRule(
         operands,
         results,
-        reduction_factors=tuple(name for name in factors.names if name not in kept),
-        need_replication_factors=tuple(factors.whole),
-        **sizes,  # type: ignore[arg-type]
+        reduction_factors=tuple(name for name in used if name not in kept),
+        need_replication_factors=tuple(whole),
     )
-
-
-class _Factors:
-    """Shardy's factors: one factor a name, and one for the rest of an axis.
-
-    Attributes:
-      parts: See `Axes`.
-      names: The names that are factors, in the order in which axes have them.
-      whole: The factors of axes, or of rests of axes, that are whole on every device.
-      sizes: The sizes of the factors of axes that have two.
-    """
-
-    def __init__(self, parts: Mapping[str, int]):
-        self.parts = parts
-        self.names: dict[str, None] = {}
-        self.whole: list[str] = []
-        self.sizes: dict[str, int] = {}
-
-    def dimension(self, name: str | None, size: int) -> str | CompoundFactor:
-        """The factors of an axis with this name and size."""
-        if name is None or self.parts.get(name, 1) < 2:
-            return self._rest()
-        self.names.setdefault(name)
-        if size == self.parts[name]:
-            return name
-        factors = CompoundFactor(name, self._rest())
-        sizes = self.parts[name], size // self.parts[name]
-        self.sizes.update(zip(factors, sizes, strict=True))
-        return factors
-
-    def _rest(self) -> str:
-        self.whole.append(f"whole{len(self.whole)}")
-        return self.whole[-1]
 
 
 # --------------------------------------------------------------- explicit: shardings are in the types

@@ -75,6 +75,15 @@ def test_groups_that_do_not_divide_are_gathered():
     assert {c.kind for c in sent} == {"all-gather"}
 
 
+@pytest.mark.parametrize("names", [("x",), ("x", "kernel"), ("kernel",)], ids=" ".join)
+def test_channels_of_fewer_offset_groups_than_devices_are_gathered(names):
+    specs = dict(x=P(None, None, None, "data"), kernel=P(None, None, "data"))
+    placed = place(OFFSET_GROUPS, **{name: specs[name] for name in names})
+    for f in (operator(OFFSET_GROUPS), gradients(OFFSET_GROUPS)):
+        sent, _ = run(f, placed, OFFSET_GROUPS.arrays())
+        assert "all-gather" in {c.kind for c in sent}
+
+
 @pytest.mark.parametrize(
     ("specs", "gathered"),
     [
