@@ -459,6 +459,10 @@ def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):
     reader = read_changed(tmp_path, {})
     with pytest.raises(UserError, match=r"box \[5, 6, 7, 8\] has no segmentation"):
         reader.check_masks()
+    for outline in ([], [[]], [5, 6, 12], {"counts": [0, 9]}, "polygon"):
+        entry = BARE["annotations"][0] | {"segmentation": outline}
+        with pytest.raises(UserError, match="has no segmentation"):
+            read_changed(tmp_path, {"annotations": [entry]}).check_masks()
     entry = BARE["annotations"][0] | {"segmentation": [[5, 6, 12, 6, 12, 14]]}
     read_changed(tmp_path, {"annotations": [entry, entry | {"image_id": 9}]}).check_masks()
 

@@ -105,10 +105,10 @@ class CocoReader:
         """Refuses annotations without a mask."""
         for entries in self._annotations.values():
             for entry in entries:
-                if not entry.get("segmentation"):
+                if not _is_outline(entry.get("segmentation")):
                     raise UserError(
                         f"The annotation of {self.path} with the box {entry['bbox']} has no "
-                        "segmentation: choose --model faster, or add masks."
+                        "segmentation in polygons or run lengths: choose --model faster, or add masks."
                     )
 
     def _of(self, index: int) -> list[dict[str, Any]]:
@@ -180,6 +180,15 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
             return name
     area = entry.get("area", 0)
     return None if isinstance(area, _NUMBER) else "area"
+
+
+def _is_outline(value: Any) -> bool:
+    """Whether this is made of polygons, or of run lengths."""
+    if isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    polygons = value if isinstance(value, list) else []
+    # pycocotools takes four numbers for a box.
+    return bool(polygons) and all(isinstance(p, list) and len(p) >= 4 for p in polygons)
 
 
 def _is_box(value: list[Any]) -> bool:
