@@ -98,45 +98,47 @@ JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes, Size>& map,
   return at;
 }
 
-// Whole numbers as integers of 64 bits, in vectors of as many lanes. `V` is also a vector of flags.
-template <typename V>
-JAX_DCN_INLINE auto ToIndex(V v) {
+// Whole numbers as integers, in vectors of as many lanes. `V` is also a vector of flags.
+template <typename Index, typename V>
+JAX_DCN_INLINE Index ToIndex(V v) {
   if constexpr (std::is_arithmetic_v<V>) {
-    return static_cast<int64_t>(v);
+    return static_cast<Index>(v);
   } else {
 #if !defined(__CUDACC__)
-    typedef int64_t Index __attribute__((vector_size(sizeof(V) / sizeof(v[0]) * sizeof(int64_t))));
     return __builtin_convertvector(v, Index);
 #endif
   }
 }
 
 // A flag as an integer: all bits set, or none.
-template <typename Flags>
-JAX_DCN_INLINE auto AllBits(Flags flags) {
-  return ToIndex(flags);
+template <typename Index, typename Flags>
+JAX_DCN_INLINE Index AllBits(Flags flags) {
+  if constexpr (std::is_same_v<Flags, bool>) {
+    return -static_cast<Index>(flags);
+  } else {
+    return ToIndex<Index>(flags);
+  }
 }
-JAX_DCN_INLINE int64_t AllBits(bool flag) { return -static_cast<int64_t>(flag); }
 
 // Element offsets of the 2^kAxes pixels around a position, or kOutside. The last axis varies
 // fastest: (top, left), (top, right), (bottom, left), (bottom, right). The first pixel of the map
 // is the element `first`; neighbours along an axis are `stride[axis]` elements apart. `Index` is
-// int64_t, or a vector where `V` is one.
-template <int kAxes, typename V, typename Flags, typename Index>
-JAX_DCN_INLINE void SetCorners(const Location<kAxes, V, Flags>& at, int64_t first,
-                               const int64_t (&stride)[kAxes], Index (&corner)[1 << kAxes]) {
+// an integer, or a vector of integers where `V` is one.
+template <int kAxes, typename V, typename Flags, typename First, typename Stride, typename Index>
+JAX_DCN_INLINE void SetCorners(const Location<kAxes, V, Flags>& at, First first,
+                               const Stride (&stride)[kAxes], Index (&corner)[1 << kAxes]) {
   static_assert(kOutside == -1, "kOutside has all bits set");
   Index low = Index{} + first, step[kAxes];
   for (int axis = 0; axis < kAxes; ++axis) {
-    low += ToIndex(at.low[axis]) * stride[axis];
-    step[axis] = stride[axis] & ~AllBits(at.repeats_low[axis]);
+    low += ToIndex<Index>(at.low[axis]) * stride[axis];
+    step[axis] = stride[axis] & ~AllBits<Index>(at.repeats_low[axis]);
   }
   for (int i = 0; i < 1 << kAxes; ++i) {
     Index element = low, outside = {};
     for (int axis = 0; axis < kAxes; ++axis) {
       const bool high = i >> (kAxes - 1 - axis) & 1;
       if (high) element += step[axis];
-      outside |= AllBits(high ? at.outside_high[axis] : at.outside_low[axis]);
+      outside |= AllBits<Index>(high ? at.outside_high[axis] : at.outside_low[axis]);
     }
     corner[i] = element | outside;
   }

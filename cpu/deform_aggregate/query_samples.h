@@ -4,7 +4,6 @@
 #define JAX_DCN_CPU_DEFORM_AGGREGATE_QUERY_SAMPLES_H_
 
 #include <cstdint>
-#include <type_traits>
 
 #include "common/deform_aggregate/problem.h"
 #include "common/sampling/bilinear.h"
@@ -14,10 +13,6 @@
 #include "cpu/runtime/vector_blocks.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
-
-// An integer as wide as a coordinate, so that a vector holds as many.
-template <typename A>
-using IndexOf = std::conditional_t<sizeof(A) == sizeof(int64_t), int64_t, int32_t>;
 
 // Some queries of an image, and some of their groups.
 struct Queries {

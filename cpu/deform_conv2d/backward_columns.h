@@ -81,7 +81,8 @@ class BackwardColumns {
     __builtin_memset(columns_, 0, samples.count * channels * sizeof(A));
     for (int64_t i = 0; i < samples.count; ++i) {
       const E* row = grad_y + samples.rows[i] * features + block_.channels.begin;
-      DepthwiseProduct<E, T, A> product = {row, 0, kernel, 0, 1, columns_ + i * channels};
+      A* columns = columns_ + i * channels;
+      DepthwiseProduct<E, T, A> product = {row, 0, kernel, 0, 1, columns, columns};
       Vectorised<A>(channels, product);
     }
   }

@@ -112,7 +112,7 @@ class BackwardKernel {
     A* sums = pass_.kernel_sums + tap_ * features + block_.channels.begin;
     for (int64_t i = 0; i < samples.count; ++i) {
       const E* row = grad_y + samples.rows[i] * features + block_.channels.begin;
-      DepthwiseProduct<E, E, A> product = {columns_ + i * channels, 0, row, 0, 1, sums};
+      DepthwiseProduct<E, E, A> product = {columns_ + i * channels, 0, row, 0, 1, sums, sums};
       Vectorised<A>(channels, product);
     }
   }

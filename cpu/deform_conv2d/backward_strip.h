@@ -22,7 +22,7 @@ class BackwardStrip {
 
   static int64_t ScratchBytes(const BackwardPass<T, E>& pass) {
     Arena arena;
-    PixelSamples<A>(pass.problem, pass.parts.strip_pixels(), arena);
+    PixelSamples<A>(pass.problem, pass.parts.strip_pixels(), 1, arena);
     return arena.bytes();
   }
 
@@ -43,8 +43,9 @@ class BackwardStrip {
   // Lists the samples of an offset group.
   void Locate(int64_t group, char* scratch) const {
     Arena arena(scratch);
-    const PixelSamples<A> samples(problem_, pixels_.size(), arena);
-    samples.Locate(pass_.primals, pass_.first_image, pixels_, group);
+    PixelSamples<A> samples(problem_, pixels_.size(), 1, arena);
+    samples.Choose({group, group + 1});
+    samples.Locate(pass_.primals, pass_.first_image, pixels_);
     Range reach = {INT64_MAX, 0};
     for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
       const TapSamples<A> list = List(samples, group, tap);

@@ -15,18 +15,19 @@ inline bool IsDepthwise(const DeformConv2dProblem& problem) {
   return problem.group_channels() == 1 && problem.group_features() == 1;
 }
 
-// sums += Σ_i a_i b_i, with rows a_i and b_i that are `a_step` and `b_step` apart
+// sums = base + Σ_i a_i b_i, with rows a_i and b_i that are `a_step` and `b_step` apart
 template <typename E, typename T, typename A>
 struct DepthwiseProduct {
   const E* const a;
   const int64_t a_step;
   const T* const b;
   const int64_t b_step, terms;
+  const A* const base;
   A* const sums;
 
   template <typename V>
   JAX_DCN_INLINE void At(int64_t c) {
-    V sum = Read<V>(sums + c);
+    V sum = Read<V>(base + c);
     for (int64_t i = 0; i < terms; ++i) {
       sum += Read<V>(a + i * a_step + c) * Read<V>(b + i * b_step + c);
     }

@@ -5,6 +5,7 @@
 #define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_PASS_H_
 
 #include <cstdint>
+#include <limits>
 
 #include "common/deform_conv2d/problem.h"
 #include "cpu/deform_conv2d/channel_blocks.h"
@@ -12,6 +13,7 @@
 #include "cpu/deform_conv2d/transposed_kernel.h"
 #include "cpu/runtime/gemm.h"
 #include "cpu/runtime/parallel.h"
+#include "cpu/sampling/samples.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -60,7 +62,13 @@ struct ForwardPass {
         groups_together(GroupsTogether()),
         blocks(problem, kDepth, kLanes<A>, groups_together),
         block_taps(BlockTaps()),
-        skip_zeros(!depthwise && groups_together == 1 && ZerosPay()) {}
+        skip_zeros(!depthwise && groups_together == 1 && ZerosPay()),
+        in_turn(SamplesInTurn()) {}
+
+  // Whether vectors of many samples make the columns of a product.
+  bool ReadsInTurn(const ColumnProduct<T, E>& product) const {
+    return in_turn && product.source_count == 1 && !product.sources[0].tangent;
+  }
 
   void Add(const ColumnProduct<T, E>& product) { products[product_count++] = product; }
 
@@ -123,7 +131,7 @@ struct ForwardPass {
   const int64_t groups_together;  // offset groups of a block
   const ChannelBlocks blocks;
   const int64_t block_taps;  // of a step; all taps where a block has several offset groups
-  const bool skip_zeros;
+  const bool skip_zeros, in_turn;
   int64_t tile_pixels = 0, first_image = 0;
   ColumnProduct<T, E> products[2];
   int product_count = 0;
@@ -136,6 +144,14 @@ struct ForwardPass {
     const int64_t fit = kDepth / (problem.taps() * channels);
     const int64_t common = depthwise ? fit : problem.group_channels() / channels;
     return Max(1, Min(problem.offset_groups, Min(fit, common)));
+  }
+
+  // Whether each offset group has one channel, and the columns of a step have the order of their
+  // samples.
+  bool SamplesInTurn() const {
+    return problem.offset_group_channels() == 1 && !skip_zeros && TapSteps() == 1 &&
+           (problem.taps() == 1 || groups_together == 1) &&
+           ImageSize() <= std::numeric_limits<IndexOf<A>>::max();
   }
 
   // The taps of a step. All steps have about the same number of taps.

@@ -6,6 +6,7 @@
 #define JAX_DCN_CPU_DEFORM_CONV2D_FORWARD_TILE_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/deform_conv2d/depthwise.h"
 #include "cpu/deform_conv2d/forward_pass.h"
@@ -33,77 +34,113 @@ class ForwardTile {
         problem_(pass.problem),
         pixels_(pixels),
         arena_(scratch),
-        samples_(pass.problem, pass.tile_pixels, arena_) {
+        part_pixels_(Max(1, pass.tile_pixels / pass.groups_together)),
+        samples_(pass.problem, part_pixels_, pass.groups_together, arena_) {
     const int64_t pixels_most = pass.tile_pixels, channels = pass.blocks.most_channels();
-    columns_ = arena_.Take<E>(pixels_most * pass.block_taps * channels);
+    columns_ = arena_.Take<E>(pixels_most * pass.block_taps * channels + kLanes<A>);
     panel_ = arena_.Take<Element>(pass.block_taps * channels / Packed<E>::kDepth * kPanel<A>);
     zeros_ = arena_.Take<E>(channels);
     reads_ = arena_.Take<int32_t>(pixels_most * pass.block_taps);
     rows_ = arena_.Take<int32_t>(pixels_most * pass.block_taps);
     first_rows_ = arena_.Take<int32_t>(pass.block_taps + 1);
+    bias_ = arena_.Take<A>(problem_.features);
     sums_ = arena_.Take<A>(kSumsInPlace<T> ? 0 : pixels_most * problem_.features);
   }
 
   void Run() {
     T* result = pass_.y + pixels_.begin * problem_.features;
     if constexpr (kSumsInPlace<T>) sums_ = result;
-    FillWithBias();
+    for (int64_t o = 0; o < problem_.features; ++o) {
+      bias_[o] = pass_.bias == nullptr ? A(0) : ToFloat(pass_.bias[o]);
+    }
+    if (!StartsWithBias()) FillWithBias();
     __builtin_memset(zeros_, 0, pass_.blocks.most_channels() * sizeof(E));
     for (int64_t i = 0; i < pass_.blocks.count(); ++i) {
       const ChannelBlock block = pass_.blocks[i];
+      if (block.offset_groups.begin != groups_.begin) Choose(block.offset_groups);
       for (int64_t step = 0; step < pass_.TapSteps(); ++step) AddStep(block, pass_.TapsOf(step));
     }
     if (!kSumsInPlace<T>) RoundInto(result, sums_, pixels_.size() * problem_.features);
   }
 
  private:
+  // Whether the first product of each feature group is added to the bias. Otherwise the bias is
+  // added to before: products that leave pixels out do not write all results.
+  bool StartsWithBias() const { return !pass_.skip_zeros && pass_.product_count > 0; }
+
   void FillWithBias() const {
     const int64_t features = problem_.features;
-    for (int64_t o = 0; o < features; ++o) {
-      sums_[o] = pass_.bias == nullptr ? A(0) : ToFloat(pass_.bias[o]);
-    }
-    for (int64_t i = 1; i < pixels_.size(); ++i) {
-      __builtin_memcpy(sums_ + i * features, sums_, features * sizeof(A));
+    for (int64_t i = 0; i < pixels_.size(); ++i) {
+      __builtin_memcpy(sums_ + i * features, bias_, features * sizeof(A));
     }
   }
 
-  void Locate(int64_t group) {
-    if (group == located_group_) return;
-    located_group_ = group;
-    samples_.Locate(pass_.primals, pass_.first_image, pixels_, group);
+  void Choose(Range groups) {
+    groups_ = groups;
+    samples_.Choose(groups);
+    located_ = {-1, -1};
   }
 
   void AddStep(const ChannelBlock& block, Range taps) {
-    Locate(block.offset_groups.begin);
-    const int64_t columns = InOrder()          ? pixels_.size() * taps.size()
-                            : pass_.skip_zeros ? ReadInside(taps)
-                                               : ReadAll(taps);
     for (int p = 0; p < pass_.product_count; ++p) {
       const ColumnProduct<T, E>& product = pass_.products[p];
-      for (int64_t g = block.offset_groups.begin; g < block.offset_groups.end; ++g) {
-        Locate(g);
-        SampleGroup(columns, block, g, product);
+      for (Range part = {0, 0}; part.end < pixels_.size();) {
+        part = {part.end, Min(part.end + part_pixels_, pixels_.size())};
+        SamplePart(part, block, taps, product);
       }
+      const bool first = StartsWithBias() && p == 0 && taps.begin == 0;
       if (pass_.depthwise) {
-        MultiplyDepthwise(block, taps, product.kernel);
+        MultiplyDepthwise(block, taps, product.kernel, first);
         continue;
       }
-      block.ForEachPiece(problem_,
-                         [&](const Piece& piece) { Multiply(block, piece, taps, product); });
+      block.ForEachPiece(problem_, [&](const Piece& piece) {
+        Multiply(block, piece, taps, product,
+                 first && piece.channels.begin % problem_.group_channels() == 0);
+      });
     }
   }
 
-  // Whether the step has the columns of all samples in order, and needs no list.
-  bool InOrder() const { return !pass_.skip_zeros && pass_.TapSteps() == 1; }
+  // Writes the columns of a part of the tile.
+  void SamplePart(Range part, const ChannelBlock& block, Range taps,
+                  const ColumnProduct<T, E>& product) {
+    E* columns = columns_ + part.begin * taps.size() * block.channels.size();
+    const Range pixels = {pixels_.begin + part.begin, pixels_.begin + part.end};
+    if constexpr (std::is_same<E, A>::value) {
+      if (pass_.ReadsInTurn(product)) {
+        return samples_.SampleInTurn(pass_.primals, product.sources[0].read + block.channels.begin,
+                                     pass_.first_image, pixels, columns);
+      }
+    }
+    Locate(pixels);
+    const int64_t count = List(part.size(), taps);
+    for (int64_t g = block.offset_groups.begin; g < block.offset_groups.end; ++g) {
+      SampleGroup(count, block, g, product, columns);
+    }
+  }
 
-  // Lists all columns in the order [pixel][tap]; returns the number of columns.
-  int64_t ReadAll(Range taps) const {
+  void Locate(Range pixels) {
+    if (pixels.begin == located_.begin) return;
+    located_ = pixels;
+    samples_.Locate(pass_.primals, pass_.first_image, pixels);
+  }
+
+  // Lists the samples that become columns, of the first offset group. Returns their number.
+  int64_t List(int64_t pixels, Range taps) const {
+    if (pass_.skip_zeros) return ReadInside(taps);
+    if (!InOrder()) ReadAll(pixels, taps);
+    return pixels * taps.size();
+  }
+
+  // Whether the step has the columns of all samples in order, and needs no list.
+  bool InOrder() const { return !pass_.skip_zeros && pass_.TapSteps() == 1 && groups_.size() == 1; }
+
+  // Lists all columns in the order [pixel][tap].
+  void ReadAll(int64_t pixels, Range taps) const {
     int32_t* read = reads_;
-    for (int64_t i = 0; i < pixels_.size(); ++i) {
-      const int64_t first = i * problem_.taps();
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t first = i * groups_.size() * problem_.taps();
       for (int64_t tap = taps.begin; tap < taps.end; ++tap) *read++ = first + tap;
     }
-    return read - reads_;
   }
 
   // Lists the columns that are not zero in the order [tap][pixel]; returns the number of columns.
@@ -123,41 +160,41 @@ class ForwardTile {
   }
 
   // Writes the channels that the block and offset group `group` have in common.
-  void SampleGroup(int64_t columns, const ChannelBlock& block, int64_t group,
-                   const ColumnProduct<T, E>& product) const {
+  void SampleGroup(int64_t count, const ChannelBlock& block, int64_t group,
+                   const ColumnProduct<T, E>& product, E* columns) const {
     const int64_t stride = block.channels.size();
     const int64_t channels = Min(stride, problem_.offset_group_channels());
-    const int64_t first = (group - block.offset_groups.begin) * channels;
-    const Target target = {group, block.channels.begin + first, channels, columns_ + first, stride};
+    const int64_t index = group - groups_.begin, first = index * channels;
+    const Target target = {group,    index * problem_.taps(), block.channels.begin + first,
+                           channels, columns + first,         stride};
     for (int i = 0; i < product.source_count; ++i) {
       const E* images = product.sources[i].read;
       if (product.sources[i].tangent) {
-        i > 0 ? Sample<true, true>(columns, target, images)
-              : Sample<false, true>(columns, target, images);
+        i > 0 ? Sample<true, true>(count, target, images)
+              : Sample<false, true>(count, target, images);
       } else {
-        WithWidth<A>(channels, [&](auto width) {
-          Sample<false, false, width.value>(columns, target, images);
-        });
+        WithWidth<A>(channels,
+                     [&](auto width) { Sample<false, false, width.value>(count, target, images); });
       }
     }
   }
 
-  // The destination of the columns of one offset group.
+  // The samples and the destination of the columns of one offset group.
   struct Target {
-    int64_t group, first_channel, channels;
+    int64_t group, first_sample, first_channel, channels;
     E* columns;
     int64_t stride;
   };
 
   // A function of its own gives the loop the registers that the loop needs.
   template <bool kAdd, bool kTangent, int kWidth = 0>
-  __attribute__((noinline)) void Sample(int64_t columns, Target target, const E* images) const {
+  __attribute__((noinline)) void Sample(int64_t count, Target target, const E* images) const {
     const SampleArrays<A> samples = samples_;  // a copy, which no column that is written can alias
     const int32_t* reads = InOrder() ? nullptr : reads_;
     const E* const zeros = zeros_;
     images += target.first_channel;
-    for (int64_t i = 0; i < columns; ++i, target.columns += target.stride) {
-      const int64_t read = reads != nullptr ? reads[i] : i;
+    for (int64_t i = 0; i < count; ++i, target.columns += target.stride) {
+      const int64_t read = target.first_sample + (reads != nullptr ? reads[i] : i);
       const MaskedSample<A> sample = samples[read];
       const auto corners = CornersOf<A, const E>(sample, images, zeros);
       if constexpr (Packed<E>::kDepth == 1) {
@@ -175,7 +212,7 @@ class ForwardTile {
   CornerWeights<A> TangentWeights(int64_t group, int64_t read) const {
     const DeformConv2dTangents<T>& tangents = pass_.tangents;
     const MaskedSample<A> sample = samples_[read];
-    const int64_t pixel = pixels_.begin + read / problem_.taps();
+    const int64_t pixel = located_.begin + read / (groups_.size() * problem_.taps());
     const int64_t index = problem_.SampleIndex(pixel, group, read % problem_.taps());
     auto weights = ValueWeights(sample, tangents.mask == nullptr ? A(0) : tangents.mask[index]);
     if (tangents.offset != nullptr) {
@@ -186,13 +223,15 @@ class ForwardTile {
     return weights;
   }
 
+  // Adds a product to the sums, or where the product is the `first` of its results, to the bias.
   void Multiply(const ChannelBlock& block, const Piece& piece, Range taps,
-                const ColumnProduct<T, E>& product) const {
+                const ColumnProduct<T, E>& product, bool first) const {
     const int64_t features = problem_.features, group_features = problem_.group_features();
     for (int64_t i = 0; i < pass_.FeaturePanels(); ++i) {
-      const int64_t o = i * kPanel<A>;
-      const ResultMatrix<A> sums = {sums_ + piece.feature_group * group_features + o, features,
-                                    Min(kPanel<A>, group_features - o)};
+      const int64_t o = i * kPanel<A>, feature = piece.feature_group * group_features + o;
+      const ResultMatrix<A> sums = {sums_ + feature, features, Min(kPanel<A>, group_features - o)};
+      const BaseMatrix<A> base =
+          first ? BaseMatrix<A>{bias_ + feature, 0} : BaseMatrix<A>{sums.data, sums.stride};
       const Element* panel = panel_;
       if (product.panels != nullptr) {
         panel = product.panels + pass_.PanelIndex(block, piece, taps, i);
@@ -202,7 +241,7 @@ class ForwardTile {
       if (pass_.skip_zeros) {
         MultiplyTaps(block, piece, taps.size(), panel, sums);
       } else {
-        MultiplyPixels(block, piece, taps.size(), panel, sums);
+        MultiplyPixels(block, piece, taps.size(), panel, base, sums);
       }
     }
   }
@@ -215,7 +254,8 @@ class ForwardTile {
 
   // Multiplies columns in the order [pixel][tap], by one product of all taps.
   void MultiplyPixels(const ChannelBlock& block, const Piece& piece, int64_t taps,
-                      const Element* panel, const ResultMatrix<A>& sums) const {
+                      const Element* panel, const BaseMatrix<A>& base,
+                      const ResultMatrix<A>& sums) const {
     const int64_t channels = block.channels.size() / Packed<E>::kDepth;
     const int64_t piece_channels = piece.channels.size() / Packed<E>::kDepth;
     LeftMatrix<E> columns = {
@@ -223,7 +263,7 @@ class ForwardTile {
     if (piece_channels == channels) {  // one segment: each ends with a mispredicted branch
       columns.segments = 1, columns.segment_depth = taps * channels;
     }
-    MultiplyPanel<E, false, true>(pixels_.size(), columns, panel, {sums.data, sums.stride}, sums);
+    MultiplyPanel<E, false, true>(pixels_.size(), columns, panel, base, sums);
   }
 
   // Multiplies columns in the order [tap][pixel], by one product for each tap.
@@ -240,13 +280,15 @@ class ForwardTile {
     }
   }
 
-  void MultiplyDepthwise(const ChannelBlock& block, Range taps, const T* kernel) const {
+  void MultiplyDepthwise(const ChannelBlock& block, Range taps, const T* kernel, bool first) const {
     const int64_t channels = block.channels.size(), features = problem_.features;
     const T* rows = kernel + taps.begin * features + block.channels.begin;
     const E* columns = columns_;
     A* sums = sums_ + block.channels.begin;
     for (int64_t i = 0; i < pixels_.size(); ++i, sums += features) {
-      DepthwiseProduct<E, T, A> product = {columns, channels, rows, features, taps.size(), sums};
+      const A* base = first ? bias_ + block.channels.begin : sums;
+      DepthwiseProduct<E, T, A> product = {columns,     channels, rows, features,
+                                           taps.size(), base,     sums};
       Vectorised<A>(channels, product);
       columns += taps.size() * channels;
     }
@@ -256,14 +298,17 @@ class ForwardTile {
   const DeformConv2dProblem& problem_;
   const Range pixels_;
   Arena arena_;
-  const PixelSamples<A> samples_;  // [tile pixels, K] of offset group located_group_
-  int64_t located_group_ = -1;
+  const int64_t part_pixels_;
+  PixelSamples<A> samples_;  // [part pixels, groups_, K] of the pixels located_
+  Range groups_ = {-1, -1};  // the offset groups of the block
+  Range located_ = {-1, -1};
   E* columns_;           // of a step: [tile pixels, taps, channels], or some of them
   Element* panel_;       // [taps, channels, kPanel] of a step
   E* zeros_;             // [channels] of a block
   int32_t* reads_;       // [columns]: the sample of each column
   int32_t* rows_;        // [columns]: the pixel of the tile that each column belongs to
   int32_t* first_rows_;  // [taps + 1]: the first column of each tap
+  A* bias_;              // [O]
   A* sums_;              // [tile pixels, O]: the result itself, unless it is narrower
 };
 

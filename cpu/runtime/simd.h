@@ -53,6 +53,10 @@ constexpr int kNarrowestBytes = 16;
 template <typename A>
 constexpr int kLanes = kVectorBytes / sizeof(A);
 
+// An integer as wide as a coordinate, so that a vector holds as many.
+template <typename A>
+using IndexOf = std::conditional_t<sizeof(A) == sizeof(int64_t), int64_t, int32_t>;
+
 template <typename A>
 JAX_DCN_INLINE Vector<A> Load(const A* data) {
   Vector<A> vector;

@@ -20,6 +20,16 @@ struct MaskedSample : BilinearSample<A> {
   A mask;
 };
 
+// The elements that the lanes of `index` name: zero for kOutside.
+template <typename A>
+JAX_DCN_INLINE Vector<A> Gather(const A* data, Vector<IndexOf<A>> index) {
+  const Vector<IndexOf<A>> inside = index < 0 ? Vector<IndexOf<A>>{} : index;
+  Vector<A> elements;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes<A>; ++lane) elements[lane] = data[inside[lane]];
+  return index < 0 ? Vector<A>{} : elements;
+}
+
 // Samples as arrays of their parts, in whole vectors.
 template <typename A>
 class SampleArrays {
@@ -45,6 +55,28 @@ class SampleArrays {
           ValueWeights<Vector<A>>({{}, at.fraction[0], at.fraction[1]}, Load(mask + i));
       for (int c = 0; c < kCorners; ++c) Store<A>(weights_[c] + i, weights.corner[c]);
       for (int part = 0; part < kParts; ++part) SetCorners(at, part, first, strides, i);
+    }
+  }
+
+  // Samples single channels of a map: the samples from `begin` to `end`, and the rest of the last
+  // vector, each into its element of `columns`. The sample after channel `turns[i]` is of channel
+  // `turns[i + 1]`, and the first of every `channels` samples is of channel `turns[0]`. Before, y
+  // and x are positions in the map. IndexOf<A> can index the map.
+  void SampleInTurn(const SampledMap<2>& map, const A* image, const IndexOf<A> (&strides)[2],
+                    const IndexOf<A>* turns, int64_t channels, int64_t begin, int64_t end,
+                    A* columns) const {
+    const int64_t step = kLanes<A> % channels;
+    for (int64_t i = begin, turn = 0; i < end; i += kLanes<A>) {
+      const Vector<A> position[] = {Load(y + i), Load(x + i)};
+      const auto at = jax_dcn::Locate<A>(map, position);
+      const auto weights =
+          ValueWeights<Vector<A>>({{}, at.fraction[0], at.fraction[1]}, Load(mask + i));
+      Vector<IndexOf<A>> corner[kCorners];
+      jax_dcn::SetCorners(at, Load(turns + turn), strides, corner);
+      Vector<A> value = weights.corner[0] * Gather(image, corner[0]);
+      for (int c = 1; c < kCorners; ++c) value += weights.corner[c] * Gather(image, corner[c]);
+      Store<A>(columns + i, value);
+      turn += turn + step < channels ? step : step - channels;
     }
   }
 
