@@ -20,6 +20,9 @@ namespace jax_dcn::JAX_DCN_ISA {
 // The most pixels of a tile. The columns of a tile then take about half of a second-level cache
 // (Zen 1).
 constexpr int64_t kTilePixels = 128;
+// The work of a tile besides its products: reading the kernel takes as long as multiplying this
+// many rows, and sampling a row as long as multiplying it for this many features (Zen 3 and 5).
+constexpr int64_t kKernelRows = 1, kSampledFeatures = 16;
 
 template <typename T, typename E>
 class Forward {
@@ -75,19 +78,38 @@ class Forward {
     const DeformConv2dProblem& problem = pass_.problem;
     const int64_t image_pixels = problem.out_height * problem.out_width;
     const Range pixels = {images.begin * image_pixels, images.end * image_pixels};
-    // The call has as few tiles as fit in cache, the same number for each thread. Tiles have about
-    // equal size, in whole tiles of the product.
-    const int64_t workers = executor.workers(), rows = CeilDiv(pixels.size(), kTileRows);
+    const int64_t rows = CeilDiv(pixels.size(), kTileRows);
+    const int64_t parts = FeatureParts(rows, executor.workers());
+    // A part of the features has as few tiles as fit in cache, the same number for each thread.
+    // Tiles have about equal size, in whole tiles of the product.
+    const int64_t workers = executor.workers() / parts;
     const int64_t most = workers * Min(kTilePixels, StripPixels(problem, 0));
     const int64_t tiles = Min(workers * CeilDiv(pixels.size(), most), rows);
     pass_.first_image = images.begin;
     pass_.tile_pixels = CeilDiv(rows, Max(1, tiles)) * kTileRows;
     const int64_t scratch_bytes = ForwardTile<T, E>::ScratchBytes(pass_);
-    ParallelFor(executor, tiles, scratch_bytes, [=](int64_t tile, char* scratch) {
+    ParallelFor(executor, tiles * parts, scratch_bytes, [=](int64_t item, char* scratch) {
+      const int64_t tile = item / parts, part = item % parts, panels = pass_.FeaturePanels();
       const int64_t begin = tile * rows / tiles * kTileRows;
       const int64_t end = Min((tile + 1) * rows / tiles * kTileRows, pixels.size());
-      ForwardTile<T, E>(pass_, {pixels.begin + begin, pixels.begin + end}, scratch).Run();
+      ForwardTile<T, E>(pass_, {pixels.begin + begin, pixels.begin + end},
+                        {part * panels / parts, (part + 1) * panels / parts}, scratch)
+          .Run();
     });
+  }
+
+  // The parts of the features that threads multiply by themselves. Each part samples the columns
+  // again, so there is one unless there are many threads for few rows of pixels.
+  int64_t FeatureParts(int64_t rows, int64_t workers) const {
+    const int64_t panels = pass_.FeaturePanels();
+    int64_t best = 0, least = INT64_MAX / 10;
+    for (int64_t parts = 1; parts <= Min(panels, workers); ++parts) {
+      const int64_t features = CeilDiv(panels, parts) * kPanel<A>;
+      const int64_t tile_rows = CeilDiv(rows, workers / parts);
+      const int64_t time = tile_rows * (features + kSampledFeatures) + kKernelRows * features;
+      if (10 * time < 9 * least) best = parts, least = time;
+    }
+    return best;
   }
 
   ForwardPass<T, E> pass_;

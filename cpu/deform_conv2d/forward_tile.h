@@ -19,6 +19,8 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
+constexpr int64_t kLineBytes = 64;  // of cache
+
 template <typename T, typename E>
 class ForwardTile {
  public:
@@ -26,13 +28,15 @@ class ForwardTile {
   using Element = typename Packed<E>::Element;
 
   static int64_t ScratchBytes(const ForwardPass<T, E>& pass) {
-    return ForwardTile(pass, {0, 0}, nullptr).arena_.bytes();
+    return ForwardTile(pass, {0, 0}, {0, 0}, nullptr).arena_.bytes();
   }
 
-  ForwardTile(const ForwardPass<T, E>& pass, Range pixels, char* scratch)
+  // Makes some pixels of the result, and of each feature group the features of some panels.
+  ForwardTile(const ForwardPass<T, E>& pass, Range pixels, Range panels, char* scratch)
       : pass_(pass),
         problem_(pass.problem),
         pixels_(pixels),
+        panels_(panels),
         arena_(scratch),
         part_pixels_(Max(1, pass.tile_pixels / pass.groups_together)),
         samples_(pass.problem, part_pixels_, pass.groups_together, arena_) {
@@ -60,18 +64,42 @@ class ForwardTile {
       if (block.offset_groups.begin != groups_.begin) Choose(block.offset_groups);
       for (int64_t step = 0; step < pass_.TapSteps(); ++step) AddStep(block, pass_.TapsOf(step));
     }
-    if (!kSumsInPlace<T>) RoundInto(result, sums_, pixels_.size() * problem_.features);
+    if constexpr (!kSumsInPlace<T>) Round(result);
   }
 
  private:
-  // Whether the first product of each feature group is added to the bias. Otherwise the bias is
-  // added to before: products that leave pixels out do not write all results.
-  bool StartsWithBias() const { return !pass_.skip_zeros && pass_.product_count > 0; }
+  // Whether the first product of each feature group is added to the bias. Otherwise the results
+  // hold the bias before: products that leave pixels out do not write all results, and products of
+  // few features write parts of lines of cache.
+  bool StartsWithBias() const {
+    const bool in_lines =
+        pass_.depthwise || problem_.group_features() * int64_t{sizeof(A)} >= kLineBytes;
+    return in_lines && !pass_.skip_zeros && pass_.product_count > 0;
+  }
 
   void FillWithBias() const {
-    const int64_t features = problem_.features;
-    for (int64_t i = 0; i < pixels_.size(); ++i) {
-      __builtin_memcpy(sums_ + i * features, bias_, features * sizeof(A));
+    ForEachRow([&](int64_t first, int64_t size) {
+      __builtin_memcpy(sums_ + first, bias_ + first % problem_.features, size * sizeof(A));
+    });
+  }
+
+  void Round(T* result) const {
+    if (HasAllFeatures()) return RoundInto(result, sums_, pixels_.size() * problem_.features);
+    ForEachRow(
+        [&](int64_t first, int64_t size) { RoundInto(result + first, sums_ + first, size); });
+  }
+
+  bool HasAllFeatures() const { return panels_.size() == pass_.FeaturePanels(); }
+
+  // Calls `f(first, size)` for results that follow each other: those of a pixel, or those of a
+  // pixel and a feature group.
+  template <typename F>
+  void ForEachRow(const F& f) const {
+    const int64_t row = HasAllFeatures() ? problem_.features : problem_.group_features();
+    const int64_t begin = panels_.begin * kPanel<A>;
+    const int64_t end = HasAllFeatures() ? row : Min(row, panels_.end * kPanel<A>);
+    for (int64_t first = 0; first < pixels_.size() * problem_.features; first += row) {
+      f(first + begin, end - begin);
     }
   }
 
@@ -227,7 +255,7 @@ class ForwardTile {
   void Multiply(const ChannelBlock& block, const Piece& piece, Range taps,
                 const ColumnProduct<T, E>& product, bool first) const {
     const int64_t features = problem_.features, group_features = problem_.group_features();
-    for (int64_t i = 0; i < pass_.FeaturePanels(); ++i) {
+    for (int64_t i = panels_.begin; i < panels_.end; ++i) {
       const int64_t o = i * kPanel<A>, feature = piece.feature_group * group_features + o;
       const ResultMatrix<A> sums = {sums_ + feature, features, Min(kPanel<A>, group_features - o)};
       const BaseMatrix<A> base =
@@ -296,7 +324,7 @@ class ForwardTile {
 
   const ForwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
-  const Range pixels_;
+  const Range pixels_, panels_;
   Arena arena_;
   const int64_t part_pixels_;
   PixelSamples<A> samples_;  // [part pixels, groups_, K] of the pixels located_
