@@ -6,23 +6,16 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
-#include <new>
+#include <optional>
 #include <thread>
 #include <utility>
+
+#include "cpu/runtime/memory.h"
 
 namespace jax_dcn {
 namespace {
 
 constexpr size_t kAlignment = 64;
-
-struct Free {
-  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
-Memory Allocate(size_t bytes) {
-  return Memory(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
-}
 
 void Pause() {
 #if defined(__x86_64__)
@@ -50,7 +43,7 @@ class Loop {
        const void* context)
       : items_(items),
         scratch_bytes_((scratch_bytes + kAlignment - 1) / kAlignment * kAlignment),
-        scratch_(Allocate(scratch_bytes_ * workers)),
+        scratch_(std::in_place, scratch_bytes_ * workers),
         body_(body),
         context_(context) {}
 
@@ -58,7 +51,7 @@ class Loop {
     char* scratch = nullptr;
     int64_t finished = 0;
     for (int64_t item; (item = next_.fetch_add(1)) < items_; ++finished) {
-      if (scratch == nullptr) scratch = scratch_.get() + scratch_bytes_ * worker_.fetch_add(1);
+      if (scratch == nullptr) scratch = scratch_->data() + scratch_bytes_ * worker_.fetch_add(1);
       body_(context_, item, scratch);
     }
     if (finished > 0 && finished_.fetch_add(finished) + finished == items_) {
@@ -80,7 +73,7 @@ class Loop {
  private:
   const int64_t items_;
   const size_t scratch_bytes_;
-  Memory scratch_;
+  std::optional<Memory> scratch_;
   const Executor::Body body_;
   const void* const context_;
   std::atomic<int64_t> next_{0}, worker_{0}, finished_{0};

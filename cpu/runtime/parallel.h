@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/runtime/executor.h"
+#include "cpu/runtime/memory.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
@@ -74,13 +75,11 @@ class Arena {
 // The memory of one call, which the threads of the call share.
 class Shared {
  public:
-  explicit Shared(int64_t bytes) : memory_(new char[bytes + 64]) {}
-  ~Shared() { delete[] memory_; }
-  Shared(const Shared&) = delete;
-  Arena arena() { return Arena(memory_ + (64 - reinterpret_cast<uintptr_t>(memory_) % 64)); }
+  explicit Shared(int64_t bytes) : memory_(bytes) {}
+  Arena arena() { return Arena(memory_.data()); }
 
  private:
-  char* memory_;
+  Memory memory_;
 };
 
 }  // namespace jax_dcn::JAX_DCN_ISA

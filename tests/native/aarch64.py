@@ -37,8 +37,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(run(("tests/native/halves.cc",)))
     for operator in OPERATORS:
+        runtime = ("cpu/runtime/executor.cc", "cpu/runtime/memory.cc")
         kernels, stress = f"cpu/{operator}/kernels.cc", f"tests/native/{operator}/stress.cc"
-        output = run(("cpu/runtime/executor.cc", kernels, stress), str(arguments.problems))
+        output = run((*runtime, kernels, stress), str(arguments.problems))
         print(f"{operator}: {output}")
 
 

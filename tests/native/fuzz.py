@@ -33,6 +33,7 @@ SHARED_SOURCES = (
     ROOT / "cpu/library.cc",
     ROOT / "cpu/runtime/executor.cc",
     ROOT / "cpu/runtime/instruction_set.cc",
+    ROOT / "cpu/runtime/memory.cc",
     SOURCE,
 )
 KINDS = ("forward", "jvp", "backward")

@@ -28,6 +28,7 @@ FLAGS = {
 def build(operator: str, sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
     sources = (
         "cpu/runtime/executor.cc",
+        "cpu/runtime/memory.cc",
         f"cpu/{operator}/kernels.cc",
         f"tests/native/{operator}/stress.cc",
     )

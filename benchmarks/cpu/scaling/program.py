@@ -29,7 +29,8 @@ class Program:
         self._folder = folder
         flags = ["-std=gnu++17", optimisation, "-DNDEBUG", "-pthread", "-Wno-psabi", f"-I{ROOT}"]
         flags += [f"-DJAX_DCN_ISA={instruction_set}", *FLAGS[instruction_set]]
-        shared = self._compile(flags, ROOT / "cpu/deform_conv2d/kernels.cc", HERE / "call.cc")
+        kernels, memory = ROOT / "cpu/deform_conv2d/kernels.cc", ROOT / "cpu/runtime/memory.cc"
+        shared = self._compile(flags, kernels, memory, HERE / "call.cc")
         for name, executor in {
             "timed": HERE / "timed_executor.cc",
             "threads": ROOT / "cpu/runtime/executor.cc",
