@@ -5,11 +5,13 @@
 PYTHON ?= python3
 ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
+SESSION := 1
+RESULTS := benchmarks/results
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard common/*/* cpu/* cpu/*/* cuda/* cuda/*/*)
 # Code for one GPU architecture, which newer ones translate: all six take a minute more to build.
 export SKBUILD_CMAKE_DEFINE ?= JAX_DCN_CUDA_ARCHITECTURES=80
 
-.PHONY: demo test lint docs kernels versions version sanitize fuzz soak aarch64 benchmark \
+.PHONY: demo test lint docs kernels versions version sanitize fuzz soak aarch64 benchmark gpu \
 	wheels wheels-cuda12 wheels-cuda13 sdist publish-site clean
 
 demo: $(ENVIRONMENT)/demo
@@ -56,6 +58,10 @@ benchmark: $(ENVIRONMENT)/benchmark
 	$(RUN) -m benchmarks.cpu.report
 	$(RUN) -m benchmarks.attention --json benchmarks/results/attention.json
 	$(RUN) -m benchmarks.attention.report
+
+# A third of the proof and of the measurements on a GPU, by the Python there and without network.
+gpu:
+	$(PYTHON) -m benchmarks.gpu --session $(SESSION) --json $(RESULTS)/gpu-$(SESSION).json
 
 # Wheels for every Python, of the processor and the system here: on Linux in a container.
 wheels: $(ENVIRONMENT)/packaging

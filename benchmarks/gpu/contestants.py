@@ -3,7 +3,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ Layer = Case | AttentionCase
 
 # (dtype, precision of products): TF32 is what XLA does with float32 unless it is told otherwise.
 NUMBERS = {
-    "bfloat16": ("bfloat16", "default"),
     "float16": ("float16", "default"),
+    "bfloat16": ("bfloat16", "default"),
     "tf32": ("float32", "default"),
     "float32": ("float32", "highest"),
 }
@@ -63,6 +63,19 @@ def programs(
 
 def with_backward(f: Callable, grad_y: jax.Array) -> dict[str, Callable]:
     return {"forward": f, "backward": lambda *arrays: jax.vjp(f, *arrays)[1](grad_y)}
+
+
+def gradients_of(f: Callable, grad_y: jax.Array, operands: Sequence[int]) -> Callable:
+    """The gradients of some operands alone."""
+
+    def gradients(*arrays):
+        def of_some(*some):
+            moved = dict(zip(operands, some, strict=True))
+            return f(*(moved.get(i, array) for i, array in enumerate(arrays)))
+
+        return jax.vjp(of_some, *(arrays[i] for i in operands))[1](grad_y)
+
+    return gradients
 
 
 def repeatedly(functions: dict[str, Callable], arrays: list) -> dict[str, Callable]:

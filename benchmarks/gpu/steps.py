@@ -4,6 +4,7 @@
 `smoke` runs small problems, and puts in the place of what needs a GPU what can be checked without one.
 """
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -30,8 +31,16 @@ from benchmarks.gpu.contestants import (
     repeatedly,
 )
 from benchmarks.gpu.device_time import seconds_on_device
-from benchmarks.gpu.rule import correction, expected_times, invented, on_path
+from benchmarks.gpu.rule import (
+    correction,
+    environment_variable,
+    expected_times,
+    invented,
+    on_path,
+    program_of,
+)
 from jax_dcn._src.deform_conv2d import cost
+from jax_dcn._src.sampling import bins
 from tests.deform_conv2d.cases import Case, workload
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,7 +66,8 @@ PROVEN: list[Layer] = [
     AttentionCase("attention 8x32 N2", ((19, 17), (3, 4)), 4, 8, 32, batch=2),
     AttentionCase("attention 2x37 N2", ((19, 17), (3, 4)), 23, 2, 37, scattered=True, batch=2),
 ]
-LAYERS = "JAX_DCN_GPU_LAYERS"  # parts of the names of the layers to run, separated by commas
+# Parts of the names of the layers to run, and the numbers to compute in, separated by commas.
+LAYERS, CHOSEN_NUMBERS = "JAX_DCN_GPU_LAYERS", "JAX_DCN_GPU_NUMBERS"
 
 # Largest error relative to the largest value: some units in the last place of what is multiplied.
 TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "tf32": 4e-3, "float32": 1e-5}
@@ -65,18 +75,33 @@ TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "tf32": 4e-3, "float32": 1e-5}
 
 # Float32 in the test suite means float32: XLA's products on a GPU are in TF32 unless told otherwise,
 # which the suite's tolerances do not allow. TF32 is proven by `accuracy`.
-SUITE_ENVIRONMENT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+# Several processes share the memory of the GPU.
+SUITE_ENVIRONMENT = {
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
 
 
 def build(smoke: bool) -> Iterator[dict]:
-    """The kernels for this GPU; `smoke` configures the same build, and compiles nothing."""
+    """The kernels for this GPU; `smoke` configures the same build, and compiles nothing.
+
+    The build needs no network where its tools are installed. A second build compiles what has changed.
+    """
     definitions = "JAX_DCN_CUDA=ON;JAX_DCN_CUDA_ARCHITECTURES=native"
     if smoke:
         yield _configure(definitions)
         return
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--editable", str(ROOT)]
-    subprocess.run(command, check=True, env=os.environ | {"SKBUILD_CMAKE_DEFINE": definitions})
+    environment = os.environ | {"SKBUILD_CMAKE_DEFINE": definitions}
+    subprocess.run(build_command(), check=True, cwd=ROOT, env=environment)
     yield {"definitions": definitions}
+
+
+def build_command() -> list[str]:
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--editable", str(ROOT)]
+    command += [f"--config-settings=build-dir={ROOT / 'build/gpu'}"]
+    tools = ("scikit_build_core", "pybind11")
+    here = all(importlib.util.find_spec(tool) for tool in tools)
+    return [*command, *(["--no-build-isolation"] if here else [])]
 
 
 def _configure(definitions: str) -> dict:
@@ -98,14 +123,55 @@ def _configure(definitions: str) -> dict:
     return {"configured": definitions}
 
 
+# What tells of the kernels without a GPU: they are built, chosen, lowered, and run by an emulator.
+HOST_TESTS = [
+    f"tests/native/test_cuda_{name}.py"
+    for name in ("build", "cost", "divisor", "fused_rule", "lowering", "on_host")
+]
+# Those of the operators come first.
+SUITE = [f"tests/{name}" for name in ("laws", "deform_conv2d", "deform_aggregate")] + ["tests"]
+
+
+def host(smoke: bool) -> Iterator[dict]:
+    """The tests of the kernels on the processor of this machine; `smoke` only collects them."""
+    yield from _tests(HOST_TESTS, smoke, {"JAX_PLATFORMS": "cpu"})
+
+
 def suite(smoke: bool) -> Iterator[dict]:
     """The whole test suite, on the GPU; `smoke` only collects it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, *(["--collect-only"] if smoke else [])],
-        **dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | SUITE_ENVIRONMENT),
-    )
-    yield {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:]}
+    yield from _tests(SUITE, smoke, SUITE_ENVIRONMENT)
+
+
+def _tests(tests: list[str], smoke: bool, environment: dict[str, str]) -> Iterator[dict]:
+    """How many tests have ended in which way so far, and the names of those that failed."""
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *tests]
+    if smoke:
+        command.append("--collect-only")
+    elif importlib.util.find_spec("xdist"):
+        command += ["--numprocesses", "8", "--dist", "loadfile"]
+    counts: dict[str, int] = {}
+    failed: list[str] = []
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        **dict(cwd=ROOT, env=os.environ | environment, text=True),
+        **dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            outcome = next((o for o in OUTCOMES if f" {o}" in line and "::" in line), None)
+            if outcome is None:
+                continue
+            counts[outcome] = counts.get(outcome, 0) + 1
+            failed += [line.strip()] if outcome in ("FAILED", "ERROR") else []
+            if sum(counts.values()) % 50 == 0:
+                yield {"counts": counts, "failed tests": failed}
+    passed = process.returncode == 0
+    found = {"passed": passed, "counts": counts, "summary": lines[-1:]}
+    yield found if passed else found | {"failed tests": failed, "end": lines[-60:]}
+
+
+OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL")
 
 
 def layers(smoke: bool, large: list[Layer] = WORKLOADS) -> list[Layer]:
@@ -114,32 +180,46 @@ def layers(smoke: bool, large: list[Layer] = WORKLOADS) -> list[Layer]:
     return SMALL if smoke else [case for case in large if any(n in case.name for n in chosen)]
 
 
-def variants(case: Layer, smoke: bool) -> Iterator[tuple[str, str]]:
-    """Numbers, and paths on CUDA: what is not chosen for this GPU is proven, too."""
+def chosen_numbers(case: Layer, smoke: bool) -> list[str]:
+    """The numbers that a layer computes in and that `--numbers` names."""
+    chosen = os.environ.get(CHOSEN_NUMBERS) or ",".join(NUMBERS)
+    numbers = [n for n in numbers_of(case) if n in chosen.split(",")]
+    return numbers_of(case)[-1:] if smoke else numbers
+
+
+def problems(smoke: bool) -> Iterator[tuple[str, Layer]]:
+    """All layers in one kind of number, then all in the next one."""
+    for number in NUMBERS:
+        for case in layers(smoke):
+            if number in chosen_numbers(case, smoke):
+                yield number, case
+
+
+def paths_of(case: Layer, smoke: bool) -> Iterator[str]:
+    """The paths on CUDA, on each of which programs are lowered: the path that is not chosen, too."""
     one_path = smoke or not isinstance(case, Case)
-    for number in numbers_of(case)[-1:] if smoke else numbers_of(case):
-        for path in cost.PATHS[-1:] if one_path else cost.PATHS:
-            with on_path(path):
-                yield number, path
+    for path in cost.PATHS[-1:] if one_path else cost.PATHS:
+        with on_path(path):
+            yield path
 
 
 def accuracy(smoke: bool) -> Iterator[dict]:
     """Largest errors of results and gradients, relative to the largest value, against XLA's."""
     found = {}
     for case in SMALL if smoke else PROVEN:
-        for number, path in variants(case, smoke):
+        for number in chosen_numbers(case, smoke):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
-            errors = [
-                _error(jax.jit(f)(*arrays), jax.jit(exact)(*arrays))
-                for f, exact in zip(
-                    programs(case, number, "native").values(),
-                    programs(case, number, "xla", "highest").values(),
-                    strict=True,
-                )
-            ]
-            found[f"{case}, {number}, {path}"] = max(errors)
-            assert max(errors) <= TOLERANCE[number], f"{case}, {number}, {path}: {errors}"
+            exact = _results(case, number, arrays, "xla", "highest")
+            for path in paths_of(case, smoke):
+                error = max(map(_error, _results(case, number, arrays, "native"), exact))
+                found[f"{case}, {number}, {path}"] = error
+                assert error <= TOLERANCE[number], f"{case}, {number}, {path}: {error}"
         yield found
+
+
+def _results(case: Layer, number: str, arrays: list[jax.Array], *how: str) -> list:
+    """The result, and the gradients."""
+    return [jax.jit(f)(*arrays) for f in programs(case, number, *how).values()]
 
 
 def _error(actual, exact) -> float:
@@ -151,9 +231,9 @@ def _error(actual, exact) -> float:
 def reproducibility(smoke: bool) -> Iterator[dict]:
     """How many different results so many runs give; one is right."""
     runs, found = (3 if smoke else 100), {}
-    for case in layers(smoke):
-        for number, path in variants(case, smoke):
-            arrays, _ = arrays_of(case, NUMBERS[number][0])
+    for number, case in problems(smoke):
+        arrays, _ = arrays_of(case, NUMBERS[number][0])
+        for path in paths_of(case, smoke):
             compute = jax.jit(programs(case, number, "native")["backward"])
             bits = {
                 b"".join(np.asarray(grad).tobytes() for grad in compute(*arrays))
@@ -170,71 +250,91 @@ def sanitizer(smoke: bool) -> Iterator[dict]:
         yield {"skipped": "there is no compute-sanitizer"}
         return
     found = {}
-    # Memory from XLA's own pool would be one array to it.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
+    # Memory from XLA's own pool would be one array to it, and XLA would time its own kernels.
+    environment = os.environ | {
+        "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip(),
+    }
     program = [sys.executable, "-m", "benchmarks.gpu", "--step", "accuracy"]
     program += ["--smoke"] if smoke else []
-    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        command = [tool, "--tool", check, "--error-exitcode", "1", *program]
+    for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
+        # Only our kernels, but for what they read: the kernels of others have written it.
+        ours = [] if check == "initcheck" else ["--kernel-name", "kns=jax_dcn"]
+        command = [tool, "--tool", check, "--error-exitcode", "1", *ours, *program]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-        found[check] = {"clean": done.returncode == 0, "end": done.stdout.splitlines()[-3:]}
+        found[check] = {"clean": done.returncode == 0, "end": done.stdout.splitlines()[-20:]}
         yield found
 
 
 def memory(smoke: bool) -> Iterator[dict]:
     """Bytes of temporary memory of the compiled programs, as XLA plans it."""
     found: dict[str, dict] = {}
-    for case in layers(smoke):
-        for number in numbers_of(case)[-1:] if smoke else numbers_of(case):
-            arrays, _ = arrays_of(case, NUMBERS[number][0])
-            found[f"{case}, {number}"] = {
-                mode: jax.jit(f).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
-                for mode, f in programs(case, number, "native").items()
-            }
+    for number, case in problems(smoke):
+        arrays, _ = arrays_of(case, NUMBERS[number][0])
+        found[f"{case}, {number}"] = {
+            mode: jax.jit(f).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+            for mode, f in programs(case, number, "native").items()
+        }
         yield found
 
 
 def speed(smoke: bool) -> Iterator[dict]:
     """Microseconds of one run: on the device, and by the host's clock, which waits for it."""
     rounds, found = (1 if smoke else 7), {}
-    for case in layers(smoke):
-        for number in numbers_of(case)[-1:] if smoke else numbers_of(case):
-            functions = contestants(case, number)
-            found[f"{case}, {number}"] = {
-                mode: _times({n: f[mode] for n, f in functions.items()}, rounds) for mode in MODES
-            }
-            yield {
-                "backward holds": "the forward pass where gradients need it",
-                "microseconds": found,
-            }
+    for number, case in problems(smoke):
+        functions = contestants(case, number)
+        found[f"{case}, {number}"] = {
+            mode: _times({n: f[mode] for n, f in functions.items()}, rounds) for mode in MODES
+        }
+        yield {
+            "backward holds": "the forward pass where gradients need it",
+            "microseconds": found,
+        }
 
 
 def rule(smoke: bool) -> Iterator[dict]:
-    """Both paths on CUDA beside what the cost model expects, and what its factors should be.
+    """Both paths on CUDA of each part beside what the cost model expects, and what its factors should be.
 
     `smoke` takes invented times.
     """
     gpu, found = cost.gpu_here(), []
-    for case in PROVEN[:1] if smoke else layers(smoke):
-        if not isinstance(case, Case):
-            continue
-        for number in ("bfloat16", "float16", "tf32"):
-            for mode in MODES:
-                expected = expected_times(gpu, case, number, mode)
-                found.append(invented(expected) if smoke else _measured(case, number, mode))
-                found[-1] |= {"layer": f"{case}, {number}", "mode": mode, "expected": expected}
+    for number in ("bfloat16", "float16", "tf32"):
+        for case in PROVEN[:1] if smoke else layers(smoke):
+            if not isinstance(case, Case):
+                continue
+            for part in cost.PARTS:
+                expected = expected_times(gpu, case, number, part)
+                found.append(invented(expected) if smoke else _measured(case, number, part))
+                found[-1] |= {"layer": f"{case}, {number}", "part": part, "expected": expected}
             yield correction(gpu, found)
 
 
-def _measured(case: Case, number: str, mode: str) -> dict:
+def _measured(case: Case, number: str, part: str) -> dict:
     arrays, _ = arrays_of(case, NUMBERS[number][0])
     functions = {}
     for path in cost.PATHS:
-        functions[path] = repeatedly(programs(case, number, "native"), arrays)[mode]
+        functions[path] = repeatedly({part: program_of(part, case, number)}, arrays)[part]
         with on_path(path):
             functions[path]()  # compiles
     times = _times(functions, rounds=7)
     return {"measured": {path: times[path]["device"] for path in cost.PATHS}}
+
+
+def chunks(smoke: bool) -> Iterator[dict]:
+    """Microseconds of the backward pass by the size of chunks, which jax_dcn/_src/sampling/bins.py names."""
+    found: dict[str, dict] = {}
+    for case in layers(smoke):
+        number = "bfloat16" if isinstance(case, Case) else "float32"
+        arrays, _ = arrays_of(case, NUMBERS[number][0])
+        functions = {}
+        for megabytes in (10, 20, 40, 80):
+            backward = programs(case, number, "native")["backward"]
+            functions[megabytes] = repeatedly({"backward": backward}, arrays)["backward"]
+            with on_path("columns"), environment_variable(bins.VARIABLE, str(megabytes * 10**6)):
+                functions[megabytes]()  # compiles
+        times = _times(functions, rounds=1 if smoke else 7)
+        found[f"{case}, {number}"] = {f"{size} MB": time for size, time in times.items()}
+        yield {"used here": bins.chunk_bytes(), "microseconds": found}
 
 
 def _times(functions: dict[str, Callable], rounds: int) -> dict[str, dict[str, float | None]]:
@@ -264,5 +364,10 @@ def _seconds_by_host(function: Callable) -> float:
 
 STEPS = {
     step.__name__: step
-    for step in (build, suite, accuracy, reproducibility, sanitizer, memory, speed, rule)
+    for step in (
+        *(build, host, accuracy, speed, reproducibility, sanitizer),
+        *(rule, chunks, memory, suite),
+    )
 }
+# These run other programs, which need the memory of the GPU.
+OTHER_PROGRAMS = (build, host, sanitizer, suite)

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cuda_columns_checks import expect_near
+from cuda_columns_checks import expect_near, set_chunk_bytes
 
 from jax_dcn import reference
 from jax_dcn._src.deform_aggregate import cuda, native
@@ -40,7 +40,7 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
         arrays[1] = _in_unit_square(arrays[1], case)
     lists = bin_words(case.queries * case.samples[-1], geometry.pixels, arrays[1].dtype)
     sizes = 4 * lists, 8 * lists, 40 * 10**6
-    cuda.CHUNK_BYTES = sizes[(AGGREGATE_CASES.index(case) + seed + 1) % 3]
+    set_chunk_bytes(sizes[(AGGREGATE_CASES.index(case) + seed + 1) % 3])
     wrt = ARGUMENTS if case.weighted else ARGUMENTS[:2]
     some = wrt[seed % 2 : seed % 2 + 1]
     options = dict(geometry=geometry)

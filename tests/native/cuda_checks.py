@@ -2,6 +2,7 @@
 """What `cuda_on_host.py` checks: problems for the CUDA kernels, and what `jax_dcn.reference` says."""
 
 import functools
+import os
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ from cuda_aggregate_checks import (
     check_aggregate,
     check_map_limits,
 )
-from cuda_columns_checks import COLUMNS, WHOLE, check_columns, expect_near
+from cuda_columns_checks import COLUMNS, WHOLE, check_columns, expect_near, set_chunk_bytes
 from cuda_far_checks import FAR, check_far
 from cuda_roi_checks import (
     ROI_CASES,
@@ -24,12 +25,7 @@ from cuda_roi_checks import (
 )
 
 from jax_dcn import reference
-from jax_dcn._src.deform_conv2d import (
-    columns as _columns,
-    cuda as deform_conv2d_cuda,
-    fused,
-    native,
-)
+from jax_dcn._src.deform_conv2d import cost, cuda as deform_conv2d_cuda, fused, native
 from jax_dcn._src.deform_roi_pool import native as roi_native
 from tests.deform_conv2d.cases import Case
 from tests.deform_roi_pool.cases import RoICase
@@ -102,7 +98,8 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
     kernel_type = jax.ShapeDtypeStruct(kernel.shape, dtype)
     parts = 1 + case.features % 3  # some without a pixel
     scratch = jax.ShapeDtypeStruct((parts, *kernel.shape), "float32")
-    (y,) = native.deform_conv2d(*map(jnp.asarray, arrays), geometry=case.geometry, precision=None)
+    forward = functools.partial(native.deform_conv2d, geometry=case.geometry, precision=None)
+    (y,) = forward(*map(jnp.asarray, arrays))
     call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", (kernel_type, scratch))
     grad_kernel, _ = call(x, kernel, offset, mask, grad_y, **native.attributes(case.geometry))
     expected = _expected(case)
@@ -144,7 +141,7 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
     grad_y = case.cotangent(seed=seed).astype(jnp.dtype(dtype))
     names = ("x", "offset", "mask") if case.modulated else ("x", "offset")
     # Parts of an image, or some images.
-    _columns.CHUNK_BYTES = [25_000, 50_000][(FUSED_SAMPLES.index(case) + seed) % 2]
+    set_chunk_bytes([25_000, 50_000][(FUSED_SAMPLES.index(case) + seed) % 2])
 
     @jax.jit
     def actual(primals, grad_y):
@@ -165,6 +162,33 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
 def _expected_gradients(case: Case, names: tuple[str, ...]) -> Callable:
     options = dict(wrt=names, geometry=case.geometry, precision=None)
     return jax.jit(functools.partial(reference.deform_conv2d_backward, **options))
+
+
+# The paths of the gradient of the kernel and of the gradients of samples.
+MIXES = ("kernel=fused,samples=columns", "kernel=columns,samples=fused")
+
+
+def check_mixed(case: Case, dtype: str, seed: int) -> None:
+    """Gradients of which some go through columns are those of their paths, bit for bit."""
+    primals = operands(case, dtype, seed)[:4]
+    primals[0] = np.where(np.isfinite(primals[0]), primals[0], primals[0].dtype.type(0))
+    grad_y = case.cotangent(seed=seed).astype(jnp.dtype(dtype))
+    wrt = ("x", "kernel", "offset", "mask") if case.modulated else ("x", "kernel", "offset")
+    set_chunk_bytes(WHOLE)
+
+    def gradients(paths: str) -> list[bytes]:
+        os.environ[cost.VARIABLE] = paths
+        options = dict(geometry=case.geometry, precision=None, wrt=wrt)
+        backward = jax.jit(functools.partial(fused.deform_conv2d_backward, **options))
+        return [np.asarray(grad).tobytes() for grad in backward(*primals, grad_y)]
+
+    pure = {path: gradients(path) for path in cost.PATHS}
+    for mix in MIXES:
+        path_of = dict(part.split("=") for part in mix.split(","))
+        for name, grad, *of_paths in zip(wrt, gradients(mix), *pure.values(), strict=True):
+            expected = dict(zip(pure, of_paths, strict=True))[path_of[cost.part_of(name)]]
+            assert grad == expected, f"gradient of {name} of {case} by {mix}"
+    del os.environ[cost.VARIABLE]
 
 
 # Each has one thing that the rule in Python, too, leaves to columns in memory.
@@ -242,7 +266,7 @@ def check_launches(case: Case, dtype: str, seed: int) -> None:
     narrow = [array.astype(jnp.dtype(dtype)) for array in operands[:2]]
     grad_y = case.cotangent(seed=seed).astype(narrow[0].dtype)
     options = dict(geometry=case.geometry, precision=None, wrt=("x", "kernel", "offset", "mask"))
-    _columns.CHUNK_BYTES = WHOLE
+    set_chunk_bytes(WHOLE)
     backward = jax.jit(functools.partial(deform_conv2d_cuda.deform_conv2d_backward, **options))
     before = grids_run()
     jax.block_until_ready(backward(*narrow, *operands[2:], grad_y))
@@ -254,6 +278,7 @@ Check = tuple[Callable, list, tuple[str, ...]]
 # What does not depend on the numbers in the arrays, and needs no more than one seed.
 RULES: dict[str, Check] = {
     "work": (check_work, NO_REGIONS, ("float32", "bfloat16")),
+    "mixed": (check_mixed, FUSED_SAMPLES, ("bfloat16",)),
     "launches": (check_launches, LAUNCHES, ("bfloat16",)),
     "refused": (check_refused, NOT_FUSED, ("bfloat16", "float16")),
     "limits": (check_limits, LIMITS, ("bfloat16", "float16")),

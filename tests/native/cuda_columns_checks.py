@@ -3,6 +3,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn import reference
-from jax_dcn._src.deform_conv2d import columns as _columns, cuda as deform_conv2d_cuda
+from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda
 from jax_dcn._src.deform_conv2d.samples import sampling_positions
+from jax_dcn._src.sampling import bins
 from tests.deform_conv2d.cases import Case
 
 # Largest error relative to the largest value. Sums are in float32 or wider, but 16-bit columns and
@@ -31,6 +33,11 @@ COLUMNS = [
 ]
 WHOLE = 40 * 10**6  # bytes of a chunk that holds all of a case
 WRT = ("x", "kernel", "offset", "mask", "bias")
+
+
+def set_chunk_bytes(size: int) -> None:
+    """The size of chunks in programs that are lowered afterwards."""
+    os.environ[bins.VARIABLE] = str(size)
 
 
 def operands(case: Case, seed: int) -> list[np.ndarray]:
@@ -69,7 +76,7 @@ def check_columns(case: Case, dtype: str, seed: int) -> None:
     # By case and seed: parts of an image, in which a bin may still be long, an image, or all. The
     # image of one case is larger than these.
     sizes = [28_000, 60_000, WHOLE] if math.prod(case.image) < 10**4 else [WHOLE]
-    _columns.CHUNK_BYTES = sizes[(COLUMNS.index(case) + seed) % len(sizes)]
+    set_chunk_bytes(sizes[(COLUMNS.index(case) + seed) % len(sizes)])
     actual = jax.jit(functools.partial(_compute, deform_conv2d_cuda, case.geometry, some))
     first, second = (actual(arrays, dots, grad_y) for _ in "12")
     expected = _expected(case)(*jax.tree.map(lambda a: a.astype("float64"), (arrays, dots, grad_y)))

@@ -125,6 +125,19 @@ def test_the_cost_model_is_asked_and_can_be_overridden(monkeypatch):
         paths()
 
 
+@pytest.mark.parametrize(
+    ("mix", "expected", "products"),
+    [
+        ("kernel=fused,samples=columns", ["columns_backward", "grad_kernel"], 1),
+        ("kernel=columns,samples=fused", ["columns", "samples_backward"], 1),
+    ],
+)
+def test_gradients_take_the_paths_of_their_parts(monkeypatch, mix, expected, products):
+    monkeypatch.setenv(cost.VARIABLE, f"forward=fused,{mix}")
+    text = lowered(jax.grad(loss(FUSED), argnums=range(5)), *abstract(FUSED, "bfloat16"))
+    assert sorted(targets(text)) == expected and text.count("dot_general") == products
+
+
 def test_full_precision_is_not_fused(fused_path):
     f = functools.partial(operator(FUSED), precision=jax.lax.Precision.HIGHEST)
     assert targets(lowered(f, *abstract(FUSED, "float32"))) == ["columns"]

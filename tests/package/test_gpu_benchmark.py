@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The program that proves and measures the kernels on a GPU runs without one, on small problems."""
 
+import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
@@ -37,7 +40,12 @@ def fake_device(tmp_path: pathlib.Path) -> pathlib.Path:
         esac""",
         "compute-sanitizer": """[ "$1 $3 $4" = "--tool --error-exitcode 1" ] || exit 2
         case "$2" in memcheck|racecheck|initcheck|synccheck) ;; *) exit 2 ;; esac
-        shift 4; exec "$@" """,
+        case "$2 $5 $6" in
+            initcheck*) shift 4 ;;
+            *" --kernel-name kns=jax_dcn") shift 6 ;;
+            *) exit 2 ;;
+        esac
+        exec "$@" """,
     }
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -56,7 +64,8 @@ def test_every_step_reports_what_it_found(tmp_path, fake_device):
         report["smoke"] and set(steps.STEPS) <= set(report) and report["gpu"].startswith("Fake GPU")
     )
     assert {"configured", "skipped"} & set(report["build"])
-    assert report["suite"]["passed"], report["suite"]
+    assert report["suite"]["passed"] and report["host"]["passed"], report
+    assert set(steps.STEPS) == set(report["seconds"]) and "native" in report["implementations"]
     assert all(check["clean"] for check in report["sanitizer"].values()), report["sanitizer"]
     assert set(report["reproducibility"]["different results"].values()) == {1}
     layer, attention = report["speed"]["microseconds"].values()
@@ -64,19 +73,20 @@ def test_every_step_reports_what_it_found(tmp_path, fake_device):
         for mode in ("forward", "backward"):
             assert {"native", "xla"} | names <= set(speeds[mode])
             assert min(times["host"] for times in speeds[mode].values()) > 0
-    assert report["rule"]["gpu"] == "H100" and len(report["rule"]["microseconds"]) == 6
+    assert report["rule"]["gpu"] == "H100" and len(report["rule"]["microseconds"]) == 9
+    assert all(len(sizes) == 4 for sizes in report["chunks"]["microseconds"].values())
 
 
 def test_the_rule_is_corrected_by_measured_times():
     *_, found = steps.rule(smoke=True)
     # The invented times are three and two times the expected times.
     factors = found["write into jax_dcn/_src/deform_conv2d/cost.py"]
-    assert factors == {"forward": 1.5, "backward": 1.5}
+    assert factors == {"forward": 1.5, "kernel": 1.5, "samples": 1.5}
     assert found["wrong with these factors"] == []
     for times in found["microseconds"]:
         times["measured"] = {"fused": 1.0, "columns": 2.0}
     found = rule.correction(cost.GPUS[90], found["microseconds"])
-    assert len(found["wrong now"]) == 6 and found["wrong with these factors"] == []
+    assert len(found["wrong now"]) == 9 and found["wrong with these factors"] == []
 
 
 def test_programs_are_lowered_to_the_path_that_is_measured(monkeypatch):
@@ -87,15 +97,49 @@ def test_programs_are_lowered_to_the_path_that_is_measured(monkeypatch):
 
 
 def test_both_paths_are_proven_whatever_the_model_chooses():
-    proven = [
-        (number, path, os.environ[cost.VARIABLE])
-        for number, path in steps.variants(steps.WORKLOADS[0], False)
-    ]
-    assert {(number, path) for number, path, _ in proven} == {
-        (number, path) for number in steps.NUMBERS for path in cost.PATHS
-    }
-    assert all(path == lowered for _, path, lowered in proven)
+    layer, attention = steps.WORKLOADS[0], steps.WORKLOADS[-1]
+    lowered = [(path, os.environ[cost.VARIABLE]) for path in steps.paths_of(layer, False)]
+    assert lowered == [(path, path) for path in cost.PATHS]
+    assert len(list(steps.paths_of(attention, False))) == 1
     assert cost.VARIABLE not in os.environ
+
+
+def test_all_layers_come_in_one_kind_of_number_before_the_next(monkeypatch):
+    monkeypatch.setenv(steps.LAYERS, "28x28,A1")
+    monkeypatch.setenv(steps.CHOSEN_NUMBERS, "tf32,float16")
+    found = [(number, str(case)) for number, case in steps.problems(smoke=False)]
+    layers = ["28x28x128 N32", "A1", "A1 scattered"]
+    assert found == [*(("float16", name) for name in layers), ("tf32", layers[0])]
+
+
+def test_the_gradients_of_a_part_are_those_of_its_operands_alone():
+    case, number = steps.SMALL[0], "float32"
+    arrays, _ = steps.arrays_of(case, number)
+    parts = {part: rule.program_of(part, case, number)(*arrays) for part in cost.PARTS}
+    programs = steps.programs(case, number, "native")
+    *_, grad_kernel, grad_offset, grad_mask, _ = programs["backward"](*arrays)
+    expected = dict(
+        forward=[programs["forward"](*arrays)],
+        kernel=[grad_kernel],
+        samples=[grad_offset, grad_mask],
+    )
+    for part, results in parts.items():
+        found = [results] if part == "forward" else results
+        for one, other in zip(found, expected[part], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_sessions_share_all_steps_and_numbers():
+    assert {step for named, _ in program.SESSIONS.values() for step in named} == set(steps.STEPS)
+    timed = [numbers for named, numbers in program.SESSIONS.values() if "speed" in named]
+    assert sorted(n for numbers in timed for n in numbers) == sorted(steps.NUMBERS)
+
+
+def test_the_build_needs_no_network_where_its_tools_are(monkeypatch):
+    for tools in (True, False):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, tools=tools: tools or None)
+        command = steps.build_command()
+        assert ("--no-build-isolation" in command) == tools and "--no-deps" in command
 
 
 def test_a_missing_kernel_is_not_timed_as_native(monkeypatch):
@@ -109,12 +153,37 @@ def test_findings_are_written_after_every_layer_and_kept_when_a_later_one_fails(
 ):
     process = """print("found: {\\"first\\": 1}"); print("found: {\\"first\\": 1, \\"second\\": 2}")
 raise SystemExit("the third is wrong")"""
-    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{process}'\n")
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(program.sys, "executable", str(tmp_path / "python"))
-    reports = list(program.reports_of("speed", True, ""))
+    fake_python(tmp_path, monkeypatch, process)
+    reports = [of["speed"] for of in program.reports_of("speed", True, {}, 60)]
     assert reports[:2] == [{"first": 1}, {"first": 1, "second": 2}]
     assert reports[2] == reports[1] | {"failed": ["the third is wrong"]}
+
+
+def fake_python(folder: pathlib.Path, monkeypatch, code: str) -> None:
+    """Makes `code` what the processes of steps run."""
+    (folder / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}'\n")
+    (folder / "python").chmod(0o755)
+    monkeypatch.setattr(program.sys, "executable", str(folder / "python"))
+
+
+def test_a_step_without_time_is_stopped_with_all_it_has_started(tmp_path, monkeypatch):
+    child = tmp_path / "child"
+    process = f"""import subprocess
+print("state: {{\\"machine\\": 7}}")
+print("found: {{\\"first\\": 1}}", flush=True)
+subprocess.run(["sh", "-c", "sleep 8; touch {child}"])"""
+    fake_python(tmp_path, monkeypatch, process)
+    start = time.monotonic()
+    report = program.run(["speed", "rule"], tmp_path / "gpu.json", True, {}, start + 4)
+    assert time.monotonic() - start < 8 and report["seconds"]["speed"] < 3
+    assert report["machine"] == 7 and report["speed"] == {"first": 1, "stopped": STOPPED}
+    assert report["rule"]["stopped"] == STOPPED
+    assert json.loads((tmp_path / "gpu.json").read_text()) == report
+    time.sleep(max(0.0, start + 9 - time.monotonic()))
+    assert not child.exists()
+
+
+STOPPED = "there was no time left"
 
 
 def test_layers_can_be_chosen(monkeypatch):

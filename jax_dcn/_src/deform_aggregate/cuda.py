@@ -15,7 +15,7 @@ from jax_dcn._src.deform_aggregate import native
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.deform_aggregate.signature import types
 from jax_dcn._src.operator.sizes import is_free
-from jax_dcn._src.sampling.bins import CHUNK_BYTES, CORNERS, bin_words
+from jax_dcn._src.sampling.bins import CORNERS, bin_words, chunk_bytes
 
 _MOST_MAPS = 16  # as in cuda/deform_aggregate/sizes.h
 _MOST = 2**31 - 1
@@ -43,7 +43,7 @@ def _chunk(
         pixels = segments * geometry.pixels
         return bin_words(segments * queries * samples, pixels, positions.dtype)
 
-    most = max(1, CHUNK_BYTES // (4 * words(1)))
+    most = max(1, chunk_bytes() // (4 * words(1)))
     chunks = max(1, -(-batch * groups // most))
     segments = max(1, -(-batch * groups // chunks))
     return segments, [jax.ShapeDtypeStruct((words(segments),), np.int32)]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn._src.sampling.bins import CHUNK_BYTES, bin_words
+from jax_dcn._src.sampling.bins import bin_words, chunk_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Chunks:
 
 def _sizes(batch: int, pixels: int, image_bytes: int, pixel_bytes: int) -> tuple[int, int]:
     """Images of a chunk, and pixels of each: chunks of equal size, as few as possible."""
-    whole = image_bytes + pixels * pixel_bytes
-    if whole <= CHUNK_BYTES:
-        chunks = -(-batch // (CHUNK_BYTES // whole))
+    whole, most_bytes = image_bytes + pixels * pixel_bytes, chunk_bytes()
+    if whole <= most_bytes:
+        chunks = -(-batch // (most_bytes // whole))
         return -(-batch // chunks), pixels
-    most = max(1, (CHUNK_BYTES - image_bytes) // pixel_bytes)
+    most = max(1, (most_bytes - image_bytes) // pixel_bytes)
     chunks = -(-pixels // most)
     return 1, -(-pixels // chunks)
 

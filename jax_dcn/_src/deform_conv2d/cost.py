@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Chooses the path of a deformable convolution on CUDA, by a model of the time of each path.
+"""Chooses the path of each part of a deformable convolution on CUDA, by a model of the time of each path.
 
-The fused kernels sample and multiply in one loop by the instruction `mma.sync`, and sample again for
-every 128 or 256 features. Columns are sampled once and lie in memory, where XLA's products read them;
-these use the newest matrix instructions of a GPU. Where tensor cores are the narrow part, the fused
-kernels sample for free; where tensor cores are fast, columns are the better path.
+The parts are the forward pass, the gradient of the kernel, and the gradients of samples, which are those
+of x, offset and mask. The fused kernels sample and multiply in one loop by the instruction `mma.sync`, and
+sample again for every 128 or 256 features. Columns are sampled once and lie in memory, where XLA's products
+read them; these use the newest matrix instructions of a GPU. Where tensor cores are the narrow part, the
+fused kernels sample for free; where tensor cores are fast, columns are the better path. A backward pass may
+mix the paths: the gradient of the kernel samples again for every 128 features, the gradients of samples
+sample once for all of them. Where both go through columns, they share the sampling.
 
 The model was not compared with a GPU yet. The speeds of GPUs come from data sheets and from compiled
 kernels; tests/native/cuda_resources.txt has the counts of instructions. `python -m benchmarks.gpu
---steps rule` measures both paths and prints the factors that correct the model. The environment
-variable JAX_DCN_CUDA_PATH, `fused` or `columns`, overrides the model when a program is lowered.
+--steps rule` measures both paths of each part and prints the factors that correct the model. The
+environment variable JAX_DCN_CUDA_PATH overrides the model when a program is lowered: `fused` or
+`columns` for all parts, or as in `kernel=fused,samples=columns` for some of them.
 """
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
@@ -23,6 +28,7 @@ from jax_dcn._src.operator import gpus
 
 VARIABLE = "JAX_DCN_CUDA_PATH"
 PATHS = ("fused", "columns")
+PARTS = ("forward", "kernel", "samples")
 
 # A slab: the samples that a block of the forward pass takes in a step, 64 pixels of 64 bytes of
 # channels at one tap. Each feature multiplies a slab by _SLAB_FLOP, which count double in
@@ -61,7 +67,8 @@ class Gpu:
       traffic: Bytes of columns that a multiprocessor writes in a clock: to the second-level cache
         where a chunk of columns stays there, else to memory.
       resident: Blocks of a fused kernel that a multiprocessor holds, by their shared memory.
-      forward, backward: Time of the fused kernels over time of columns, measured over predicted.
+      forward, kernel, samples: Of each part, time of the fused kernels over time of columns, measured
+        over predicted.
     """
 
     name: str
@@ -72,7 +79,8 @@ class Gpu:
     traffic: float
     resident: int
     forward: float = 1.0
-    backward: float = 1.0
+    kernel: float = 1.0
+    samples: float = 1.0
 
 
 # By compute capability. GPUs in between are taken for the next older one.
@@ -84,37 +92,67 @@ GPUS = {
     100: Gpu("B200", 148, 1.85, product=4900, mma=2560, traffic=24, resident=2),
     120: Gpu("RTX 5090", 170, 2.41, product=460, mma=460, traffic=16, resident=1),
 }
-_WITHOUT_A_GPU = 90  # for programs that are compiled for another machine: a guess
 
 
 def why_not_fused(*operands: Any, wrt: Collection[str] = (), geometry: ConvGeometry) -> str | None:
-    """Why the fused kernels should not run where they could; `None` where they should.
+    """Why no fused kernel should run where they could; `None` where some should.
 
     `wrt` is empty in the forward pass. Operands are x, kernel and offset, and any after these.
     """
-    path = os.environ.get(VARIABLE)
-    if path not in (None, *PATHS):
-        raise ValueError(f"{VARIABLE} must be one of {PATHS}, got {path!r}.")
-    if path is not None:
-        return None if path == "fused" else f"{VARIABLE} is {path}"
-    gpu = gpu_here()
-    times = microseconds(gpu, *operands[:3], wrt=wrt, geometry=geometry)
-    factor = gpu.backward if wrt else gpu.forward
-    if times["fused"] * factor < times["columns"]:
+    if "fused" in paths(*operands, wrt=wrt, geometry=geometry).values():
         return None
-    return f"columns in memory are expected to be faster on {gpu.name}"
+    if VARIABLE in os.environ:
+        return f"{VARIABLE} is {os.environ[VARIABLE]}"
+    return f"columns in memory are expected to be faster on {gpu_here().name}"
+
+
+def paths(
+    x: Any, kernel: Any, offset: Any, *_: Any, wrt: Collection[str] = (), geometry: ConvGeometry
+) -> dict[str, str]:
+    """The path of each part: as the environment says, else as the model expects them to be fastest."""
+    named = _named_paths()
+    parts = parts_of(wrt)
+    choices = ([named[part]] if part in named else PATHS for part in parts)
+    mixes = [dict(zip(parts, mix, strict=True)) for mix in itertools.product(*choices)]
+    gpu = gpu_here()
+
+    def time(mix: dict[str, str]) -> float:
+        return microseconds(gpu, x, kernel, offset, mix, wrt=wrt, geometry=geometry)
+
+    return min(mixes, key=time)
+
+
+def parts_of(wrt: Collection[str]) -> tuple[str, ...]:
+    """The parts that compute the gradients of the primals in `wrt`, or the forward pass."""
+    needed = {part_of(name) for name in wrt if name != "bias"} if wrt else {"forward"}
+    return tuple(part for part in PARTS if part in needed)
+
+
+def part_of(primal: str) -> str:
+    """The part that computes the gradient of x, kernel, offset or mask."""
+    return "kernel" if primal == "kernel" else "samples"
+
+
+def _named_paths() -> dict[str, str]:
+    """The paths that the environment names, by part."""
+    value = os.environ.get(VARIABLE)
+    if value is None:
+        return {}
+    if value in PATHS:
+        return dict.fromkeys(PARTS, value)
+    items = (item.partition("=") for item in value.split(","))
+    named = {part: path for part, _, path in items}
+    if not (named.keys() <= set(PARTS) and set(named.values()) <= set(PATHS)):
+        raise ValueError(
+            f"{VARIABLE} must be one of {PATHS}, or name one of them for some of the parts {PARTS}, "
+            f"as in kernel=fused,samples=columns, got {value!r}."
+        )
+    return named
 
 
 def gpu_here() -> Gpu:
     """The figures for the first GPU of this process; without a GPU, for compute capability 9.0."""
-    for device in gpus.devices():
-        return gpu_of(gpus.capability(device))
-    return GPUS[_WITHOUT_A_GPU]
-
-
-def gpu_of(capability: int) -> Gpu:
-    """The figures for a compute capability such as 90."""
-    return GPUS[max((known for known in GPUS if known <= capability), default=min(GPUS))]
+    return gpus.entry(GPUS)
 
 
 def microseconds(
@@ -122,55 +160,44 @@ def microseconds(
     x: Any,
     kernel: Any,
     offset: Any,
+    paths: Mapping[str, str],
     *,
     wrt: Collection[str] = (),
     geometry: ConvGeometry,
-) -> dict[str, float]:
-    """The time of each of the `PATHS`, without the gather of the gradient of x, which both have."""
+) -> float:
+    """The time of parts by their `paths`, without the gather of the gradient of x, which all have."""
     features, size = kernel.shape[-1] // geometry.feature_group_count, x.dtype.itemsize
     samples = math.prod(offset.shape[:3]) * math.prod(kernel.shape[:2])
     slabs = samples * x.shape[-1] * size / _SLAB_BYTES
-    if wrt:
-        clocks = _backward_clocks(gpu, features, features * size, wrt)
-    else:
-        clocks = _forward_clocks(gpu, features)
-    all_clocks = 1e3 * gpu.clock * gpu.processors
-    return {path: of_slab * slabs / all_clocks for path, of_slab in clocks.items()}
+    clocks = _clocks(gpu, features, features * size, "x" in wrt)
+    if paths.get("samples") == "columns":
+        clocks["kernel", "columns"] -= _sampled(
+            "columns"
+        )  # the gradients of samples leave the columns
+    of_slab = sum(clocks[choice] for choice in paths.items())
+    return of_slab * slabs / (1e3 * gpu.clock * gpu.processors)
 
 
 # All below are clocks of a multiprocessor for a slab.
 
 
-def _forward_clocks(gpu: Gpu, features: int) -> dict[str, float]:
+def _clocks(
+    gpu: Gpu, features: int, feature_bytes: int, gathers: bool
+) -> dict[tuple[str, str], float]:
+    """Of each part by each path; `gathers` if columns are written for the gradient of x."""
     tile = 256 if features > 128 else 128
-    fused = -(-features // tile) * _fused(gpu, f"forward, {tile} features", tile)
+    fused = _fused(gpu, f"forward, {tile} features", features, tile)
+    fused_kernel = _fused(gpu, "gradient of the kernel, 128 features", features, 128)
+    fused_samples = _fused_samples(gpu, features, feature_bytes)
+    multiplied = _written(gpu) + _SLAB_FLOP * features / gpu.product
     return {
-        "fused": fused,
-        "columns": _sampled("columns") + _written(gpu) + _product(gpu, features),
+        ("forward", "fused"): fused * gpu.forward,
+        ("forward", "columns"): _sampled("columns") + multiplied,
+        ("kernel", "fused"): fused_kernel * gpu.kernel,
+        ("kernel", "columns"): _sampled("columns") + multiplied,
+        ("samples", "fused"): fused_samples * gpu.samples + gathers * _written(gpu),
+        ("samples", "columns"): _sampled("gradients of samples from columns") + multiplied,
     }
-
-
-def _backward_clocks(
-    gpu: Gpu, features: int, feature_bytes: int, wrt: Collection[str]
-) -> dict[str, float]:
-    """Where both are wanted, columns take the place of their gradient, and are sampled once."""
-    fused = columns = 0.0
-    if "kernel" in wrt:
-        tiles = -(-features // 128)
-        fused += tiles * _fused(gpu, "gradient of the kernel, 128 features", 128)
-        columns += _written(gpu) + _product(gpu, features)
-    if {"x", "offset", "mask"} & set(wrt):
-        steps, dots = (_fourth(name) for name in ("64 bytes of features", "dot products"))
-        issued = (
-            (-(-feature_bytes // 64) * steps + dots) * _ISSUE_CLOCKS / _FUSED_ISSUE[gpu.resident]
-        )
-        fused += max(issued, _SLAB_FLOP * features / gpu.mma)
-        fused += _written(gpu) if "x" in wrt else 0
-        columns += _product(gpu, features) + _written(gpu)
-        columns += _sampled("gradients of samples from columns")
-    elif "kernel" in wrt:
-        columns += _sampled("columns")
-    return {"fused": fused, "columns": columns}
 
 
 def _sampled(kernel: str) -> float:
@@ -182,12 +209,16 @@ def _written(gpu: Gpu) -> float:
     return _SLAB_BYTES / gpu.traffic
 
 
-def _product(gpu: Gpu, features: int) -> float:
-    return _SLAB_FLOP * features / gpu.product
-
-
-def _fused(gpu: Gpu, kernel: str, features: int) -> float:
+def _fused(gpu: Gpu, kernel: str, features: int, tile: int) -> float:
+    """A kernel that samples for every `tile` features."""
     issued = INSTRUCTIONS[kernel] * _ISSUE_CLOCKS / _FUSED_ISSUE[gpu.resident]
+    return -(-features // tile) * max(issued, _SLAB_FLOP * tile / gpu.mma)
+
+
+def _fused_samples(gpu: Gpu, features: int, feature_bytes: int) -> float:
+    steps, dots = (_fourth(name) for name in ("64 bytes of features", "dot products"))
+    instructions = -(-feature_bytes // 64) * steps + dots
+    issued = instructions * _ISSUE_CLOCKS / _FUSED_ISSUE[gpu.resident]
     return max(issued, _SLAB_FLOP * features / gpu.mma)
 
 

@@ -100,7 +100,7 @@ def deform_conv2d_backward(
 
 
 def backward(
-    backward_of_primals: "type[Backward]",
+    backward_of_primals: Callable[..., Callable[[jax.Array], dict[str, jax.Array]]],
     x: jax.Array,
     kernel: jax.Array,
     offset: jax.Array,

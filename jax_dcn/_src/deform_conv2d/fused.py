@@ -79,8 +79,32 @@ def deform_conv2d_backward(
     geometry: ConvGeometry,
     precision: jax.lax.PrecisionLike,
 ) -> tuple[jax.Array, ...]:
-    """The cotangents of the operands in `wrt`."""
-    return backward(FusedBackward, *operands, wrt=wrt, geometry=geometry, precision=precision)
+    """The cotangents of the operands in `wrt`, each by the path that the cost model chooses."""
+    return backward(MixedBackward, *operands, wrt=wrt, geometry=geometry, precision=precision)
+
+
+class MixedBackward:
+    """The cotangents of the primals in `wrt`, some by the fused kernels and some through columns."""
+
+    def __init__(
+        self,
+        primals: dict[str, jax.Array],
+        wrt: tuple[str, ...],
+        geometry: ConvGeometry,
+        precision: jax.lax.PrecisionLike,
+    ):
+        paths = cost.paths(*primals.values(), wrt=wrt, geometry=geometry)
+        by_path = {"fused": FusedBackward, "columns": Backward}
+        names = {p: tuple(n for n in wrt if paths[cost.part_of(n)] == p) for p in by_path}
+        self.backwards = [
+            of_path(primals, names[path], geometry, precision)
+            for path, of_path in by_path.items()
+            if names[path]
+        ]
+
+    def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
+        """The cotangents by name."""
+        return {n: g for backward in self.backwards for n, g in backward(grad_y).items()}
 
 
 class FusedBackward(Backward):

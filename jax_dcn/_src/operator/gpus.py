@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Whether the GPUs of this process can run the CUDA kernels that are installed."""
+"""The GPUs of this process: whether they can run the CUDA kernels that are installed, and tables of GPUs."""
 
 import ctypes
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
+
+Entry = TypeVar("Entry")
+
+_WITHOUT_A_GPU = 90  # for programs that are compiled for another machine: a guess
 
 
 def why_not(built: str) -> str | None:
@@ -44,6 +48,16 @@ def capability(device: Any) -> int:
     """The compute capability of a GPU, 90 for 9.0."""
     major, minor = map(int, device.compute_capability.split("."))
     return 10 * major + minor
+
+
+def entry(table: Mapping[int, Entry]) -> Entry:
+    """The entry of a table by compute capability for the GPU of this process.
+
+    GPUs in between take the entry of the next older one. Without a GPU, it is that of compute capability
+    9.0.
+    """
+    here = [capability(device) for device in devices()][:1] or [_WITHOUT_A_GPU]
+    return table[max((known for known in table if known <= here[0]), default=min(table))]
 
 
 def driver() -> tuple[int, int] | None:
