@@ -40,7 +40,7 @@ from benchmarks.gpu.rule import (
     program_of,
 )
 from jax_dcn._src.deform_conv2d import cost
-from jax_dcn._src.sampling import bins
+from jax_dcn._src.operator.chunks import VARIABLE, chunk_bytes
 from tests.deform_conv2d.cases import Case, workload
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -321,7 +321,7 @@ def _measured(case: Case, number: str, part: str) -> dict:
 
 
 def chunks(smoke: bool) -> Iterator[dict]:
-    """Microseconds of the backward pass by the size of chunks, which jax_dcn/_src/sampling/bins.py names."""
+    """Microseconds of the backward pass by the size of chunks, which jax_dcn/_src/operator/chunks.py names."""
     found: dict[str, dict] = {}
     for case in layers(smoke):
         number = "bfloat16" if isinstance(case, Case) else "float32"
@@ -330,11 +330,11 @@ def chunks(smoke: bool) -> Iterator[dict]:
         for megabytes in (10, 20, 40, 80):
             backward = programs(case, number, "native")["backward"]
             functions[megabytes] = repeatedly({"backward": backward}, arrays)["backward"]
-            with on_path("columns"), environment_variable(bins.VARIABLE, str(megabytes * 10**6)):
+            with on_path("columns"), environment_variable(VARIABLE, str(megabytes * 10**6)):
                 functions[megabytes]()  # compiles
         times = _times(functions, rounds=1 if smoke else 7)
         found[f"{case}, {number}"] = {f"{size} MB": time for size, time in times.items()}
-        yield {"used here": bins.chunk_bytes(), "microseconds": found}
+        yield {"used here": chunk_bytes(), "microseconds": found}
 
 
 def _times(functions: dict[str, Callable], rounds: int) -> dict[str, dict[str, float | None]]:

@@ -13,7 +13,7 @@ import numpy as np
 from jax_dcn import reference
 from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda
 from jax_dcn._src.deform_conv2d.samples import sampling_positions
-from jax_dcn._src.sampling import bins
+from jax_dcn._src.operator import chunks
 from tests.deform_conv2d.cases import Case
 
 # Largest error relative to the largest value. Sums are in float32 or wider, but 16-bit columns and
@@ -37,7 +37,7 @@ WRT = ("x", "kernel", "offset", "mask", "bias")
 
 def set_chunk_bytes(size: int) -> None:
     """The size of chunks in programs that are lowered afterwards."""
-    os.environ[bins.VARIABLE] = str(size)
+    os.environ[chunks.VARIABLE] = str(size)
 
 
 def operands(case: Case, seed: int) -> list[np.ndarray]:

@@ -9,8 +9,7 @@ import pytest
 
 from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
-from jax_dcn._src.operator import gpus
-from jax_dcn._src.sampling import bins
+from jax_dcn._src.operator import chunks, gpus
 from tests.native import compile_cuda
 
 ALL = ("x", "kernel", "offset", "mask", "bias")
@@ -142,16 +141,16 @@ def test_the_environment_overrides_parts_or_all(choose, monkeypatch):
 
 
 def test_chunks_have_the_size_that_fits_the_gpu(monkeypatch):
-    monkeypatch.delenv(bins.VARIABLE, raising=False)
+    monkeypatch.delenv(chunks.VARIABLE, raising=False)
     for capability, megabytes in (("8.0", 32), ("9.0", 40), ("12.0", 76)):
         device = types.SimpleNamespace(compute_capability=capability)
         monkeypatch.setattr(gpus, "devices", lambda device=device: [device])
-        assert bins.chunk_bytes() == megabytes * 10**6
-    monkeypatch.setenv(bins.VARIABLE, "12345678")
-    assert bins.chunk_bytes() == 12345678
-    monkeypatch.setenv(bins.VARIABLE, "12 MB")
+        assert chunks.chunk_bytes() == megabytes * 10**6
+    monkeypatch.setenv(chunks.VARIABLE, "12345678")
+    assert chunks.chunk_bytes() == 12345678
+    monkeypatch.setenv(chunks.VARIABLE, "12 MB")
     with pytest.raises(ValueError, match="CHUNK_BYTES must be a number of bytes, got '12 MB'"):
-        bins.chunk_bytes()
+        chunks.chunk_bytes()
 
 
 def test_figures_are_those_of_the_gpu(monkeypatch):

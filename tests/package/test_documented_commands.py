@@ -37,7 +37,9 @@ def missing(words: list[str], page: pathlib.Path) -> list[str]:
     makefile = read("Makefile")
     if program == "make":
         absent += [
-            target for target in arguments if not re.search(rf"^{target}:", makefile, re.MULTILINE)
+            target
+            for target in (word.partition("=")[0] for word in arguments)
+            if not re.search(rf"^{target}(:| \?=)|\$\({target}\)", makefile, re.MULTILINE)
         ]
     elif program == "pip":
         absent += [extra for extra in extras(arguments) if extra not in project_extras()]

@@ -14,8 +14,9 @@ import numpy as np
 from jax_dcn._src.deform_aggregate import native
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.deform_aggregate.signature import types
+from jax_dcn._src.operator.chunks import chunk_bytes
 from jax_dcn._src.operator.sizes import is_free
-from jax_dcn._src.sampling.bins import CORNERS, bin_words, chunk_bytes
+from jax_dcn._src.sampling.bins import CORNERS, bin_words
 
 _MOST_MAPS = 16  # as in cuda/deform_aggregate/sizes.h
 _MOST = 2**31 - 1

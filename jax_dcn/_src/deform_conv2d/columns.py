@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn._src.sampling.bins import bin_words, chunk_bytes
+from jax_dcn._src.operator.chunks import chunk_bytes
+from jax_dcn._src.sampling.bins import bin_words
 
 
 @dataclasses.dataclass(frozen=True)
