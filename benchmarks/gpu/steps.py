@@ -123,12 +123,12 @@ def _configure(definitions: str) -> dict:
     return {"configured": definitions}
 
 
-# What tells of the kernels without a GPU: they are built, chosen, lowered, and run by an emulator.
+# Tests of the kernels without a GPU: kernels are built, chosen, lowered, and run by an emulator.
 HOST_TESTS = [
     f"tests/native/test_cuda_{name}.py"
     for name in ("build", "cost", "divisor", "fused_rule", "lowering", "on_host")
 ]
-# Those of the operators come first.
+# The tests of the operators come first.
 SUITE = [f"tests/{name}" for name in ("laws", "deform_conv2d", "deform_aggregate")] + ["tests"]
 
 

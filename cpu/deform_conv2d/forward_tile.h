@@ -91,7 +91,7 @@ class ForwardTile {
 
   bool HasAllFeatures() const { return panels_.size() == pass_.FeaturePanels(); }
 
-  // Calls `f(first, size)` for results that follow each other: those of a pixel, or those of a
+  // Calls `f(first, size)` for each run of neighbouring results: the results of a pixel, or of a
   // pixel and a feature group.
   template <typename F>
   void ForEachRow(const F& f) const {

@@ -8,7 +8,7 @@ class UserError(Exception):
     """What the user can put right; the message is a sentence that says how."""
 
     code = 1
-    """What the program exits with."""
+    """The exit status of the program."""
 
 
 class OptionError(UserError):

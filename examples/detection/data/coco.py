@@ -22,7 +22,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "annotations": {"image_id": (int, str), "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
 }
-"""What every entry of a list must have, and of which type."""
+"""Fields that every entry of a list must have, and their types."""
 
 
 class Objects(NamedTuple):

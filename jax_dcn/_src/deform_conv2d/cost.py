@@ -184,7 +184,7 @@ def microseconds(
 def _clocks(
     gpu: Gpu, features: int, feature_bytes: int, gathers: bool
 ) -> dict[tuple[str, str], float]:
-    """Of each part by each path; `gathers` if columns are written for the gradient of x."""
+    """Clocks of each part by each path; `gathers` if columns are written for the gradient of x."""
     tile = 256 if features > 128 else 128
     fused = _fused(gpu, f"forward, {tile} features", features, tile)
     fused_kernel = _fused(gpu, "gradient of the kernel, 128 features", features, 128)
