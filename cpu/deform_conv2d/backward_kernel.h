@@ -30,15 +30,17 @@ class BackwardKernel {
         block_(pass.blocks[item / problem_.taps()]),
         tap_(item % problem_.taps()) {
     Arena arena(scratch);
-    const int64_t size = pass.parts.strip_pixels() * pass.blocks.most_channels();
-    columns_ = arena.Take<E>(size);
-    pairs_ = arena.Take<Element>(kPairs ? size : 0);
-    zeros_ = arena.Take<E>(pass.blocks.most_channels());
+    const int64_t pixels = pass.parts.strip_pixels(), channels = pass.blocks.most_channels();
+    pair_stride_ = RoundUp(CeilDiv(pixels, 2), kTileSide);
+    columns_ = arena.Take<E>(pixels * channels + kLanes<A>);
+    pairs_ = arena.Take<Element>(kPairs ? pair_stride_ * channels : 0);
+    zeros_ = arena.Take<E>(channels + kLanes<A>);
     scratch_bytes_ = arena.bytes();
   }
 
   // Adds the strips of the phase, in order. No other item adds to these sums.
   void Run() {
+    const TileRegisters registers;
     __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(E));
     for (int64_t strip = 0; strip < pass_.PhaseStrips(); ++strip) {
       const auto samples = pass_.SamplesOf(strip, block_.offset_groups.begin, tap_);
@@ -74,6 +76,7 @@ class BackwardKernel {
   // samples.
   const Element* Pack(int64_t samples) const {
     if constexpr (kPairs) {
+      if (HasTiles()) return PackForTiles(samples);
       const int64_t channels = block_.channels.size();
       Pair* pairs = pairs_;
       for (int64_t i = 0; i < samples; i += 2, pairs += channels) {
@@ -87,6 +90,30 @@ class BackwardKernel {
     }
   }
 
+  // The pairs of a channel lie one after the other, and zeros follow the last.
+  const Pair* PackForTiles(int64_t samples) const {
+    const int64_t channels = block_.channels.size();
+    for (int64_t i = 0; i < samples; i += 2 * kTileSide) {
+      for (int64_t c = 0; c < channels; c += kTileSide) {
+        PackTile(i, samples, c, Min(kTileSide, channels - c));
+      }
+    }
+    return pairs_;
+  }
+
+  void PackTile(int64_t sample, int64_t samples, int64_t channel, int64_t channels) const {
+    const auto row = [&](int64_t i) {
+      return i < samples ? columns_ + i * block_.channels.size() + channel : zeros_;
+    };
+    Pairs rows[kTileSide];
+    for (int64_t p = 0; p < kTileSide; ++p, sample += 2) {
+      rows[p] = LoadPairs(row(sample), row(sample + 1));
+    }
+    Transpose(rows);
+    Pair* pairs = pairs_ + channel * pair_stride_ + sample / 2 - kTileSide;
+    for (int64_t c = 0; c < channels; ++c) StorePacked(pairs + c * pair_stride_, rows[c]);
+  }
+
   // Adds the transposed columns times grad_y.
   void Multiply(int64_t strip, const TapSamples<A>& samples) const {
     if (pass_.depthwise) return MultiplyDepthwise(pass_.GradYOf(strip), samples);
@@ -95,8 +122,11 @@ class BackwardKernel {
     const Element* packed = Pack(samples.count);
     const int64_t features = problem_.features, group_features = problem_.group_features();
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
-      const LeftMatrix<E> columns = {packed + piece.channels.begin - block_.channels.begin,
-                                     channels, depth, samples.rows};
+      const int64_t channel = piece.channels.begin - block_.channels.begin;
+      const LeftMatrix<E> columns =
+          kPairs && HasTiles()
+              ? LeftMatrix<E>{packed + channel * pair_stride_, pair_stride_, depth, samples.rows}
+              : LeftMatrix<E>{packed + channel, channels, depth, samples.rows};
       const auto* panel = pass_.PanelsOf(strip, piece.feature_group);
       A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap_, 0);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {
@@ -122,9 +152,10 @@ class BackwardKernel {
   const ChannelBlock block_;
   const int64_t tap_;
   E* columns_;      // [samples, channels]
-  Element* pairs_;  // [samples / 2, channels]
-  E* zeros_;        // [channels]
-  int64_t scratch_bytes_;
+  // [samples / 2, channels]; for tiles, [channels, pair_stride_]
+  Element* pairs_;
+  E* zeros_;  // [channels]
+  int64_t pair_stride_, scratch_bytes_;
 };
 
 }  // namespace jax_dcn::JAX_DCN_ISA

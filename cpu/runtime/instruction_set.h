@@ -5,10 +5,11 @@
 
 namespace jax_dcn {
 
-enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 // The best instruction set that this processor has. The environment variable
 // JAX_DCN_INSTRUCTION_SET can name a lesser one: "baseline", "avx2", "avx512" or "avx512_bf16".
+// AMX has the kernels of AVX-512 BF16, whose products of bfloat16 then take the tiles of AMX.
 InstructionSet CurrentInstructionSet();
 const char* Name(InstructionSet set);
 
@@ -23,6 +24,7 @@ template <typename K>
 const K& ForInstructionSet(const K& baseline, const K& avx2, const K& avx512,
                            const K& avx512_bf16) {
   switch (CurrentInstructionSet()) {
+    case InstructionSet::kAmxBf16:
     case InstructionSet::kAvx512Bf16:
       return avx512_bf16;
     case InstructionSet::kAvx512:

@@ -15,14 +15,17 @@ from targets import OPERATORS, ROOT
 
 SANITIZERS = ("address,undefined", "thread")
 # With little memory, small problems are divided like large ones. The tiles of AVX-512 run on any
-# processor: compiled for narrower vectors, they compute the same. The instruction for pairs of
-# bfloat16 is replaced by a model that gives the same bits.
+# processor: compiled for narrower vectors, they compute the same. Models that give the same bits
+# replace the instructions for pairs of bfloat16 and for tiles of pairs.
 FLAGS = {
     "baseline": ["-DJAX_DCN_LITTLE_MEMORY"],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-DJAX_DCN_EMULATE_AVX512"],
     "avx512_bf16": ["-DJAX_DCN_EMULATE_AVX512", "-DJAX_DCN_EMULATE_AVX512_BF16"],
 }
+FLAGS["amx_bf16"] = [*FLAGS["avx512_bf16"], "-DJAX_DCN_EMULATE_AMX"]
+# AMX has the kernels of AVX-512 BF16.
+NAMESPACES = {name: name for name in FLAGS} | {"amx_bf16": "avx512_bf16"}
 
 
 def build(operator: str, sanitizer: str, instruction_set: str, program: pathlib.Path) -> None:
@@ -44,8 +47,8 @@ def build(operator: str, sanitizer: str, instruction_set: str, program: pathlib.
             "-fno-sanitize-recover=all",
             # Dividing by zero and casting what does not fit are not in the default set.
             *(["-fsanitize=float-cast-overflow"] if "undefined" in sanitizer else []),
-            f"-DJAX_DCN_ISA={instruction_set}",
-            f"-DJAX_DCN_STRESSED={instruction_set}",
+            f"-DJAX_DCN_ISA={NAMESPACES[instruction_set]}",
+            f"-DJAX_DCN_STRESSED={NAMESPACES[instruction_set]}",
             *FLAGS[instruction_set],
             f"-I{ROOT}",
             *(str(ROOT / source) for source in sources),
@@ -68,8 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=300, help="random problems for each build")
     parser.add_argument("--instruction-set", choices=FLAGS, default="avx2")
+    parser.add_argument("--operators", choices=OPERATORS, nargs="+", default=OPERATORS)
+    parser.add_argument("--sanitizers", choices=SANITIZERS, nargs="+", default=SANITIZERS)
     arguments = parser.parse_args()
-    for operator, sanitizer in itertools.product(OPERATORS, SANITIZERS):
+    for operator, sanitizer in itertools.product(arguments.operators, arguments.sanitizers):
         output = stress(operator, sanitizer, arguments.instruction_set, arguments.problems)
         print(f"{operator}: {sanitizer}: {output}")
 

@@ -32,6 +32,12 @@ def test_random_problems_run_clean(instruction_set):
     assert output.count("100 problems") == 2 * len(OPERATORS)
 
 
+def test_products_of_tiles_run_clean():
+    only = ("--operators", "deform_conv2d", "--sanitizers", "address,undefined")
+    output = run("sanitize.py", "--problems", "100", "--instruction-set", "amx_bf16", *only)
+    assert output.count("100 problems") == 1
+
+
 def test_handlers_refuse_or_compute_whatever_they_are_called_with():
     output = run("fuzz.py", "--calls", "20000", "--xla-calls", "150")
     for host in ("calls:", "calls by XLA:"):
@@ -40,14 +46,16 @@ def test_handlers_refuse_or_compute_whatever_they_are_called_with():
         assert all(int(number) for _, *numbers in counts for number in numbers), counts
 
 
-@pytest.mark.skipif(
-    not (INFORMATION.exists() and "avx512_bf16" in INFORMATION.read_text()),
-    reason="the processor does not multiply bfloat16",
-)
-def test_model_of_products_of_pairs_gives_the_processors_bits(tmp_path):
-    program = tmp_path / "pairs"
+@pytest.mark.parametrize("model, feature", [("pairs", "avx512_bf16"), ("tiles", "amx_bf16")])
+def test_model_gives_the_processors_bits(model, feature, tmp_path):
+    if not (INFORMATION.exists() and feature in INFORMATION.read_text()):
+        pytest.skip("the processor does not multiply bfloat16 in this way")
+    program = tmp_path / model
     flags = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512bf16", "-mfma")
+    if model == "tiles":
+        flags += ("-mamx-tile", "-mamx-bf16", "-DJAX_DCN_X86", "cpu/runtime/instruction_set.cc")
     source = ("-std=gnu++17", "-O1", "-Wno-psabi", f"-I{ROOT}", "-DJAX_DCN_ISA=avx512_bf16")
     compiler = os.environ.get("CXX", "c++")
-    subprocess.run([compiler, *source, *flags, NATIVE / "pairs.cc", "-o", program], check=True)
+    command = [compiler, *source, *flags, NATIVE / f"{model}.cc", "-o", program]
+    subprocess.run(command, check=True, cwd=ROOT)
     assert "processor's bits" in subprocess.check_output([program], text=True)
