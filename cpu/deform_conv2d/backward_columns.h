@@ -111,7 +111,7 @@ class BackwardColumns {
                           ValueWeights(sample, sample.mask),
                           CornersOf<A, A>(sample, x_sums_, nowhere_), column);
       Vectorised<A>(channels, gradients);
-      if (dots != nullptr) gradients.StoreDots(dots + i * kCorners);
+      if (dots != nullptr) gradients.template StoreDots<kFull>(dots + i * kCorners);
     }
   }
 

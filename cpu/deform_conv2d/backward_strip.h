@@ -46,13 +46,9 @@ class BackwardStrip {
     PixelSamples<A> samples(problem_, pixels_.size(), 1, arena);
     samples.Choose({group, group + 1});
     samples.Locate(pass_.primals, pass_.first_image, pixels_);
-    Range reach = {INT64_MAX, 0};
-    for (int64_t tap = 0; tap < problem_.taps(); ++tap) {
-      const TapSamples<A> list = List(samples, group, tap);
-      if (!pass_.want_reaches) continue;
-      for (int64_t i = 0; i < list.count; ++i) Extend(reach, list.samples[i]);
-    }
-    *pass_.ReachOf(strip_, group) = reach;
+    for (int64_t tap = 0; tap < problem_.taps(); ++tap) List(samples, group, tap);
+    if (!pass_.want_reaches) return;
+    *pass_.ReachOf(strip_, group) = samples.Reach(pixels_.size() * problem_.taps(), problem_.channels);
   }
 
   // Makes the gradients of offset and mask from the dot products of the blocks of an offset group.
@@ -90,27 +86,19 @@ class BackwardStrip {
   }
 
   // Lists the samples of a tap: one for each pixel, without samples whose column is zero.
-  TapSamples<A> List(const PixelSamples<A>& samples, int64_t group, int64_t tap) const {
+  void List(const PixelSamples<A>& samples, int64_t group, int64_t tap) const {
     const int64_t list = pass_.ListIndex(strip_, group, tap);
     const int64_t first = list * pass_.ListSize();
     int64_t count = 0;
     for (int64_t i = 0; i < pixels_.size(); ++i) {
-      const MaskedSample<A> sample = samples[i * problem_.taps() + tap];
-      pass_.samples[first + count] = sample;
+      MaskedSample<A>& sample = pass_.samples[first + count];
+      samples.CopyTo(sample, i * problem_.taps() + tap);
       pass_.rows[first + count] = static_cast<int32_t>(i);
       count += !IsZero(sample);
     }
     pass_.counts[list] = static_cast<int32_t>(count);
     if (count < pass_.ListSize()) {  // the partner of the last sample of an odd number
       pass_.rows[first + count] = static_cast<int32_t>(pixels_.size());
-    }
-    return pass_.SamplesOf(strip_, group, tap);
-  }
-
-  void Extend(Range& reach, const MaskedSample<A>& sample) const {
-    for (const int64_t corner : sample.corner) {
-      reach.begin = Min(reach.begin, corner == kOutside ? INT64_MAX : corner);
-      reach.end = Max(reach.end, corner == kOutside ? 0 : corner + problem_.channels);
     }
   }
 

@@ -255,45 +255,6 @@ JAX_DCN_INLINE A Sum(Vector<A, kBytes> vector) {
   }
 }
 
-// A sum over a loop of `Vectorised`, in lanes of each width that the loop takes.
-template <typename A, int kBytes = kVectorBytes>
-struct LaneSums {
-  Vector<A, kBytes> lanes = {};
-  LaneSums<A, kBytes / 2> narrower;
-
-  template <typename V>
-  JAX_DCN_INLINE V& Of() {
-    if constexpr (sizeof(V) == kBytes) {
-      return lanes;
-    } else {
-      return narrower.template Of<V>();
-    }
-  }
-
-  JAX_DCN_INLINE A Total() const { return Total(Vector<A, kBytes>{}); }
-
-  JAX_DCN_INLINE A Total(Vector<A, kBytes> wider) const {
-    Vector<A, kBytes / 2> halves[2];
-    wider += lanes;
-    __builtin_memcpy(halves, &wider, sizeof(halves));
-    return narrower.Total(halves[0] + halves[1]);
-  }
-};
-
-template <typename A>
-struct LaneSums<A, kNarrowestBytes / 2> {
-  A rest = 0;
-
-  template <typename V>
-  JAX_DCN_INLINE A& Of() {
-    return rest;
-  }
-
-  JAX_DCN_INLINE A Total(Vector<A, kNarrowestBytes / 2> wider) const {
-    return Sum<A, kNarrowestBytes / 2>(wider) + rest;
-  }
-};
-
 // Rounds sums to the type of the result.
 template <typename T, typename A>
 void RoundInto(T* result, const A* sums, int64_t size) {

@@ -10,6 +10,7 @@
 #include "cpu/runtime/pairs.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
+#include "cpu/runtime/vector_blocks.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
 
@@ -78,6 +79,28 @@ class SampleArrays {
       Store<A>(columns + i, value);
       turn += turn + step < channels ? step : step - channels;
     }
+  }
+
+  // The elements between the first and the last corner of some samples, where a corner is `size`
+  // elements. Begins at INT64_MAX if all corners are outside.
+  Range Reach(int64_t count, int64_t size) const {
+    uint64_t begin = INT64_MAX;  // less than kOutside
+    int64_t last = kOutside;
+    for (const int64_t* corner : corners_) {
+      for (int64_t i = 0; i < count; ++i) {
+        const auto index = static_cast<uint64_t>(corner[i]);
+        begin = index < begin ? index : begin;
+        last = corner[i] > last ? corner[i] : last;
+      }
+    }
+    return {static_cast<int64_t>(begin), last == kOutside ? 0 : last + size};
+  }
+
+  // Element by element: processors wait for a struct that is copied as a whole just after its parts
+  // are written.
+  JAX_DCN_INLINE void CopyTo(MaskedSample<A>& sample, int64_t i) const {
+    for (int c = 0; c < kCorners; ++c) sample.corner[c] = corners_[c][i];
+    sample.y = y[i], sample.x = x[i], sample.mask = mask[i];
   }
 
   JAX_DCN_INLINE MaskedSample<A> operator[](int64_t i) const {
@@ -190,6 +213,44 @@ struct PairInterpolation {
   }
 };
 
+// A sum for each corner, over a loop of `Vectorised`, in lanes of each width that the loop takes.
+template <typename A, int kBytes = kVectorBytes>
+struct CornerSums {
+  Vector<A, kBytes> lanes[kCorners] = {};
+  CornerSums<A, kBytes / 2> narrower;
+
+  template <typename V>
+  JAX_DCN_INLINE auto& Of() {
+    if constexpr (sizeof(V) == kBytes) {
+      return lanes;
+    } else {
+      return narrower.template Of<V>();
+    }
+  }
+
+  // With `kWhole`, the loop took no narrower vectors.
+  template <bool kWhole>
+  JAX_DCN_INLINE void AddTo(A* totals) const {
+    AddSums<A>(lanes, totals);
+    if constexpr (!kWhole) narrower.template AddTo<false>(totals);
+  }
+};
+
+template <typename A>
+struct CornerSums<A, kNarrowestBytes / 2> {
+  A lanes[kCorners] = {};
+
+  template <typename V>
+  JAX_DCN_INLINE auto& Of() {
+    return lanes;
+  }
+
+  template <bool>
+  JAX_DCN_INLINE void AddTo(A* totals) const {
+    AddSums<A>(lanes, totals);
+  }
+};
+
 // What a sample contributes to gradients, given the gradient g of its column:
 //   dots_i = Σ_c row_i[c] g[c]     sums_i += w_i g
 template <bool kDots, bool kSums, typename A, typename E>
@@ -198,7 +259,7 @@ struct SampleGradients {
   const CornerWeights<A> weights;
   const Corners<A> sums;
   const A* const column;
-  LaneSums<A> dots[kCorners];
+  CornerSums<A> dots;
 
   JAX_DCN_INLINE SampleGradients(const Corners<const E>& corners, const CornerWeights<A>& weights,
                                  const Corners<A>& sums, const A* column)
@@ -208,15 +269,19 @@ struct SampleGradients {
   JAX_DCN_INLINE void At(int64_t c) {
     const V g = Read<V>(column + c);
     for (int i = 0; i < kCorners; ++i) {
-      if (kDots) dots[i].template Of<V>() += Read<V>(corners.row[i] + c) * g;
+      if (kDots) dots.template Of<V>()[i] += Read<V>(corners.row[i] + c) * g;
       // Each sum is written before the next is read: by the legacy rule two corners may be one
       // pixel.
       if (kSums) Write(sums.row[i] + c, Read<V>(sums.row[i] + c) + weights.corner[i] * g);
     }
   }
 
+  // With `kWhole`, whole vectors make up the channels.
+  template <bool kWhole>
   JAX_DCN_INLINE void StoreDots(A* result) const {
-    for (int i = 0; i < kCorners; ++i) result[i] = dots[i].Total();
+    A totals[kCorners] = {};
+    dots.template AddTo<kWhole>(totals);
+    __builtin_memcpy(result, totals, sizeof(totals));
   }
 };
 
