@@ -42,17 +42,26 @@ class Loop {
   Loop(int64_t items, int64_t workers, size_t scratch_bytes, Executor::Body body,
        const void* context)
       : items_(items),
+        workers_(workers),
+        shares_(std::make_unique<Share[]>(workers)),
         scratch_bytes_((scratch_bytes + kAlignment - 1) / kAlignment * kAlignment),
         scratch_(std::in_place, scratch_bytes_ * workers),
         body_(body),
-        context_(context) {}
+        context_(context) {
+    for (int64_t i = 0; i < workers; ++i) {
+      shares_[i].next = items * i / workers;
+      shares_[i].end = items * (i + 1) / workers;
+    }
+  }
 
+  // A worker takes the items of its own share, then what others have left of theirs. Call after
+  // call, an item so meets the same thread, whose cache may hold the data of the item.
   void Work() {
-    char* scratch = nullptr;
+    const int64_t worker = worker_.fetch_add(1);
+    if (worker >= workers_) return;
     int64_t finished = 0;
-    for (int64_t item; (item = next_.fetch_add(1)) < items_; ++finished) {
-      if (scratch == nullptr) scratch = scratch_->data() + scratch_bytes_ * worker_.fetch_add(1);
-      body_(context_, item, scratch);
+    for (int64_t i = 0; i < workers_; ++i) {
+      finished += WorkOn(shares_[(worker + i) % workers_], worker);
     }
     if (finished > 0 && finished_.fetch_add(finished) + finished == items_) {
       // The lock orders the signal after the caller's check, so the caller cannot miss the signal.
@@ -71,12 +80,30 @@ class Loop {
   }
 
  private:
-  const int64_t items_;
+  struct alignas(kAlignment) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+
+  // Returns the number of items.
+  int64_t WorkOn(Share& share, int64_t worker) {
+    int64_t finished = 0;
+    while (share.next.load() < share.end) {
+      const int64_t item = share.next.fetch_add(1);
+      if (item >= share.end) break;
+      body_(context_, item, scratch_->data() + scratch_bytes_ * worker);
+      ++finished;
+    }
+    return finished;
+  }
+
+  const int64_t items_, workers_;
+  const std::unique_ptr<Share[]> shares_;
   const size_t scratch_bytes_;
   std::optional<Memory> scratch_;
   const Executor::Body body_;
   const void* const context_;
-  std::atomic<int64_t> next_{0}, worker_{0}, finished_{0};
+  std::atomic<int64_t> worker_{0}, finished_{0};
   std::mutex mutex_;
   std::condition_variable all_finished_;
 };

@@ -4,8 +4,8 @@
 `python -m benchmarks.cpu.scaling`
 
 Every work item of every loop of a call runs on one thread, in order, and is timed. From these times
-follows how long the call would take on more cores: loops one after the other, items handed out in
-order to the core that is free first, the time between loops as on one thread. This is a model: its
+follows how long the call would take on more cores: loops one after the other, each core with a
+share of the items and then with what others have left, the time between loops as on one thread. This is a model: its
 cores share no caches and no memory bandwidth, keep their clock rate, and start at once. On the cores
 that are there, the last column compares the model's speed-up with a measured one.
 """

@@ -3,6 +3,7 @@
 
 import dataclasses
 import heapq
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 
@@ -25,17 +26,22 @@ class Loop:
 
 
 def seconds(loops: Iterable[Loop], cores: int) -> float:
-    """The loops one after the other. Each item goes to the core that is free first, in order."""
+    """The loops one after the other."""
     return sum(loop.before + makespan(loop.items, cores) for loop in loops) / 1e9
 
 
-def makespan(items: Iterable[int], cores: int) -> int:
-    """When the last of some items ends.
+def makespan(items: Sequence[int], cores: int) -> int:
+    """When the last of some items ends. A core takes the items of its share, then those of others.
 
     >>> makespan([3, 1, 1, 2], cores=2)
     4
     """
-    free = [0] * cores
-    for item in items:
-        heapq.heapreplace(free, free[0] + item)
-    return max(free)
+    count = len(items)
+    cores = max(1, min(cores, count))
+    shares = [deque(items[count * i // cores : count * (i + 1) // cores]) for i in range(cores)]
+    free = [(0, core) for core in range(cores)]
+    for _ in range(count):
+        time, core = free[0]
+        share = next(s for s in (*shares[core:], *shares[:core]) if s)
+        heapq.heapreplace(free, (time + share.popleft(), core))
+    return max(free)[0]
