@@ -31,6 +31,19 @@ JAX_DCN_INLINE Vector<A> Gather(const A* data, Vector<IndexOf<A>> index) {
   return index < 0 ? Vector<A>{} : elements;
 }
 
+#if defined(__AVX2__) && !defined(JAX_DCN_EMULATE_AVX512)
+JAX_DCN_INLINE Vector<float> Gather(const float* data, Vector<int32_t> index) {
+#if defined(__AVX512F__)
+  const auto wide = (__m512i)index;
+  const __mmask16 inside = _mm512_cmpge_epi32_mask(wide, _mm512_setzero_si512());
+  return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, wide, data, sizeof(float));
+#else
+  const auto inside = (__m256)~index;  // the sign of a lane tells whether the lane is loaded
+  return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), data, (__m256i)index, inside, sizeof(float));
+#endif
+}
+#endif
+
 // Samples as arrays of their parts, in whole vectors.
 template <typename A>
 class SampleArrays {

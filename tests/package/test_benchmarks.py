@@ -70,7 +70,7 @@ def test_an_engine_with_other_results_is_refused():
     measure.check(workers, [("openvino", TINY, "forward", "float32")])
 
 
-def test_items_go_in_order_to_the_core_that_is_free_first():
+def test_a_core_takes_its_share_of_items_and_then_what_others_have_left():
     assert [model.makespan((5, 3, 1, 2, 4), cores) for cores in (1, 2, 3, 64)] == [15, 8, 6, 5]
     loops = [model.Loop(10, 3, 3), model.Loop(1, 2, 2, 2), model.Loop(7)]
     assert model.seconds(loops, 2) == (10 + 3 + 1 + 4 + 7) / 1e9
