@@ -59,10 +59,13 @@ def decode(data: str | pathlib.Path | bytes, name: str = "") -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+            upright = _eight_bits(ImageOps.exif_transpose(image))
+            upright.info.pop("transparency", None)  # Pillow warns of what a palette would lose.
+            return np.asarray(upright.convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"There is no image {data}: check the path.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # Pillow has errors of Python's own for damaged files, another one for each format.
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = str(error).rstrip(".")
         raise UserError(
             f"Cannot decode {name or data} ({reason}): replace the file or delete it, then run "

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a training step of the ImageNet example sees depends on the seed and the step alone."""
 
+import contextlib
 import functools
 import pathlib
 import subprocess
@@ -211,6 +212,40 @@ def test_images_of_other_modes_become_red_green_and_blue_of_8_bits(tmp_path):
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(UserError, match="pixels of 32 bits, mode F"):
         decode(tmp_path / "float.tiff")
+
+
+def test_images_with_palettes_or_inks_have_their_colours(tmp_path):
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (16, 3), np.uint8)
+    places = random.integers(0, 16, (5, 7), np.uint8)
+    palette = Image.fromarray(places, "P")
+    palette.putpalette(colours.tobytes())
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(0, 160, 10)))
+    np.testing.assert_array_equal(decode(tmp_path / "palette.png"), colours[places])
+    inks = Image.fromarray(random.integers(0, 256, (5, 7, 4), np.uint8), "CMYK")
+    inks.save(tmp_path / "inks.tiff")
+    c, m, y, k = np.moveaxis(np.asarray(inks, float) / 255, -1, 0)
+    expected = 255 * (1 - np.stack([c, m, y], -1)) * (1 - k)[..., None]
+    assert np.abs(decode(tmp_path / "inks.tiff") - expected).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tiff", "avif"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Of Pillow, about damaged tags of TIFF.
+def test_damaged_image_is_named(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 37, 3), np.uint8)
+    try:
+        Image.fromarray(pixels).save(path)
+    except (KeyError, ValueError, OSError) as error:
+        pytest.skip(f"Pillow does not write {suffix} here: {error}")
+    whole = path.read_bytes()
+    for length in range(0, len(whole) // 2, 31):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=rf"Cannot decode .*cut.{suffix} \(.*replace the file"):
+            decode(path)
+    for place in range(300):
+        with contextlib.suppress(UserError):  # One byte may not matter.
+            assert decode(whole[:place] + b"\0" + whole[place + 1 :]).dtype == np.uint8
 
 
 def test_packed_images_are_those_of_the_folder(tmp_path):
