@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from examples.imagenet.errors import UserError, check_option
+from examples.imagenet.errors import OptionError, UserError, check_option
 from examples.imagenet.models import ResNet, resnet
 from jax_dcn.nnx import DeformConv
 
@@ -101,7 +101,7 @@ class Run:
     initial: pathlib.Path | None = None
     """Folder of a run, or of imported weights, whose weights to start with."""
     epochs: float = 1.0
-    """How often to see every image."""
+    """How often to see every image, for at least one step."""
     steps: int | None = None
     """How many steps to train, instead of epochs."""
     batch_size: int = 16
@@ -125,8 +125,10 @@ class Run:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "evaluate_every", "log_every"):
             check_option(name, getattr(self, name), 1)
-        for name in ("epochs", "offset_rate", "workers"):
+        for name in ("offset_rate", "workers"):
             check_option(name, getattr(self, name), 0)
+        if not 0 < self.epochs < math.inf:
+            raise OptionError(f"--epochs must be above 0 and finite, got {self.epochs}.")
         check_option("seed", self.seed, 0, LARGEST_SEED)
 
     def total_steps(self, steps_of_epoch: float) -> int:
