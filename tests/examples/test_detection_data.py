@@ -23,6 +23,7 @@ from examples.detection.data.batches import (
 from examples.detection.data.coco import CocoReader, Objects
 from examples.detection.data.compose import Warp, compose
 from examples.detection.data.images import normalise, resize
+from examples.detection.data.outlines import counts_of
 from examples.detection.model.architecture import Architecture, View
 from examples.detection.model.boxes import CONVENTIONS
 from examples.imagenet.data import Share
@@ -396,6 +397,8 @@ BARE = {
     [
         ("images", {"height": None}, "Entry 0 of 'images' .* None as its 'height'"),
         ("images", {"width": 0}, "0 as its 'width'"),
+        ("images", {"width": 50.5}, "50.5 as its 'width'"),
+        ("images", {"height": float("inf")}, "inf as its 'height'"),
         ("images", {"file_name": 7}, "7 as its 'file_name'"),
         ("images", {"id": [1]}, r"\[1\] as its 'id'"),
         ("annotations", {"bbox": [1, 2, 3]}, r"\[1, 2, 3\] as its 'bbox'"),
@@ -403,6 +406,8 @@ BARE = {
         ("annotations", {"bbox": [1, 2, float("nan"), 4]}, "as its 'bbox'"),
         ("annotations", {"category_id": "4"}, "'4' as its 'category_id'"),
         ("annotations", {"area": None}, "None as its 'area'"),
+        ("annotations", {"area": float("nan")}, "nan as its 'area'"),
+        ("annotations", {"iscrowd": "0"}, "'0' as its 'iscrowd'"),
         ("categories", {"name": None}, "None as its 'name'"),
     ],
 )
@@ -410,7 +415,7 @@ def test_fields_that_are_wrong_or_missing_are_named(tmp_path, kind, change, mess
     read_changed(tmp_path, {})
     with pytest.raises(UserError, match=message):
         read_changed(tmp_path, {kind: [BARE[kind][0] | change]})
-    for name in change.keys() - {"area"}:
+    for name in change.keys() - {"area", "iscrowd"}:
         entry = {field: value for field, value in BARE[kind][0].items() if field != name}
         with pytest.raises(UserError, match=f"'nothing' as its '{name}'"):
             read_changed(tmp_path, {kind: [entry]})
@@ -457,7 +462,7 @@ def test_objects_come_from_the_instances_and_the_folder_of_their_name(folder, tm
 
 def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):
     reader = read_changed(tmp_path, {})
-    with pytest.raises(UserError, match=r"box \[5, 6, 7, 8\] has no segmentation"):
+    with pytest.raises(UserError, match=r"box \[5, 6, 7, 8\] of .*json has no segmentation"):
         reader.check_masks()
     for outline in ([], [[]], [5, 6, 12], {"counts": [0, 9]}, "polygon"):
         entry = BARE["annotations"][0] | {"segmentation": outline}
@@ -465,6 +470,66 @@ def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):
             read_changed(tmp_path, {"annotations": [entry]}).check_masks()
     entry = BARE["annotations"][0] | {"segmentation": [[5, 6, 12, 6, 12, 14]]}
     read_changed(tmp_path, {"annotations": [entry, entry | {"image_id": 9}]}).check_masks()
+
+
+RUNS = run_lengths.encode(np.asfortranarray(np.eye(40, 50, dtype=np.uint8)))["counts"].decode()
+
+
+@pytest.mark.parametrize(
+    ("outline", "fault"),
+    [
+        ({"size": [50, 40], "counts": RUNS}, r"size \[50, 40\], and the image has \[40, 50\]"),
+        ({"size": [40, 50, 1], "counts": RUNS}, r"size \[40, 50, 1\]"),
+        (
+            {"size": [40, 50], "counts": RUNS[:-1]},
+            "counts that are no run lengths",  # Cut off.
+        ),
+        ({"size": [40, 50], "counts": ""}, "counts of 0 pixels"),
+        (
+            {"size": [40, 50], "counts": RUNS + "1"},
+            "counts of [0-9]+ pixels, and the image has 2000",
+        ),
+        ({"size": [40, 50], "counts": "garbage"}, "counts"),
+        ({"size": [40, 50], "counts": RUNS + "\x7f"}, "counts that are no run lengths"),
+        ({"size": [40, 50], "counts": 9 * "o" + "0"}, "counts that are no run lengths"),
+        ({"size": [40, 50], "counts": [0, 2001]}, "counts of 2001 pixels, and the image has 2000"),
+        ({"size": [40, 50], "counts": [-1, 2001]}, "counts that are no run lengths"),
+        ({"size": [40, 50], "counts": [1000.5, 999.5]}, "counts that are no run lengths"),
+        ({"size": [40, 50], "counts": 2000}, "counts that are no run lengths"),
+        ([[5, 6, 12, 6, 12, 14, 3]], "a polygon of 7 numbers, which are no pairs"),
+        ([[5, 6, 12, 6, 12, "14"]], "corners that are no numbers"),
+        ([[5, 6, 12, 6, 12, 14], [5, 6, 12, 6, 12, float("nan")]], "corners that are no numbers"),
+    ],
+)
+def test_damaged_masks_are_refused_with_their_annotation(tmp_path, outline, fault):
+    sound = BARE["annotations"][0] | {"id": 3, "segmentation": {"size": [40, 50], "counts": RUNS}}
+    read_changed(tmp_path, {"annotations": [sound]}).check_masks()
+    damaged = sound | {"id": 8, "segmentation": outline}
+    reader = read_changed(tmp_path, {"annotations": [sound, damaged]})
+    message = f"^Annotation 8 of .*json has a segmentation with .*{fault}.*: write the mask again"
+    with pytest.raises(UserError, match=message):
+        reader.check_masks()
+    with pytest.raises(UserError, match=message):
+        reader.objects(0, cells=5)
+
+
+@pytest.mark.parametrize("density", [0, 0.01, 0.5, 0.99, 1])
+def test_packed_run_lengths_are_those_of_the_columns(density):
+    mask = np.random.default_rng(0).random((61, 83)) < density
+    packed = run_lengths.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    expected = np.diff(np.concatenate([[0], edges, [mask.size]]))
+    np.testing.assert_array_equal(counts_of(packed), expected)
+    np.testing.assert_array_equal(counts_of(expected.tolist()), expected)
+
+
+def test_sizes_written_as_floats_are_whole_pixels(tmp_path):
+    image = BARE["images"][0] | {"height": 40.0, "width": 50.0}
+    entry = BARE["annotations"][0] | {"segmentation": [[5, 6, 12, 6, 12, 14]]}
+    reader = read_changed(tmp_path, {"images": [image], "annotations": [entry]})
+    assert reader.objects(0, cells=9).masks.shape == (1, 9, 9)
+    assert [type(reader.images[0][name]) for name in ("height", "width")] == [int, int]
 
 
 @pytest.mark.parametrize("conventions", CONVENTIONS)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as run_lengths
 
 from examples.detection.data.masks import in_box
+from examples.detection.data.outlines import fault_of, is_outline, mask_of
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 
@@ -102,14 +102,10 @@ class CocoReader:
         return np.array(chosen)
 
     def check_masks(self) -> None:
-        """Refuses annotations without a mask."""
-        for entries in self._annotations.values():
-            for entry in entries:
-                if not _is_outline(entry.get("segmentation")):
-                    raise UserError(
-                        f"The annotation of {self.path} with the box {entry['bbox']} has no "
-                        "segmentation in polygons or run lengths: choose --model faster, or add masks."
-                    )
+        """Refuses annotations without a mask, or with one that is damaged."""
+        for index, image in enumerate(self.images):
+            for entry in self._of(index):
+                _check_outline(entry, image, self.path)
 
     def _of(self, index: int) -> list[dict[str, Any]]:
         return self._annotations.get(self.images[index]["id"], [])
@@ -153,6 +149,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         if not entries and kind != "annotations":
             raise UserError(f"{path} has no {kind}: its list is empty.")
         _check_entries(path, kind, entries)
+    for image in content["images"]:  # Some programs write 480.0.
+        image |= {name: int(image[name]) for name in ("height", "width")}
     return content
 
 
@@ -174,25 +172,26 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
     """The first field that is missing or that makes no sense."""
     for name, kind in fields.items():
         value = entry.get(name) if isinstance(entry, dict) else None
-        if not isinstance(value, kind) or (kind is _NUMBER and not value > 0):
+        if not isinstance(value, kind) or (kind is _NUMBER and not _is_length(value)):
             return name
         if name == "bbox" and not _is_box(value):
             return name
-    area = entry.get("area", 0)
-    return None if isinstance(area, _NUMBER) else "area"
+    if not _is_finite(entry.get("area", 0)):
+        return "area"
+    return None if entry.get("iscrowd", 0) in (0, 1) else "iscrowd"
 
 
-def _is_outline(value: Any) -> bool:
-    """Whether this is made of polygons, or of run lengths."""
-    if isinstance(value, dict):
-        return {"size", "counts"} <= value.keys()
-    polygons = value if isinstance(value, list) else []
-    # pycocotools takes four numbers for a box.
-    return bool(polygons) and all(isinstance(p, list) and len(p) >= 4 for p in polygons)
+def _is_length(value: float) -> bool:
+    """Whether this is a whole number of pixels."""
+    return value > 0 and value % 1 == 0
 
 
 def _is_box(value: list[Any]) -> bool:
-    return len(value) == 4 and all(isinstance(x, _NUMBER) and math.isfinite(x) for x in value)
+    return len(value) == 4 and all(map(_is_finite, value))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, _NUMBER) and math.isfinite(value)
 
 
 def _by_image(annotations: list[dict], category_ids: list[int]) -> dict[int, list[dict]]:
@@ -214,23 +213,20 @@ def _is_object(entry: dict[str, Any], image: dict[str, Any]) -> bool:
 
 
 def _mask(entry: dict[str, Any], image: dict[str, Any], path: pathlib.Path) -> np.ndarray:
-    """The pixels `[H, W]` of an object, from polygons or run lengths."""
-    size = image["height"], image["width"]
+    """The pixels `[H, W]` of an object."""
+    _check_outline(entry, image, path)
+    return mask_of(entry["segmentation"], (image["height"], image["width"]))
+
+
+def _check_outline(entry: dict[str, Any], image: dict[str, Any], path: pathlib.Path) -> None:
+    box = f"The annotation with the box {entry['bbox']}"
+    name = f"Annotation {entry['id']}" if "id" in entry else box
     outline = entry.get("segmentation")
-    if not outline:
+    if not is_outline(outline):
         raise UserError(
-            f"Annotation {entry['id']} of {path} has no segmentation to train masks on."
+            f"{name} of {path} has no segmentation in polygons or run lengths: choose --model "
+            "faster, or add masks."
         )
-    try:
-        if isinstance(outline, list):
-            runs = run_lengths.merge(run_lengths.frPyObjects(outline, *size))
-        elif isinstance(outline["counts"], list):
-            runs = run_lengths.frPyObjects(outline, *size)
-        else:
-            runs = outline
-        return run_lengths.decode(runs).astype(bool)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"The segmentation of annotation {entry['id']} of {path} is neither polygons nor run "
-            f"lengths ({error})."
-        ) from error
+    fault = fault_of(outline, (image["height"], image["width"]))
+    if fault is not None:
+        raise UserError(f"{name} of {path} has a segmentation with {fault}: write the mask again.")
