@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
@@ -130,12 +131,30 @@ def test_losses_of_two_processes_equal_those_of_one(composed, compilations):
         assert two == pytest.approx(one, rel=1e-9)
 
 
+def training_of(arguments, data) -> Training:
+    settings = tyro.cli(
+        Preset, args=[*arguments, "--data", str(data)], config=(tyro.conf.OmitArgPrefixes,)
+    )
+    return Training(settings, None)
+
+
+def test_choice_of_boxes_depends_on_the_number_of_the_step(composed):
+    training = training_of(TRAIN[1:], composed)
+    batch = training.placement.put_batch(next(training.batches(0)))
+
+    def losses_of_step(step):
+        state = jax.tree.map(jnp.copy, training.state)._replace(step=jnp.int32(step))
+        return {name: float(loss) for name, loss in training.train_step(state, batch)[1].items()}
+
+    found = losses_of_step(3)
+    assert losses_of_step(3) == found
+    other = losses_of_step(4)
+    assert all(other[name] != found[name] for name in ("rpn_class", "class"))
+
+
 def test_networks_in_bfloat16_have_about_the_losses_of_float64(composed, trained):
     arguments = ["bfloat16" if word == "float64" else word for word in TRAIN[1:]]
-    settings = tyro.cli(
-        Preset, args=[*arguments, "--data", str(composed)], config=(tyro.conf.OmitArgPrefixes,)
-    )
-    training = Training(settings, None)
+    training = training_of(arguments, composed)
     batch = training.placement.put_batch(next(training.batches(0)))
     state, found = training.train_step(training.state, batch)
     assert {array.dtype for array in jax.tree.leaves(state.weights)} == {np.dtype(np.float32)}
