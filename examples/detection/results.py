@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compares detectors on composed images under one budget: `python -m examples.detection.results`."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -24,7 +25,7 @@ from examples.detection.data.compose import compose
 from examples.detection.data.measure import average_precision, measure
 from examples.detection.training.recipes import COMPOSED, Settings
 from examples.imagenet.command_line import in_words
-from examples.imagenet.devices import place
+from examples.imagenet.devices import place, processor
 from examples.imagenet.errors import UserError, check_option
 
 DETECTORS = {
@@ -65,7 +66,8 @@ def results(
       train_images: Composed images to train on.
       val_images: Composed images to test on.
       only: Which detectors, among plain, DCN, modulated DCN, modulated pooling, both.
-      pages: Markdown files whose table of detectors becomes that of the results.
+      pages: Markdown files whose table of detectors, means and processors become those of the
+        results.
     """
     for name, value in dict(seeds=seeds, train_images=train_images, val_images=val_images).items():
         check_option(name, value, 1)
@@ -113,8 +115,13 @@ def _run(
         **_precisions(settings),
         # Time since the last start, if the run was interrupted.
         "seconds": round(seconds),
+        "processor": processor(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
-        "versions": {"jax": jax.__version__, "jax_dcn": jax_dcn.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jax_dcn": jax_dcn.__version__,
+        },
     }
 
 
@@ -180,12 +187,24 @@ def summary(runs: Sequence[dict[str, Any]]) -> str:
     return f"help most here: {moved} against {plain}, and {both} together with"
 
 
+def processors(runs: Sequence[dict[str, Any]]) -> str:
+    """How many runs were made on which processor."""
+    counts = collections.Counter(run["processor"] for run in runs)
+    words = [f"{count} on {name}" for name, count in counts.most_common()]
+    return f"Runs by processor: {', '.join(words)}."
+
+
 def with_results(page: str, runs: Sequence[dict[str, Any]]) -> str:
-    """A page in Markdown with the table and the means of these runs in place of older ones."""
-    page, tables = re.subn(r"^\| detector \|.*(\n\|.*)+", table(runs), page, flags=re.MULTILINE)
-    page, sentences = re.subn(r"help most here: .* together with", summary(runs), page)
-    if (tables, sentences) != (1, 1):
-        raise UserError("A page must have one table of detectors and one sentence on their means.")
+    """A page in Markdown with what is said of these runs in place of what it says of older ones."""
+    contents = {
+        "table of detectors": (r"^\| detector \|.*(\n\|.*)+", table(runs)),
+        "sentence on their means": (r"help most here: .* together with", summary(runs)),
+        "list of their processors": (r"^Runs by processor: .*", processors(runs)),
+    }
+    for name, (pattern, content) in contents.items():
+        page, count = re.subn(pattern, lambda _, new=content: new, page, flags=re.MULTILINE)
+        if count != 1:
+            raise UserError(f"A page must have one {name}; this one has {count}.")
     return page
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 
 import numpy as np
 import orbax.checkpoint
@@ -15,6 +14,7 @@ from flax import nnx
 
 import jax_dcn
 from examples.digits.models import Classifier
+from examples.imagenet.devices import processor
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
 
@@ -97,22 +97,13 @@ def write_results(path: pathlib.Path, results: list[Result], settings: dict) -> 
     content = {
         "settings": settings,
         "results": [dataclasses.asdict(result) for result in results],
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "jax_dcn": {"version": jax_dcn.__version__, **jax_dcn.available_implementations()},
     }
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")
-
-
-def _processor() -> str:
-    try:
-        information = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:  # Not Linux.
-        information = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", information, re.MULTILINE)
-    return found[1] if found else platform.processor()
 
 
 def save_parameters(path: pathlib.Path, model: Classifier) -> None:

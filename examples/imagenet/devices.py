@@ -4,6 +4,9 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
+import platform
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -104,6 +107,16 @@ def place(
     return Placement(
         *(NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     )
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        information = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # Not Linux.
+        information = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", information, re.MULTILINE)
+    return found[1] if found else platform.processor()
 
 
 def one_device() -> Placement:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Average precisions equal pycocotools' on detections made by hand, and values worked out by hand."""
 
+import itertools
 import json
 import pathlib
 
@@ -11,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from examples.detection.data.measure import average_precision, measure
-from examples.detection.results import table, with_results
+from examples.detection.results import DETECTORS, table, with_results
 from examples.imagenet.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -155,22 +156,40 @@ def test_precision_of_some_annotations_ignores_the_others():
     assert precision(found, 0, 90) == measure(content, found).summary["AP"]
 
 
+@pytest.fixture(scope="module")
+def recorded() -> list[dict]:
+    return json.loads((ROOT / "benchmarks" / "results" / "detection.json").read_text())["runs"]
+
+
+def test_every_detector_has_a_recorded_run_of_each_of_three_seeds(recorded):
+    runs = [(run["detector"], run["seed"]) for run in recorded]
+    assert sorted(runs) == sorted(itertools.product(DETECTORS, range(3)))
+
+
 @pytest.mark.parametrize("page", ["README.md", "examples/detection/README.md"])
-def test_pages_show_the_table_of_the_recorded_runs(page):
-    recorded = json.loads((ROOT / "benchmarks" / "results" / "detection.json").read_text())
+def test_pages_show_the_table_of_the_recorded_runs(page, recorded):
     text = (ROOT / page).read_text()
-    assert with_results(text, recorded["runs"]) == text
+    assert with_results(text, recorded) == text
 
 
 def test_results_take_the_place_of_older_ones_on_a_page():
+    measured = dict(AP50=0.5, rotation={"0 to 20": 0.25}, side={"20 to 30": 0.125})
     runs = [
-        dict(detector=name, AP=ap, AP50=0.5, rotation={"0 to 20": 0.25}, side={"20 to 30": 0.125})
-        for name, ap in [("plain", 0.25), ("modulated pooling", 0.5), ("both", 0.5), ("both", 0.7)]
+        dict(detector=name, AP=ap, processor=processor, **measured)
+        for name, ap, processor in [
+            ("plain", 0.25, "Some(R) Processor"),
+            ("modulated pooling", 0.5, r"Other \1"),
+            ("both", 0.5, "Some(R) Processor"),
+            ("both", 0.7, "Some(R) Processor"),
+        ]
     ]
     rest = "of convolutions.\n\n| other | table |\n|---|---|\n"
-    older = "| detector | runs |\n|---|---|\n| plain | 1 |\n"
+    older = "| detector | runs |\n|---|---|\n| plain | 1 |\n\nRuns by processor: 1 on a third.\n"
     page = f"Before\n\n{older}\nBins help most here: 1 against 2, and 3 together with {rest}"
-    expected = "Bins help most here: 50.0 against 25.0, and 60.0 together with"
-    assert with_results(page, runs) == f"Before\n\n{table(runs)}\n\n{expected} {rest}"
-    with pytest.raises(UserError, match="one table of detectors"):
-        with_results("Nothing", runs)
+    by_processor = "Runs by processor: 3 on Some(R) Processor, 1 on Other \\1.\n"
+    means = "Bins help most here: 50.0 against 25.0, and 60.0 together with"
+    expected = f"Before\n\n{table(runs)}\n\n{by_processor}\n{means} {rest}"
+    assert with_results(page, runs) == expected
+    for lost in ("| detector |", "help most here", "Runs by processor"):
+        with pytest.raises(UserError, match=r"must have one .*; this one has 0"):
+            with_results(page.replace(lost, ""), runs)
