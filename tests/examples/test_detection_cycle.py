@@ -20,11 +20,12 @@ from pycocotools import mask as run_lengths
 
 from examples.detection.__main__ import _COMMANDS, main
 from examples.detection.commands.evaluate import load as load_run, make_finder
-from examples.detection.commands.predict import images_of, load_detector
+from examples.detection.commands.predict import drawn, images_of, load_detector
 from examples.detection.commands.train import Training
 from examples.detection.commands.weights import initial_weights
 from examples.detection.data.coco import CocoReader
 from examples.detection.data.measure import measure
+from examples.detection.model.detect import Detections
 from examples.detection.results import main as compare
 from examples.detection.training.recipes import COMPOSED, Preset
 from examples.imagenet.checkpoint import Checkpoints, Description
@@ -215,6 +216,15 @@ def test_predict_draws_and_lists_detections(predicted):
     with Image.open(folder / first["picture"]) as drawn, Image.open(image) as plain:
         assert drawn.size == plain.size
         assert np.any(np.asarray(drawn) != np.asarray(plain))
+
+
+def test_box_of_less_than_a_pixel_is_drawn():
+    # As the seed measures: 0.5 pixels wide, 0.25 high.
+    box = np.array([[12.0, 7.0, 11.5, 6.25]], np.float32)
+    found = Detections(box, np.array([0.5]), np.array([1]), np.array([True]), None)
+    pixels = np.zeros((19, 31, 3), np.uint8)
+    picture = drawn(pixels, found, None, ["first", "second"])
+    assert picture.shape == pixels.shape and picture[7, 12].any() and not picture[:6, :11].any()
 
 
 def test_exported_program_finds_what_predict_does(predicted, trained, tmp_path):

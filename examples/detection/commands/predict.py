@@ -115,7 +115,8 @@ def drawn(
     pen = ImageDraw.Draw(canvas)
     for row in reversed(range(len(detections.labels))):
         colour = colour_of(detections.labels[row], len(class_names))
-        corners = [float(corner) for corner in detections.boxes[row]]
+        # The seed's boxes of less than a pixel end left of where they start.
+        corners = np.sort(detections.boxes[row].reshape(2, 2), axis=0).ravel().tolist()
         pen.rectangle(corners, outline=colour, width=max(1, min(pixels.shape[:2]) // 300))
         name = f"{class_names[detections.labels[row]]} {detections.scores[row]:.2f}"
         box = pen.textbbox(corners[:2], name)
