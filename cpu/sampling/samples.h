@@ -4,6 +4,7 @@
 #define JAX_DCN_CPU_SAMPLING_SAMPLES_H_
 
 #include <cstdint>
+#include <limits>
 
 #include "common/sampling/bilinear.h"
 #include "common/sampling/locate.h"
@@ -44,6 +45,16 @@ JAX_DCN_INLINE Vector<float> Gather(const float* data, Vector<int32_t> index) {
 }
 #endif
 
+// Offsets in a map up to this one are computed in integers of the size of a coordinate, which takes
+// less time. A build with little memory lets tests see wide offsets in small maps.
+#if defined(JAX_DCN_LITTLE_MEMORY)
+template <typename A>
+constexpr int64_t kNarrowOffsets = 1 << 10;
+#else
+template <typename A>
+constexpr int64_t kNarrowOffsets = std::numeric_limits<IndexOf<A>>::max();
+#endif
+
 // Samples as arrays of their parts, in whole vectors.
 template <typename A>
 class SampleArrays {
@@ -60,6 +71,7 @@ class SampleArrays {
   // are `strides` elements apart.
   void Locate(const SampledMap<2>& map, int64_t first, const int64_t (&strides)[2], int64_t begin,
               int64_t end) const {
+    const bool narrow = (map.size[0] + 1) * strides[0] <= kNarrowOffsets<A>;
     for (int64_t i = begin; i < end; i += kLanes<A>) {
       const Vector<A> position[] = {Load(y + i), Load(x + i)};
       const auto at = jax_dcn::Locate<A>(map, position);
@@ -68,7 +80,11 @@ class SampleArrays {
       const auto weights =
           ValueWeights<Vector<A>>({{}, at.fraction[0], at.fraction[1]}, Load(mask + i));
       for (int c = 0; c < kCorners; ++c) Store<A>(weights_[c] + i, weights.corner[c]);
-      for (int part = 0; part < kParts; ++part) SetCorners(at, part, first, strides, i);
+      if (narrow) {
+        SetNarrowCorners(at, first, strides, i);
+      } else {
+        for (int part = 0; part < kParts; ++part) SetCorners(at, part, first, strides, i);
+      }
     }
   }
 
@@ -137,6 +153,21 @@ class SampleArrays {
     U found;
     __builtin_memcpy(&found, reinterpret_cast<const char*>(&vector) + part * sizeof(U), sizeof(U));
     return found;
+  }
+
+  JAX_DCN_INLINE void SetNarrowCorners(const Location<2, Vector<A>>& at, int64_t first,
+                                       const int64_t (&strides)[2], int64_t i) const {
+    using Index = IndexOf<A>;
+    const Index steps[] = {static_cast<Index>(strides[0]), static_cast<Index>(strides[1])};
+    Vector<Index> corner[kCorners];
+    jax_dcn::SetCorners(at, Index{0}, steps, corner);
+    for (int c = 0; c < kCorners; ++c) {
+      for (int part = 0; part < kParts; ++part) {
+        using Some = Vector<Index, kVectorBytes / kParts>;
+        const auto offset = ToIndex<Vector<int64_t>>(PartOf<Some>(corner[c], part));
+        Store<int64_t>(corners_[c] + i + part * kLanes<int64_t>, (offset + first) | (offset < 0));
+      }
+    }
   }
 
   JAX_DCN_INLINE void SetCorners(const Location<2, Vector<A>>& at, int part, int64_t first,
