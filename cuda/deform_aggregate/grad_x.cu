@@ -7,12 +7,12 @@
 
 #include "cuda/deform_aggregate/kernels.h"
 #include "cuda/deform_aggregate/sizes.h"
+#include "cuda/sampling/fill.cuh"
 #include "cuda/sampling/gather.cuh"
 
 namespace jax_dcn {
 namespace {
 
-constexpr unsigned kBinThreads = 256;
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 // Some segments, [N, G], whose bins are held at once.
@@ -23,65 +23,39 @@ struct Segments {
   JAX_DCN_INLINE int32_t samples() const { return count * sizes.queries * sizes.samples; }
 };
 
-// A sample of the segments, which count their samples [segments, Q, T], and the entries of the
-// sample.
+// The samples of the segments, [segments, Q, T], for FillBins.
 template <typename A>
-struct SampleEntries {
-  int32_t segment, first_bin, first_id;  // the segment is counted from the first one
-  int64_t index;                         // in `weights`
-  AggregateRead<A> read;
+struct SegmentSamples {
+  using Type = A;
+  struct Located {
+    static constexpr bool exists = true;
+    BilinearSample<A> read;
+    int32_t segment, first_bin, first_id;  // the segment is counted from the first one
+    int64_t index;                         // in `weights`
+  };
 
-  __device__ __forceinline__ SampleEntries(const Segments& of, const A* positions, int32_t i) {
+  Segments of;
+  const A *positions, *weights;
+
+  JAX_DCN_INLINE int32_t count() const { return of.samples(); }
+  __device__ __forceinline__ Located At(int32_t i) const {
     const DeformAggregateSizes& sizes = of.sizes;
     const int32_t query_in_segments = sizes.by_samples.Quotient(i);
     const int32_t sample = sizes.by_samples.Remainder(i, query_in_segments);
-    segment = sizes.by_queries.Quotient(query_in_segments);
+    const int32_t segment = sizes.by_queries.Quotient(query_in_segments);
     const int32_t query = sizes.by_queries.Remainder(query_in_segments, segment);
     const int32_t image = sizes.by_groups.Quotient(of.first + segment);
     const int32_t group = sizes.by_groups.Remainder(of.first + segment, image);
     const int64_t row = (int64_t{image} * sizes.queries + query) * sizes.groups + group;
-    index = row * sizes.samples + sample;
-    read = sizes.ReadAt(sample, positions + 2 * index);
-    first_bin = segment * sizes.pixels + read.map.first_pixel;
-    first_id = kCorners * (sample * sizes.queries + query);
+    const int64_t index = row * sizes.samples + sample;
+    const AggregateRead<A> read = sizes.ReadAt(sample, positions + 2 * index);
+    return {read.sample, segment, segment * sizes.pixels + read.map.first_pixel,
+            kCorners * (sample * sizes.queries + query), index};
   }
-
-  // Calls `f(corner, bin)` for each corner that is inside the map.
-  template <typename F>
-  __device__ __forceinline__ void ForEachInside(const F& f) const {
-#pragma unroll
-    for (int i = 0; i < kCorners; ++i) {
-      const int64_t pixel = read.sample.corner[i];
-      if (pixel != kOutside) f(i, first_bin + static_cast<int32_t>(pixel));
-    }
+  __device__ __forceinline__ A WeightOf(const Located& at) const {
+    return weights == nullptr ? A(1) : weights[at.index];
   }
 };
-
-template <typename A>
-__global__ void __launch_bounds__(kBinThreads)
-    DeformAggregateCountEntriesKernel(const A* positions, const A* weights, Bins bins,
-                                      const Segments segments) {
-  const int64_t i = int64_t{blockIdx.x} * kBinThreads + threadIdx.x;
-  if (i >= segments.samples()) return;
-  const SampleEntries<A> entries(segments, positions, i);
-  const A weight = weights == nullptr ? A(1) : weights[entries.index];
-  const CornerWeights<A> corners = ValueWeights(entries.read.sample, weight);
-  A* const to = bins.WeightsOf<A>(entries.segment) + entries.first_id;
-#pragma unroll
-  for (int corner = 0; corner < kCorners; ++corner) to[corner] = corners.corner[corner];
-  entries.ForEachInside([&](int, int32_t bin) { atomicAdd(&bins.ends[bin], 1); });
-}
-
-template <typename A>
-__global__ void __launch_bounds__(kBinThreads)
-    DeformAggregatePlaceEntriesKernel(const A* positions, Bins bins, const Segments segments) {
-  const int64_t i = int64_t{blockIdx.x} * kBinThreads + threadIdx.x;
-  if (i >= segments.samples()) return;
-  const SampleEntries<A> entries(segments, positions, i);
-  entries.ForEachInside([&](int corner, int32_t bin) {
-    bins.unsorted[atomicAdd(&bins.ends[bin], 1)] = entries.first_id + corner;
-  });
-}
 
 // A bin's pixel of x, and the gradients of its image's queries.
 template <typename T>
@@ -126,26 +100,6 @@ struct QueryGradients {
   }
 };
 
-template <typename A>
-cudaError_t FillBins(cudaStream_t stream, const A* positions, const A* weights,
-                     const BinsLayout<A>& layout, const Bins& bins, const Segments& segments) {
-  const LaunchShape samples = {BlocksFor(segments.samples(), kBinThreads), kBinThreads};
-  cudaError_t error = ClearBins(stream, layout, bins);
-  const auto then = [&](const auto& step) {
-    if (error == cudaSuccess) error = step();
-  };
-  then([&] {
-    return Launch(DeformAggregateCountEntriesKernel<A>, samples, stream, positions, weights, bins,
-                  segments);
-  });
-  then([&] { return LaunchReserveBins(stream, bins); });
-  then([&] {
-    return Launch(DeformAggregatePlaceEntriesKernel<A>, samples, stream, positions, bins, segments);
-  });
-  then([&] { return LaunchSortBins(stream, bins); });
-  return error;
-}
-
 }  // namespace
 
 template <typename T>
@@ -164,10 +118,11 @@ cudaError_t LaunchDeformAggregateGradX(cudaStream_t stream, const DeformAggregat
     const BinsLayout<Sum<T>> layout = SegmentBins<Sum<T>>(problem, some.count);
     const Bins bins = layout.In(scratch);
     const QueryGradients<T> gradients = {some, grad_y, grad_x, sizes.group_channels};
-    cudaError_t error = FillBins(stream, primals.positions, primals.weights, layout, bins, some);
+    const SegmentSamples<Sum<T>> samples = {some, primals.positions, primals.weights};
+    cudaError_t error = FillBins(stream, samples, layout, bins);
     if (error != cudaSuccess) return error;
     error = WithVectorSize<T>(
-        vectors, [&](auto size) { return LaunchSumBins<size>(stream, bins, gradients); });
+        vectors, [&](auto size) { return LaunchGatherBins<size>(stream, bins, gradients); });
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -63,6 +63,7 @@ class BackwardCall : public CudaCall {
         *ValueOf("scratch", results.get<ffi::AnyBuffer>(results.size() - 1));
     Expect("scratch", scratch, {words}, ffi::DataType::S32);
     scratch_ = static_cast<int32_t*>(scratch.untyped_data());
+    ExpectAligned({scratch_});
   }
 
   int64_t segments() const { return segments_; }

@@ -6,8 +6,6 @@
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_BINS_H_
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "common/sampling/bilinear.h"
@@ -21,11 +19,6 @@ BinsLayout<A> ChunkBins(const DeformConv2dChunk& chunk) {
   return {int64_t{chunk.images} * chunk.sizes.offset_groups, chunk.sizes.image_pixels(),
           int64_t{kCorners} * chunk.pixels * chunk.sizes.taps};
 }
-
-// Fills the bins of the chunk in `memory`.
-template <typename A>
-cudaError_t LaunchFillBins(cudaStream_t stream, const DeformConv2dChunk& chunk, const A* offset,
-                           const A* mask, ChunkStart start, int32_t* memory);
 
 }  // namespace jax_dcn
 

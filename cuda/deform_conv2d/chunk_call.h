@@ -18,6 +18,7 @@
 #include "cuda/deform_conv2d/bins.h"
 #include "cuda/deform_conv2d/chunk.h"
 #include "cuda/runtime/cursor.h"
+#include "cuda/runtime/handler.h"
 
 namespace jax_dcn {
 
@@ -222,6 +223,7 @@ class ChunkBackwardCall : public ChunkCall {
                                                        : ChunkBins<float>(chunk_).words();
     Expect("scratch", scratch, {words}, ffi::DataType::S32);
     scratch_ = static_cast<int32_t*>(scratch.untyped_data());
+    ExpectAligned({scratch_});
   }
 
   void ExpectContinued(bool continued) const {

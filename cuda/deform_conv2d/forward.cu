@@ -162,7 +162,7 @@ class ForwardBlock {
     product.ForEachPair([&](int row, int column, float first, float second) {
       if (column >= features_) return;
       const T* const two = bias + first_feature_ + column;
-      StorePair(tile.At(row, column), first + ToFloat(two[0]), second + ToFloat(two[1]));
+      StoreSharedPair(tile.At(row, column), first + ToFloat(two[0]), second + ToFloat(two[1]));
     });
     __syncthreads();
     if (CopyFeature() >= features_) return;
@@ -244,16 +244,17 @@ cudaError_t LaunchDeformConv2dForward(const DeformConv2dProblem& problem,
                                       const DeformConv2dPrimals<T>& primals, const T* bias, T* y,
                                       cudaStream_t stream) {
   if (problem.pixels() == 0) return cudaSuccess;
-  // Wide tiles sample less often, but must leave no multiprocessor without work.
+  // Wide tiles sample less often. Narrow tiles are faster where each has a multiprocessor to
+  // itself.
   int device, processors;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  using Wide = ForwardTile<T, 256>;
-  const bool wide = problem.group_features() > 128 && BlocksOf<T, Wide>(problem) >= processors;
-  return wide ? LaunchTiles<T, Wide>(problem, primals, bias, y, stream)
-              : LaunchTiles<T, ForwardTile<T, 128>>(problem, primals, bias, y, stream);
+  using Narrow = ForwardTile<T, 128>;
+  const bool wide = problem.group_features() > 128 && BlocksOf<T, Narrow>(problem) > processors;
+  return wide ? LaunchTiles<T, ForwardTile<T, 256>>(problem, primals, bias, y, stream)
+              : LaunchTiles<T, Narrow>(problem, primals, bias, y, stream);
 }
 
 #define JAX_DCN_INSTANTIATE(T)                    \

@@ -65,7 +65,7 @@ class GradKernelCall : public DeformConv2dCall {
         static_cast<const T*>(x_), nullptr,
         static_cast<const typename Accumulator<T>::type*>(offset_),
         ModulatedOrNull(static_cast<const typename Accumulator<T>::type*>(mask_))};
-    return RunFused<T>(problem(), {x_, grad_y_}, [&] {
+    return RunFused<T>(problem(), {x_, grad_y_, scratch_}, [&] {
       return LaunchDeformConv2dGradKernel(problem(), primals, static_cast<const T*>(grad_y_),
                                           parts_, scratch_, static_cast<T*>(grad_kernel_), stream);
     });
@@ -105,12 +105,12 @@ struct SamplesBackward : ReadByCursor<SamplesBackwardCall> {
     const auto primals = call.Primals<T>();
     const T* const grad_y = call.grad_y<T>();
     T* const grad_columns = call.grad_columns<T>();
+    const auto grads = call.SampleCotangents<T>();
     const std::initializer_list<const void*> arrays = {primals.x, primals.kernel, grad_y,
-                                                       grad_columns};
+                                                       grad_columns, grads.offset};
     return RunFused<T>(call.problem(), arrays, [&] {
-      const cudaError_t error =
-          LaunchDeformConv2dGradSamples(stream, call.chunk(), primals, grad_y, call.start(),
-                                        call.SampleCotangents<T>(), grad_columns);
+      const cudaError_t error = LaunchDeformConv2dGradSamples(stream, call.chunk(), primals, grad_y,
+                                                              call.start(), grads, grad_columns);
       if (error != cudaSuccess || !call.wants_x()) return error;
       return LaunchDeformConv2dGatherGradX(stream, call.chunk(), primals, call.start(),
                                            static_cast<const T*>(grad_columns), call.scratch(),

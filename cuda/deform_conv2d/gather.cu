@@ -4,10 +4,43 @@
 #include "cuda/deform_conv2d/bins.h"
 #include "cuda/deform_conv2d/block_samples.cuh"
 #include "cuda/deform_conv2d/columns.h"
+#include "cuda/sampling/fill.cuh"
 #include "cuda/sampling/gather.cuh"
 
 namespace jax_dcn {
 namespace {
+
+// The samples of a chunk, for FillBins.
+template <typename A>
+struct ChunkSamples {
+  using Type = A;
+  struct Located {
+    bool exists;
+    BilinearSample<A> read;
+    int32_t segment, first_bin, first_id;
+    ChunkSample sample;
+  };
+
+  DeformConv2dChunk chunk;
+  ChunkStart start;
+  const A *offset, *mask;
+
+  JAX_DCN_INLINE int32_t count() const { return chunk.samples(); }
+  __device__ __forceinline__ Located At(int32_t i) const {
+    const ChunkSample sample(chunk, start, i);
+    const bool exists = sample.Exists(chunk);
+    const int32_t segment = sample.image_in_chunk * chunk.sizes.offset_groups + sample.group;
+    return {exists,
+            exists ? sample.Read(chunk, offset) : Nowhere<A>(),
+            segment,
+            segment * chunk.sizes.image_pixels(),
+            kCorners * (sample.pixel_in_chunk * chunk.sizes.taps + sample.tap),
+            sample};
+  }
+  __device__ __forceinline__ A WeightOf(const Located& at) const {
+    return at.sample.Mask(chunk, mask);
+  }
+};
 
 // The destination of the gradient: `grad_x` is written, or `sums` is added to. The other is null.
 template <typename T>
@@ -49,7 +82,7 @@ struct BinPlace {
   }
 };
 
-// The gradients of the columns of a chunk, for SumBinsKernel.
+// The gradients of the columns of a chunk, for LaunchGatherBins.
 template <typename T>
 struct ColumnGradients {
   using Type = T;
@@ -88,15 +121,15 @@ cudaError_t LaunchDeformConv2dGatherGradX(cudaStream_t stream, const DeformConv2
                                           typename Accumulator<T>::type* sums) {
   const BinsLayout<Sum<T>> layout = ChunkBins<Sum<T>>(chunk);
   if (layout.bins() == 0 || chunk.samples() == 0) return cudaSuccess;
-  const cudaError_t error =
-      LaunchFillBins(stream, chunk, primals.offset, primals.mask, start, scratch);
+  const Bins bins = layout.In(scratch);
+  const ChunkSamples<Sum<T>> samples = {chunk, start, primals.offset, primals.mask};
+  const cudaError_t error = FillBins(stream, samples, layout, bins);
   if (error != cudaSuccess) return error;
   const ColumnGradients<T> gradients = {
       chunk, start, grad_columns, {grad_x, sums}, chunk.sizes.offset_group_channels};
   const bool vectors = AreVectors<T>(chunk.sizes, {grad_columns, grad_x, sums});
-  return WithVectorSize<T>(vectors, [&](auto size) {
-    return LaunchSumBins<size>(stream, layout.In(scratch), gradients);
-  });
+  return WithVectorSize<T>(
+      vectors, [&](auto size) { return LaunchGatherBins<size>(stream, bins, gradients); });
 }
 
 #define JAX_DCN_INSTANTIATE(T)                                                                     \

@@ -160,7 +160,7 @@ class GradSamplesBlock {
   // Puts the gradient of the tile of columns into shared memory, where nobody reads the last one.
   __device__ __forceinline__ void Put(const typename Tile::Product& product) const {
     product.ForEachPair([&](int row, int column, float first, float second) {
-      StorePair(GradColumns().At(row, column), first, second);
+      StoreSharedPair(GradColumns().At(row, column), first, second);
     });
     __syncthreads();
   }

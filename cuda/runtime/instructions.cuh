@@ -80,13 +80,15 @@ __device__ __forceinline__ void StoreVector(void* global, const uint32_t (&words
                : "memory");
 }
 
-// Writes and reads 16 bytes of shared memory. Each of eight neighbouring lanes should use other
-// banks.
-__device__ __forceinline__ void StoreSharedVector(void* shared, const uint4& bits) {
-  *static_cast<uint4*>(shared) = bits;
+// Writes and reads 4, 8 or 16 bytes of shared memory. Neighbouring lanes that are served at once,
+// 128 bytes of them, should use different banks.
+template <typename Bits>
+__device__ __forceinline__ void StoreSharedBits(void* shared, const Bits& bits) {
+  *static_cast<Bits*>(shared) = bits;
 }
-__device__ __forceinline__ uint4 LoadSharedVector(const void* shared) {
-  return *static_cast<const uint4*>(shared);
+template <typename Bits>
+__device__ __forceinline__ Bits LoadSharedBits(const void* shared) {
+  return *static_cast<const Bits*>(shared);
 }
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {

@@ -19,18 +19,26 @@ constexpr int kWarp = 32;
 // Shared memory that a block may have on every GPU since sm_80.
 constexpr int kMostSharedBytes = 99 << 10;
 
-// Blocks that a multiprocessor of the GPU compiled for holds at once, two at most, when each takes
-// so much shared memory. A second block samples while the first one multiplies, but a kernel must
-// not save registers for a block that does not fit.
-constexpr int ResidentBlocks(int shared_bytes) {
-#if defined(__CUDA_ARCH__) && \
-    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-  constexpr int kMultiprocessorBytes = 100 << 10;
+// The architecture compiled for, such as 900. The only thing in which code differs between
+// architectures is the number of blocks that it saves registers for.
+#if defined(__CUDA_ARCH__)
+constexpr int kArchitecture = __CUDA_ARCH__;
 #else
-  constexpr int kMultiprocessorBytes = 164 << 10;  // sm_80; newer data center GPUs have more
+constexpr int kArchitecture = 0;  // the host's part of a file: nothing is compiled by it
 #endif
+
+// Shared memory of a multiprocessor, at least: newer GPUs of data centers have more than sm_80.
+constexpr int MultiprocessorBytes(int architecture) {
+  const bool small = architecture == 860 || architecture == 890 || architecture >= 1200;
+  return (small ? 100 : 164) << 10;
+}
+
+// Blocks that a multiprocessor holds at once, two at most, when each takes so much shared memory. A
+// second block samples while the first one multiplies, but a kernel must not save registers for a
+// block that does not fit.
+constexpr int ResidentBlocks(int shared_bytes, int architecture = kArchitecture) {
   constexpr int kReservedBytes = 1 << 10;  // of each block, by the system
-  return 2 * (shared_bytes + kReservedBytes) <= kMultiprocessorBytes ? 2 : 1;
+  return 2 * (shared_bytes + kReservedBytes) <= MultiprocessorBytes(architecture) ? 2 : 1;
 }
 
 struct LaunchShape {
@@ -44,10 +52,10 @@ inline unsigned BlocksFor(int64_t items, int64_t each) {
   return static_cast<unsigned>((items + each - 1) / each);
 }
 
-// Lanes that share so many items: a power of two, so that all are in one warp.
-inline unsigned LanesFor(int64_t items) {
+// Threads that share so many items: a power of two, so that lanes of one warp stay together.
+inline unsigned LanesFor(int64_t items, unsigned most = kWarp) {
   unsigned lanes = 1;
-  while (lanes < kWarp && lanes < items) lanes *= 2;
+  while (lanes < most && lanes < items) lanes *= 2;
   return lanes;
 }
 

@@ -80,7 +80,8 @@ __device__ __forceinline__ void LoadRowsTransposed(uint32_t (&a)[4], const Share
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      a[i] = RoundToTf32(*matrix.At(row + lane % 4 + i / 2 * 4, column + lane / 4 + i % 2 * 8));
+      a[i] = RoundToTf32(LoadSharedBits<float>(
+          matrix.At(row + lane % 4 + i / 2 * 4, column + lane / 4 + i % 2 * 8)));
     }
   }
 }
@@ -95,7 +96,8 @@ __device__ __forceinline__ void LoadColumns(uint32_t (&b)[4], const SharedMatrix
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      b[i] = RoundToTf32(*matrix.At(row + lane % 4 + i % 2 * 4, column + lane / 4 + i / 2 * 8));
+      b[i] = RoundToTf32(LoadSharedBits<float>(
+          matrix.At(row + lane % 4 + i % 2 * 4, column + lane / 4 + i / 2 * 8)));
     }
   }
 }

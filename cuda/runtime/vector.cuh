@@ -61,12 +61,12 @@ __device__ __forceinline__ Packed<T, kSize> Load(const T* from) {
 
 template <typename T>
 __device__ __forceinline__ Packed<T> LoadShared(const T* from) {
-  return {LoadSharedVector(from)};
+  return {LoadSharedBits<uint4>(from)};
 }
 
 template <typename T>
 __device__ __forceinline__ void StoreShared(T* to, const Packed<T>& packed) {
-  StoreSharedVector(to, packed.bits);
+  StoreSharedBits(to, packed.bits);
 }
 
 template <typename T, int kSize>
@@ -136,13 +136,22 @@ __device__ __forceinline__ Packed<T> PackFactor(const Unpacked<T>& unpacked) {
   return internal::PackVector<T>(unpacked, RoundToTf32);
 }
 
-// Rounds two neighbours.
+// Rounds two neighbours, in global or in shared memory.
 template <typename T>
 __device__ __forceinline__ void StorePair(T* to, float first, float second) {
   if constexpr (sizeof(T) == 2) {
     *reinterpret_cast<uint32_t*>(to) = Pair<T>::Round(first, second);
   } else {
     *reinterpret_cast<float2*>(to) = make_float2(first, second);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void StoreSharedPair(T* to, float first, float second) {
+  if constexpr (sizeof(T) == 2) {
+    StoreSharedBits(to, Pair<T>::Round(first, second));
+  } else {
+    StoreSharedBits(to, make_float2(first, second));
   }
 }
 

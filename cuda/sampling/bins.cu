@@ -1,141 +1,35 @@
 // SPDX-License-Identifier: MIT
-// The kernels that make room for bins, and sort them.
+// The kernel that makes room for bins.
 
 #include "cuda/runtime/launch.cuh"
 #include "cuda/sampling/bins.h"
+#include "cuda/sampling/sort.cuh"
 
 namespace jax_dcn {
 namespace {
 
-constexpr unsigned kBinThreads = 256;
-constexpr unsigned kBinWarps = kBinThreads / kWarp;
-
-// The sum over the lanes up to this one, of a warp whose threads all take part.
-__device__ __forceinline__ int32_t WarpInclusiveSum(int32_t value) {
-  const int lane = threadIdx.x % kWarp;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const int32_t other = __shfl_up_sync(0xffffffffu, value, step);
-    if (lane >= step) value += other;
-  }
-  return value;
-}
+constexpr unsigned kReserveThreads = 256;
 
 // One thread serves one bin. The bins of a warp lie side by side.
-__global__ void __launch_bounds__(kBinThreads) ReserveBinsKernel(Bins bins) {
-  const int64_t bin = int64_t{blockIdx.x} * kBinThreads + threadIdx.x;
+__global__ void __launch_bounds__(kReserveThreads) ReserveBinsKernel(Bins bins) {
+  const int64_t bin = int64_t{blockIdx.x} * kReserveThreads + threadIdx.x;
+  const int lane = threadIdx.x % kWarp;
   const bool exists = bin < bins.count;
   const int32_t entries = exists ? bins.ends[bin] : 0;
-  const int32_t sum = WarpInclusiveSum(entries);
+  const int32_t sum = WarpInclusiveSum(entries, lane);
   int32_t begin = 0;
-  if (threadIdx.x % kWarp == kWarp - 1) begin = atomicAdd(bins.reserved, sum);
+  if (lane == kWarp - 1) begin = atomicAdd(bins.reserved, sum);
   begin = __shfl_sync(0xffffffffu, begin, kWarp - 1) + sum - entries;
   if (!exists) return;
   bins.begins[bin] = bins.ends[bin] = begin;
   if (entries > kLongBin) bins.long_bins[atomicAdd(bins.long_count, 1)] = bin;
 }
 
-// One warp sorts one bin that is not long: an entry's place is the number of smaller ids.
-__device__ __forceinline__ void SortBin(const Bins& bins, int64_t bin) {
-  if (bin >= bins.count) return;
-  const int32_t begin = bins.begins[bin], end = bins.ends[bin];
-  if (end - begin > kLongBin) return;
-  for (int32_t i = begin + threadIdx.x % kWarp; i < end; i += kWarp) {
-    const int32_t id = bins.unsorted[i];
-    int32_t place = begin;
-    for (int32_t j = begin; j < end; ++j) place += bins.unsorted[j] < id;
-    bins.ids[place] = id;
-  }
-}
-
-// Each thread owns some words of the bitmap. The words of neighbouring threads lie in different
-// banks of shared memory.
-constexpr int kOwnedWords = 8;
-constexpr int kBitmapStride = kOwnedWords + 1;
-constexpr int kBitmapWords = kBinThreads * kBitmapStride;
-constexpr int kBitmapBits = kBinThreads * kOwnedWords * 32;
-// Blocks for each multiprocessor, at least: leaves a thread the registers that it needs.
-constexpr int kSortBlocks = 4;
-
-// The least value of a block's threads, by way of [warps] in shared memory.
-__device__ __forceinline__ int32_t LeastOfBlock(int32_t value, int32_t* of_warps) {
-  const int32_t of_warp = __reduce_min_sync(0xffffffffu, value);
-  __syncthreads();  // all have read what was there
-  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = of_warp;
-  __syncthreads();
-  int32_t least = of_warps[0];
-  for (unsigned w = 1; w < kBinWarps; ++w) least = min(least, of_warps[w]);
-  return least;
-}
-
-// One block sorts one long bin. The ids of a bin differ, so the block marks them in a bitmap, one
-// part of the ids from the least to the greatest after the other, and reads the bitmap in order.
-// The time grows with the number of ids, not with the square of the number.
-__device__ __forceinline__ void SortLongBins(const Bins& bins) {
-  unsigned* const bitmap = SharedMemory<unsigned>();
-  int32_t* const warp_sums = reinterpret_cast<int32_t*>(bitmap + kBitmapWords);
-  const int thread = threadIdx.x, warp = thread / kWarp, count = *bins.long_count;
-  unsigned* const own = bitmap + thread * kBitmapStride;
-  for (int i = blockIdx.x; i < count; i += bins.long_blocks()) {
-    const int32_t begin = bins.begins[bins.long_bins[i]], end = bins.ends[bins.long_bins[i]];
-    int32_t least = bins.unsorted[begin], greatest = least;
-    for (int32_t e = begin + thread; e < end; e += kBinThreads) {
-      least = min(least, bins.unsorted[e]);
-      greatest = max(greatest, bins.unsorted[e]);
-    }
-    const int32_t begin_id = LeastOfBlock(least, warp_sums);
-    const int32_t last_id = -LeastOfBlock(-greatest, warp_sums);
-    int32_t place = begin;
-    for (int64_t first = begin_id; first <= last_id; first += kBitmapBits) {
-      for (int w = 0; w < kOwnedWords; ++w) own[w] = 0;
-      __syncthreads();
-      for (int32_t e = begin + thread; e < end; e += kBinThreads) {
-        const int64_t bit = bins.unsorted[e] - first;
-        if (bit < 0 || bit >= kBitmapBits) continue;
-        const int word = static_cast<int>(bit / 32);
-        // Ids differ, so that adding a bit sets it.
-        atomicAdd(&bitmap[word / kOwnedWords * kBitmapStride + word % kOwnedWords],
-                  1u << static_cast<int>(bit % 32));
-      }
-      __syncthreads();
-      int32_t marked = 0;
-      for (int w = 0; w < kOwnedWords; ++w) marked += __popc(own[w]);
-      const int32_t sum = WarpInclusiveSum(marked);
-      if (thread % kWarp == kWarp - 1) warp_sums[warp] = sum;
-      __syncthreads();
-      int32_t own_place = place + sum - marked;
-      for (unsigned w = 0; w < kBinWarps; ++w) {
-        if (static_cast<int>(w) < warp) own_place += warp_sums[w];
-        place += warp_sums[w];
-      }
-      for (int w = 0; w < kOwnedWords; ++w) {
-        const int32_t word_id = static_cast<int32_t>(first) + 32 * (thread * kOwnedWords + w);
-        for (unsigned bits = own[w]; bits != 0; bits &= bits - 1) {
-          bins.ids[own_place++] = word_id + __ffs(static_cast<int>(bits)) - 1;
-        }
-      }
-    }
-  }
-}
-
-__global__ void __launch_bounds__(kBinThreads, kSortBlocks) SortBinsKernel(Bins bins) {
-  if (blockIdx.x < bins.long_blocks()) {
-    SortLongBins(bins);
-  } else {
-    const int64_t block = blockIdx.x - bins.long_blocks();
-    SortBin(bins, block * kBinWarps + threadIdx.x / kWarp);
-  }
-}
-
 }  // namespace
 
 cudaError_t LaunchReserveBins(cudaStream_t stream, const Bins& bins) {
-  return Launch(ReserveBinsKernel, {BlocksFor(bins.count, kBinThreads), kBinThreads}, stream, bins);
-}
-
-cudaError_t LaunchSortBins(cudaStream_t stream, const Bins& bins) {
-  constexpr size_t kBitmapBytes = (kBitmapWords + kBinWarps) * sizeof(unsigned);
-  const unsigned blocks = bins.long_blocks() + BlocksFor(bins.count, kBinWarps);
-  return Launch(SortBinsKernel, {blocks, kBinThreads, kBitmapBytes}, stream, bins);
+  return Launch(ReserveBinsKernel, {BlocksFor(bins.count, kReserveThreads), kReserveThreads},
+                stream, bins);
 }
 
 }  // namespace jax_dcn

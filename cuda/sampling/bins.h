@@ -5,9 +5,9 @@
 // group of its channels. A bin is a pixel of a segment: bins are [segments, pixels]. An entry is a
 // corner of a sample. The id of an entry counts the corners of the segment.
 //
-// The kernels of an operator count the entries of each bin, then, after LaunchReserveBins, write
-// entries to the bins in any order. LaunchSortBins sorts each bin by id. Chance decides where a bin
-// lies and which entry was written first. Chance does not decide what a bin holds.
+// `fill.cuh` counts the entries of each bin, reserves room, and writes entries to the bins in any
+// order. `gather.cuh` sorts each bin by id, and sums it. Chance decides where a bin lies and which
+// entry was written first. Chance does not decide what a bin holds.
 #ifndef JAX_DCN_CUDA_SAMPLING_BINS_H_
 #define JAX_DCN_CUDA_SAMPLING_BINS_H_
 
@@ -97,9 +97,6 @@ cudaError_t ClearBins(cudaStream_t stream, const BinsLayout<A>& layout, const Bi
 
 // Reserves room for the entries that have been counted.
 cudaError_t LaunchReserveBins(cudaStream_t stream, const Bins& bins);
-
-// Sorts each bin by id.
-cudaError_t LaunchSortBins(cudaStream_t stream, const Bins& bins);
 
 }  // namespace jax_dcn
 

@@ -18,11 +18,11 @@
 #include "cuda/runtime/launch.cuh"
 #include "cuda/runtime/vector.cuh"
 #include "cuda/sampling/bins.h"
+#include "cuda/sampling/sort.cuh"
 
 namespace jax_dcn {
 namespace {
 
-constexpr unsigned kGatherThreads = 256;
 // Blocks for each multiprocessor, which leaves 64 registers for a thread.
 constexpr unsigned kGatherBlocks = 4;
 
@@ -43,69 +43,81 @@ __device__ __forceinline__ void AddEntries(const Bins& bins, const Place& place,
   }
 }
 
-// Some lanes serve one bin, and as many channels as the lanes hold. The blocks along y share the
-// other channels.
-template <typename Gradients, int kSize>
-__global__ void __launch_bounds__(kGatherThreads, kGatherBlocks)
-    SumBinsKernel(const Bins bins, const Gradients gradients) {
-  using T = typename Gradients::Type;
-  const int64_t bin = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+// Some threads sum one bin, each of them some channels. All threads of the block call.
+template <int kSize, typename Gradients>
+__device__ __forceinline__ void SumBin(const Bins& bins, const Gradients& gradients, int64_t bin) {
   if (bin >= bins.count) return;
   const auto place = gradients.At(bin);
   const int32_t begin = bins.begins[bin], end = bins.ends[bin];
   if (!place.exists || end - begin > kLongBin) return;
-  for (int c = (blockIdx.y * blockDim.x + threadIdx.x) * kSize; c < gradients.group_channels;
-       c += gridDim.y * blockDim.x * kSize) {
-    Unpacked<T, kSize> sum = {};
+  for (int c = threadIdx.x * kSize; c < gradients.group_channels; c += blockDim.x * kSize) {
+    Unpacked<typename Gradients::Type, kSize> sum = {};
     AddEntries(bins, place, c, begin, end, 1, sum);
     place.Put(c, sum);
   }
 }
 
-// One block serves one long bin: its rows of lanes share the entries, and the first row adds up the
+// One block sums one long bin: its rows of threads share the entries, and the first row adds up the
 // sums.
-template <typename Gradients, int kSize>
-__global__ void __launch_bounds__(kGatherThreads, kGatherBlocks)
-    SumLongBinsKernel(const Bins bins, const Gradients gradients) {
+template <int kSize, typename Gradients>
+__device__ __forceinline__ void SumLongBin(const Bins& bins, const Gradients& gradients,
+                                           int32_t bin) {
   using Sums = Unpacked<typename Gradients::Type, kSize>;
   Sums* const shared = SharedMemory<Sums>();  // [rows, lanes]
   const int rows = blockDim.y, row = threadIdx.y, lanes = blockDim.x, lane = threadIdx.x;
-  for (int i = blockIdx.x; i < *bins.long_count; i += gridDim.x) {
-    const int32_t bin = bins.long_bins[i];
-    const auto place = gradients.At(bin);
-    for (int first = 0; first < gradients.group_channels; first += lanes * kSize) {
-      const int c = first + lane * kSize;
-      Sums sum = {};
-      if (c < gradients.group_channels) {
-        AddEntries(bins, place, c, bins.begins[bin] + row, bins.ends[bin], rows, sum);
-      }
-      shared[row * lanes + lane] = sum;
-      __syncthreads();
-      if (row == 0 && c < gradients.group_channels) {
-        for (int r = 1; r < rows; ++r) {
-#pragma unroll
-          for (int k = 0; k < kSize; ++k) sum.value[k] += shared[r * lanes + lane].value[k];
-        }
-        place.Put(c, sum);
-      }
-      __syncthreads();
+  const auto place = gradients.At(bin);
+  for (int first = 0; first < gradients.group_channels; first += lanes * kSize) {
+    const int c = first + lane * kSize;
+    Sums sum = {};
+    if (c < gradients.group_channels) {
+      AddEntries(bins, place, c, bins.begins[bin] + row, bins.ends[bin], rows, sum);
     }
+    shared[row * lanes + lane] = sum;
+    __syncthreads();
+    if (row == 0 && c < gradients.group_channels) {
+      for (int r = 1; r < rows; ++r) {
+#pragma unroll
+        for (int k = 0; k < kSize; ++k) sum.value[k] += shared[r * lanes + lane].value[k];
+      }
+      place.Put(c, sum);
+    }
+    __syncthreads();
   }
 }
 
-// Sums the sorted bins, kSize channels of a pixel at a time.
+// Sorts and sums the bins. The first blocks take the long bins, one at a time. Every other block
+// takes as many neighbouring bins as it has rows of threads: its warps sort bins, its rows sum
+// them.
+template <typename Gradients, int kSize>
+__global__ void __launch_bounds__(kSortThreads, kGatherBlocks)
+    GatherBinsKernel(const Bins bins, const Gradients gradients) {
+  const unsigned long_blocks = bins.long_blocks();
+  if (blockIdx.x < long_blocks) {
+    for (int i = blockIdx.x; i < *bins.long_count; i += long_blocks) {
+      SortLongBin(bins, bins.long_bins[i]);
+      __syncthreads();
+      SumLongBin<kSize>(bins, gradients, bins.long_bins[i]);
+    }
+    return;
+  }
+  const int64_t first = int64_t{blockIdx.x - long_blocks} * blockDim.y;
+  for (unsigned row = SortThread() / kWarp; row < blockDim.y; row += kSortWarps) {
+    SortBin(bins, first + row);
+  }
+  __syncthreads();
+  SumBin<kSize>(bins, gradients, first + threadIdx.y);
+}
+
+// Sorts and sums the bins, kSize channels of a pixel at a time.
 template <int kSize, typename Gradients>
-cudaError_t LaunchSumBins(cudaStream_t stream, const Bins& bins, const Gradients& gradients) {
-  const int64_t vectors = gradients.group_channels / kSize;
-  const unsigned lanes = LanesFor(vectors), rows = kGatherThreads / lanes;
-  const dim3 block(lanes, rows);
-  const dim3 grid(BlocksFor(bins.count, rows), std::min(BlocksFor(vectors, lanes), 64u));
-  constexpr size_t kBytes = kGatherThreads * sizeof(Unpacked<typename Gradients::Type, kSize>);
-  const cudaError_t error =
-      Launch(SumBinsKernel<Gradients, kSize>, {grid, block}, stream, bins, gradients);
-  if (error != cudaSuccess || bins.long_capacity == 0) return error;
-  return Launch(SumLongBinsKernel<Gradients, kSize>, {bins.long_blocks(), block, kBytes}, stream,
-                bins, gradients);
+cudaError_t LaunchGatherBins(cudaStream_t stream, const Bins& bins, const Gradients& gradients) {
+  const unsigned lanes = LanesFor(gradients.group_channels / kSize, kSortThreads);
+  const dim3 block(lanes, kSortThreads / lanes);
+  const unsigned blocks = bins.long_blocks() + BlocksFor(bins.count, block.y);
+  constexpr size_t kSumBytes = kSortThreads * sizeof(Unpacked<typename Gradients::Type, kSize>);
+  const size_t bytes = bins.long_capacity == 0 ? 0 : std::max(kSortBytes, kSumBytes);
+  return Launch(GatherBinsKernel<Gradients, kSize>, {blocks, block, bytes}, stream, bins,
+                gradients);
 }
 
 }  // namespace

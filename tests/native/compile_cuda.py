@@ -54,13 +54,14 @@ def version() -> str:
 class Resources:
     """What a kernel takes of a GPU of one architecture.
 
+    `smem` is the shared memory that the kernel declares, in bytes, by the assembler's name for it.
     `blocks` fit on a multiprocessor at once, by registers and warps. Of a kernel that is compiled
     for one or two blocks, no more: `ResidentBlocks` has counted its shared memory. `loop` counts the
     instructions of one round of the main loop by kind; it is empty if they were not counted.
     """
 
     registers: int
-    shared: int
+    smem: int
     stack: int
     spills: int
     blocks: int = 0
@@ -107,7 +108,7 @@ def resources(text: str) -> Found:
         number = lambda pattern, entry=entry: int((re.search(pattern, entry) or [0, 0])[1])
         found[name, architecture] = Resources(
             registers=number(r"Used (\d+) registers"),
-            shared=number(r"(\d+) bytes smem"),
+            smem=number(r"(\d+) bytes smem"),
             stack=number(r"(\d+) bytes stack frame"),
             spills=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
         )
@@ -149,7 +150,7 @@ def _readable(mangled: str) -> str:
     return (name[: name.index("(")] if "(" in name else name).replace(" ", "")
 
 
-COLUMNS = ("registers", "shared", "blocks", "instructions", *KINDS)
+COLUMNS = ("registers", "smem", "blocks", "instructions", *KINDS)
 
 
 def table(found: Found) -> str:
@@ -162,7 +163,7 @@ def table(found: Found) -> str:
     for (kernel, architecture), used in sorted(
         found.items(), key=lambda f: (f[0][0], int(f[0][1]))
     ):
-        numbers = [used.registers, used.shared, used.blocks, used.instructions]
+        numbers = [used.registers, used.smem, used.blocks, used.instructions]
         numbers += [used.loop.get(kind, 0) for kind in KINDS]
         lines.append(f"{kernel:{width}}  {architecture:4} " + " ".join(f"{n:9}" for n in numbers))
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -204,12 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the table")
     record = parser.parse_args().record
+    if record and cuobjdump() is None:
+        sys.exit("there is no cuobjdump, without which instructions are not counted")
     found = compiled_all(sorted((ROOT / "cuda").rglob("*.cu")))
     if spilled := {kernel: used for kernel, used in found.items() if used.spills or used.stack}:
         sys.exit(f"kernels spill registers: {spilled}")
     if record:
-        if cuobjdump() is None:
-            sys.exit("there is no cuobjdump, without which instructions are not counted")
         TABLE.write_text(table(found))
     compiler, before = read(TABLE.read_text())
     if other := {kernel for kernel, _ in found} ^ recorded():

@@ -72,7 +72,7 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
     labels = ("y", "tangent", *wrt, f"tangent along {some[0]}", f"{some[0]} alone")
     for name, one, two, value in zip(labels, first, second, right, strict=True):
         label = f"{name} of {case} in {dtype}"
-        # The emulator runs threads in another order each time.
+        # The emulator runs threads in another order each time, and has other multiprocessors.
         assert np.asarray(one).tobytes() == np.asarray(two).tobytes(), f"{label} varies"
         tolerance = TOLERANCE[np.asarray(one).dtype.name]
         if name.startswith("tangent along"):

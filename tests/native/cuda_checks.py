@@ -99,7 +99,9 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
     parts = 1 + case.features % 3  # some without a pixel
     scratch = jax.ShapeDtypeStruct((parts, *kernel.shape), "float32")
     forward = functools.partial(native.deform_conv2d, geometry=case.geometry, precision=None)
-    (y,) = forward(*map(jnp.asarray, arrays))
+    (y,), (again,) = (forward(*map(jnp.asarray, arrays)) for _ in "12")
+    # The emulator has other multiprocessors each time, by which the width of tiles is chosen.
+    assert np.asarray(y).tobytes() == np.asarray(again).tobytes(), f"y of {case} varies"
     call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", (kernel_type, scratch))
     grad_kernel, _ = call(x, kernel, offset, mask, grad_y, **native.attributes(case.geometry))
     expected = _expected(case)
@@ -261,7 +263,7 @@ LAUNCHES = [Case("launches", 2, (7, 9), 48, 24)]
 
 
 def check_launches(case: Case, dtype: str, seed: int) -> None:
-    """A chunk of the backward pass launches one kernel for samples, four for lists, two for sums."""
+    """A chunk of the backward pass launches one kernel for samples, three for lists, one for sums."""
     *operands, _ = case.arrays(seed=seed)
     narrow = [array.astype(jnp.dtype(dtype)) for array in operands[:2]]
     grad_y = case.cotangent(seed=seed).astype(narrow[0].dtype)
@@ -270,7 +272,7 @@ def check_launches(case: Case, dtype: str, seed: int) -> None:
     backward = jax.jit(functools.partial(deform_conv2d_cuda.deform_conv2d_backward, **options))
     before = grids_run()
     jax.block_until_ready(backward(*narrow, *operands[2:], grad_y))
-    assert grids_run() == before + 7, grids_run() - before
+    assert grids_run() == before + 5, grids_run() - before
 
 
 Check = tuple[Callable, list, tuple[str, ...]]

@@ -30,6 +30,7 @@ SOURCES = [
 FLAGS = [
     *SANITIZE,
     '-DJAX_DCN_CUDA_ARCHITECTURES="the host"',
+    "-DJAX_DCN_BUSY_THREADS=2048",  # so that small problems have more rows than keep a GPU busy
     *targets.definitions("CudaLibrary", OPERATORS),
 ]
 

@@ -37,7 +37,7 @@ def test_spills_are_read_off_the_report():
         stack=8, stores=4
     )
     found = compile_cuda.resources(text)
-    assert found[KERNEL, "80"] == compile_cuda.Resources(40, shared=128, stack=0, spills=0)
+    assert found[KERNEL, "80"] == compile_cuda.Resources(40, smem=128, stack=0, spills=0)
     assert found[KERNEL, "90"].spills == 4
 
 
@@ -107,6 +107,15 @@ def test_a_kernel_that_has_grown_is_told():
     assert longer == "Kernel<float> on sm_90: 99 -> 100 instructions in the main loop"
     (fewer,) = compile_cuda.grown({key: used}, {key: same | dict(blocks=3)})
     assert fewer.endswith("3 -> 2 blocks on a multiprocessor")
+
+
+def test_a_table_is_read_as_it_was_written(monkeypatch):
+    monkeypatch.setattr(compile_cuda, "version", lambda: "13.0.88")
+    loop = {kind: number for number, kind in enumerate(compile_cuda.KINDS, start=1)}
+    used = compile_cuda.Resources(40, smem=128, stack=0, spills=0, blocks=2, loop=loop)
+    _, numbers = compile_cuda.read(compile_cuda.table({("Kernel<float>", "90"): used}))
+    expected = dict(registers=40, smem=128, blocks=2, instructions=sum(loop.values()), **loop)
+    assert numbers == {("Kernel<float>", "90"): expected}
 
 
 def test_main_loops_are_within_their_budget():

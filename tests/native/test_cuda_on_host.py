@@ -84,6 +84,10 @@ def test_emulator_has_the_shared_memory_of_the_smallest_gpu(planted):
         ("rows_of_144_bytes", 0),
         ("rows_of_160_bytes", 3 * 8 * 4),  # of eight lanes, two use the same banks
         ("rows_of_128_bytes", 3 * 8 * 7),  # all eight
+        ("words", 0),
+        ("every_second_word", 2 * 2 * 16),  # of 32 lanes, 16 find their bank taken
+        ("every_third_pair", 0),
+        ("every_fourth_pair", 2 * 4 * 12),  # of 16 lanes, all but the first four
     ],
 )
 def test_emulator_counts_bank_conflicts_of_stores_loads_and_matrices(planted, kernel, conflicts):
@@ -91,6 +95,17 @@ def test_emulator_counts_bank_conflicts_of_stores_loads_and_matrices(planted, ke
     before = planted.cuda_host_bank_conflicts()
     np.testing.assert_array_equal(run(planted, kernel, x), x)
     assert planted.cuda_host_bank_conflicts() - before == conflicts
+
+
+def test_code_is_the_same_for_all_architectures_but_for_the_registers_of_a_second_block():
+    """The emulator runs the code of no architecture: what differs must be told by other means."""
+    sources = (build.ROOT / "cuda").rglob("*")
+    found = [
+        f.name
+        for f in sources
+        if f.suffix != ".md" and f.is_file() and "__CUDA_ARCH__" in f.read_text()
+    ]
+    assert found == ["launch.cuh"]
 
 
 def test_kernels_match_the_reference_under_sanitizers():

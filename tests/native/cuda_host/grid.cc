@@ -11,6 +11,7 @@
 #include <new>
 #include <numeric>
 #include <random>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -52,7 +53,7 @@ struct Fiber {
   bool ended;
   const uint64_t* awaited;  // the fiber waits until this counter is no longer `seen`
   uint64_t seen;
-  size_t moves;                           // of vectors of shared memory, so far
+  std::map<int, size_t> moves;            // of shared memory so far, by line
   std::vector<Copy> copies;               // of the group that is not committed yet
   std::vector<std::vector<Copy>> groups;  // committed, and not made yet
 
@@ -68,8 +69,11 @@ struct Meeting {
   Values values[2];
 };
 
-// The vector of shared memory that each lane moves.
-using Moved = std::array<const void*, kWarp>;
+// What each lane moves of shared memory by one instruction.
+struct Moved {
+  std::array<const void*, kWarp> by_lanes = {};
+  size_t bytes = 0;
+};
 
 struct Block {
   Block(std::vector<std::unique_ptr<Fiber>>& fibers, size_t threads, void (*body)(const void*),
@@ -94,7 +98,7 @@ struct Block {
   uint64_t barriers = 0;
   int barrier_line = 0;
   std::vector<std::map<unsigned, Meeting>> warps;
-  std::vector<std::vector<Moved>> moved;  // by warp, in order
+  std::vector<std::map<std::pair<int, size_t>, Moved>> moved;  // by warp, line and time
   const char* failure = nullptr;
   Fiber* running = nullptr;
   Context scheduler;
@@ -145,7 +149,7 @@ void Start(Fiber* fiber, size_t thread) {
   fiber->index = {static_cast<unsigned>(thread % blockDim.x), rest % blockDim.y, rest / blockDim.y};
   fiber->ended = false;
   fiber->awaited = nullptr;
-  fiber->moves = 0;
+  fiber->moves.clear();
   fiber->fake_stack = nullptr;
   fiber->copies.clear();
   fiber->groups.clear();
@@ -194,9 +198,7 @@ void RunBlock() {
     if (!ran) Fail("the threads of a block wait for each other in vain");
   }
   for (const auto& warp : block->moved) {
-    for (const Moved& lanes : warp) {
-      for (int first = 0; first < kWarp; first += 8) CountBankConflicts(&lanes[first]);
-    }
+    for (const auto& [when, moved] : warp) CountBankConflicts(moved.by_lanes.data(), moved.bytes);
   }
 }
 
@@ -265,22 +267,23 @@ const Values& Exchange(unsigned mask, const void* value, size_t bytes, int line)
   return values;
 }
 
-void MoveSharedVector(const void* shared) {
-  auto& warp = block->moved[ThreadInBlock() / kWarp];
-  const size_t move = block->running->moves++;
-  if (warp.size() <= move) warp.resize(move + 1);
-  warp[move][Lane()] = shared;
+void MoveShared(const void* shared, size_t bytes, int line) {
+  const size_t time = block->running->moves[line]++;
+  Moved& moved = block->moved[ThreadInBlock() / kWarp][{line, time}];
+  moved.by_lanes[Lane()] = shared;
+  moved.bytes = bytes;
 }
 
-void CountBankConflicts(const void* const* moved_by_lanes) {
-  uintptr_t vectors[8];
-  int of_banks[8] = {};  // how many different vectors, by their group of four banks
-  for (int lane = 0; lane < 8; ++lane) {
-    vectors[lane] = reinterpret_cast<uintptr_t>(moved_by_lanes[lane]) / 16;
-    const bool moved_before = std::find(vectors, vectors + lane, vectors[lane]) != vectors + lane;
-    if (vectors[lane] != 0 && !moved_before) ++of_banks[vectors[lane] % 8];
+void CountBankConflicts(const void* const* moved_by_lanes, size_t bytes) {
+  const int at_once = static_cast<int>(128 / bytes);  // lanes, and groups of banks
+  for (int first = 0; first < kWarp; first += at_once) {
+    std::map<uintptr_t, std::set<uintptr_t>> of_banks;  // what is moved, by group of banks
+    for (int lane = first; lane < first + at_once; ++lane) {
+      const uintptr_t place = reinterpret_cast<uintptr_t>(moved_by_lanes[lane]) / bytes;
+      if (place != 0) of_banks[place % at_once].insert(place);
+    }
+    for (const auto& [banks, places] : of_banks) bank_conflicts += places.size() - 1;
   }
-  for (int vectors_of_banks : of_banks) bank_conflicts += std::max(0, vectors_of_banks - 1);
 }
 
 int Lane() { return ThreadInBlock() % kWarp; }
@@ -310,6 +313,8 @@ void WaitForCopies(size_t groups_left) {
 
 bool Toss() { return block->random() >> 63; }
 
+bool TossOnHost() { return std::mt19937_64(seed.fetch_add(1))() >> 63; }
+
 void Fail(const char* why) {
   if (block->failure == nullptr) block->failure = why;
 }
@@ -325,7 +330,7 @@ extern "C" __attribute__((visibility("default"))) uint64_t cuda_host_grids() {
   return cuda_host::grids;
 }
 
-// How many accesses to shared memory, 16 bytes a lane, waited for others to the same banks.
+// How many accesses to shared memory waited for others to the same banks.
 extern "C" __attribute__((visibility("default"))) uint64_t cuda_host_bank_conflicts() {
   return cuda_host::bank_conflicts;
 }

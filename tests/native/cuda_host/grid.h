@@ -48,13 +48,14 @@ constexpr int kAnywhere = 0;
 
 int Lane();
 
-// Tells that a lane moves 16 bytes of shared memory. The n-th time of a lane is taken for the same
-// instruction as the n-th time of the other lanes of its warp.
-void MoveSharedVector(const void* shared);
+// Tells that a lane moves 4, 8 or 16 bytes of shared memory by the instruction at `line`. The n-th
+// time of a lane is taken for the same time as the n-th of the other lanes of its warp.
+void MoveShared(const void* shared, size_t bytes, int line);
 
-// Counts the conflicts of 16 bytes that eight lanes move at once; null where a lane moves nothing.
-// Conflicts are the accesses beyond the first one to a group of four banks.
-void CountBankConflicts(const void* const* moved_by_lanes);
+// Counts the conflicts of what the lanes of a warp move by one instruction; null where a lane moves
+// nothing. Lanes that move 128 bytes are served at once. Conflicts are the accesses beyond the
+// first one to the same banks.
+void CountBankConflicts(const void* const* moved_by_lanes, size_t bytes);
 
 // The block's dynamic shared memory; NaNs when the block starts.
 void* SharedMemory();
@@ -65,8 +66,9 @@ void CopyLater(void* to, const void* from, size_t bytes);
 void CommitCopies();
 void WaitForCopies(size_t groups_left);
 
-// True or false, by chance.
+// True or false, by chance: for a thread of a grid, and outside of grids.
 bool Toss();
+bool TossOnHost();
 
 // Marks the running block as failed; `why` outlives it.
 void Fail(const char* why);

@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstring>
+
 #include "cuda/runtime/instructions.cuh"
 #include "cuda/runtime/launch.cuh"
 
@@ -78,17 +80,28 @@ __global__ void CopyKernel(const int* in, int* out) {
   out[threadIdx.x] = *reinterpret_cast<const volatile unsigned char*>(shared);
 }
 
+// Stores and loads a value of each thread, kStride values apart.
+template <typename Bits, int kStride>
+__global__ void StridedKernel(const int* in, int* out) {
+  Bits* const mine = SharedMemory<Bits>() + threadIdx.x * kStride;
+  Bits bits = {};
+  std::memcpy(&bits, &in[threadIdx.x], sizeof(int));
+  StoreSharedBits(mine, bits);
+  bits = LoadSharedBits<Bits>(mine);
+  std::memcpy(&out[threadIdx.x], &bits, sizeof(int));
+}
+
 // Stores 16 bytes a thread, in rows of kRowBytes for each eight threads, column by column, and
 // loads them as matrices and as they are.
 template <int kRowBytes>
 __global__ void ColumnsKernel(const int* in, int* out) {
   unsigned char* const shared = SharedMemory<unsigned char>();
   unsigned char* const mine = shared + threadIdx.x % 8 * kRowBytes + threadIdx.x / 8 * 16;
-  StoreSharedVector(mine, make_uint4(in[threadIdx.x], 0, 0, 0));
+  StoreSharedBits(mine, make_uint4(in[threadIdx.x], 0, 0, 0));
   __syncthreads();
   uint32_t matrices[4];
   LoadMatrices(matrices, mine);
-  out[threadIdx.x] = static_cast<int>(LoadSharedVector(mine).x);
+  out[threadIdx.x] = static_cast<int>(LoadSharedBits<uint4>(mine).x);
 }
 
 int Run(void (*kernel)(const int*, int*), int threads, const int* in, int* out) {
@@ -101,6 +114,20 @@ int RunColumns(int threads, const int* in, int* out) {
   const LaunchShape shape = {1, static_cast<unsigned>(threads), 8 * kRowBytes};
   return Launch(ColumnsKernel<kRowBytes>, shape, nullptr, in, out);
 }
+
+template <typename Bits, int kStride>
+int RunStrided(int threads, const int* in, int* out) {
+  const LaunchShape shape = {1, static_cast<unsigned>(threads), threads * kStride * sizeof(Bits)};
+  return Launch(StridedKernel<Bits, kStride>, shape, nullptr, in, out);
+}
+
+// Two blocks of the widest fused kernel fit where there is shared memory for them.
+constexpr int kFusedBytes = 78 << 10;
+static_assert(ResidentBlocks(kFusedBytes, 800) == 2 && ResidentBlocks(kFusedBytes, 900) == 2);
+static_assert(ResidentBlocks(kFusedBytes, 1000) == 2 && ResidentBlocks(kFusedBytes, 1030) == 2);
+static_assert(ResidentBlocks(kFusedBytes, 860) == 1 && ResidentBlocks(kFusedBytes, 890) == 1);
+static_assert(ResidentBlocks(kFusedBytes, 1200) == 1 && ResidentBlocks(kFusedBytes, 1210) == 1);
+static_assert(ResidentBlocks(49 << 10, 860) == 2 && ResidentBlocks(50 << 10, 860) == 1);
 
 template <int kSharedBytes>
 int RunWith(int threads, const int* in, int* out) {
@@ -132,12 +159,17 @@ JAX_DCN_PLANT(beyond_shared_memory, BeyondSharedMemoryKernel)
 #define JAX_DCN_PLANT_LAUNCH(name, run)                                                  \
   extern "C" __attribute__((visibility("default"))) int name(int threads, const int* in, \
                                                              int* out) {                 \
-    return jax_dcn::run(threads, in, out);                                               \
+    using namespace jax_dcn;                                                             \
+    return run(threads, in, out);                                                        \
   }
 
 JAX_DCN_PLANT_LAUNCH(rows_of_144_bytes, RunColumns<144>)
 JAX_DCN_PLANT_LAUNCH(rows_of_128_bytes, RunColumns<128>)
 JAX_DCN_PLANT_LAUNCH(rows_of_160_bytes, RunColumns<160>)
+JAX_DCN_PLANT_LAUNCH(words, (RunStrided<int, 1>))
+JAX_DCN_PLANT_LAUNCH(every_second_word, (RunStrided<int, 2>))
+JAX_DCN_PLANT_LAUNCH(every_third_pair, (RunStrided<uint2, 3>))
+JAX_DCN_PLANT_LAUNCH(every_fourth_pair, (RunStrided<uint2, 4>))
 JAX_DCN_PLANT_LAUNCH(shared_99_kb, RunWith<(99 << 10)>)
 JAX_DCN_PLANT_LAUNCH(shared_100_kb, RunWith<(100 << 10)>)
 

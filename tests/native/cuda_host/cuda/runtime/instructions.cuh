@@ -43,16 +43,22 @@ inline void StoreVector(void* global, const uint32_t (&words)[4]) {
   std::memcpy(global, words, sizeof(words));
 }
 
-inline void StoreSharedVector(void* shared, const uint4& bits) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) cuda_host::Fail("a store is not aligned");
-  cuda_host::MoveSharedVector(shared);
+template <typename Bits>
+void StoreSharedBits(void* shared, const Bits& bits, int line = __builtin_LINE()) {
+  if (reinterpret_cast<uintptr_t>(shared) % sizeof(bits) != 0) {
+    cuda_host::Fail("a store is not aligned");
+  }
+  cuda_host::MoveShared(shared, sizeof(bits), line);
   std::memcpy(shared, &bits, sizeof(bits));
 }
 
-inline uint4 LoadSharedVector(const void* shared) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) cuda_host::Fail("a load is not aligned");
-  cuda_host::MoveSharedVector(shared);
-  uint4 bits;
+template <typename Bits>
+Bits LoadSharedBits(const void* shared, int line = __builtin_LINE()) {
+  if (reinterpret_cast<uintptr_t>(shared) % sizeof(Bits) != 0) {
+    cuda_host::Fail("a load is not aligned");
+  }
+  cuda_host::MoveShared(shared, sizeof(Bits), line);
+  Bits bits;
   std::memcpy(&bits, shared, sizeof(bits));
   return bits;
 }
@@ -69,11 +75,9 @@ inline Rows ExchangeRows(const void* row, int line) {
     rows.row[lane] = cuda_host::ValueOf<const char*>(values, lane);
   }
   if (cuda_host::Lane() != 0) return rows;
-  for (int first = 0; first < cuda_host::kWarp; first += 8) {
-    const void* of_matrix[8];
-    std::copy_n(&rows.row[first], 8, of_matrix);
-    cuda_host::CountBankConflicts(of_matrix);
-  }
+  const void* moved[cuda_host::kWarp];
+  std::copy_n(rows.row, cuda_host::kWarp, moved);
+  cuda_host::CountBankConflicts(moved, 16);
   return rows;
 }
 
