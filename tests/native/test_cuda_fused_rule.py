@@ -5,6 +5,7 @@ import ctypes
 import itertools
 import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from jax_dcn._src.deform_conv2d import cost, fused
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
+from jax_dcn._src.operator import gpus
 from tests.native.cuda_host import build
 
 
@@ -72,6 +74,22 @@ def test_gradient_of_the_kernel_is_split_into_nearly_whole_waves(monkeypatch, ca
         assert blocks / (at_once * -(-blocks // at_once)) > 0.85
         assert parts * kernel.size * 4 <= 40e6
         assert 32 * 14 * 13 / parts > 90  # pixels of a block
+
+
+def test_gpus_of_one_compute_capability_split_the_gradient_of_the_kernel_alike(monkeypatch):
+    x, kernel, offset, _ = arrays(channels=128, features=128)
+    parts = []
+    for name, capability, processors in (
+        ("H100 SXM", "9.0", 132),
+        ("H100 PCIe", "9.0", 114),
+        ("RTX 4090", "8.9", 128),
+    ):
+        device = types.SimpleNamespace(
+            device_kind=name, compute_capability=capability, core_count=processors
+        )
+        monkeypatch.setattr(gpus, "devices", lambda device=device: [device])
+        parts.append(fused.parts_of_grad_kernel(x, kernel, offset))
+    assert parts[0] == parts[1] != parts[2]
 
 
 def test_gradient_of_the_kernel_has_parts_for_every_size():
