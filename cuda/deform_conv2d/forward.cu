@@ -119,15 +119,15 @@ class ForwardBlock {
   }
 
   __device__ __forceinline__ CornerChannels<T> Read(const Steps& step) const {
-    return LoadCorners<kVector<T>>(SampleOfThread(step), channels_ + step.channel(),
-                                   sizes_.pixel_bytes);
+    return LoadCorners<kVector<T>>(InShared<SampleCorners>(SampleOfThread(step)),
+                                   channels_ + step.channel(), sizes_.pixel_bytes);
   }
 
   // Writes the thread's part of the step's columns.
   __device__ __forceinline__ void Write(const Steps& step, const CornerChannels<T>& corners,
                                         int buffer) const {
     StoreShared(Columns(buffer).At(column_),
-                PackFactor(Interpolate(SampleOfThread(step), corners)));
+                PackFactor(Interpolate(InShared(SampleOfThread(step)), corners)));
   }
 
   // Starts to copy the step's part of the kernel.

@@ -118,13 +118,14 @@ class GradKernelBlock {
   }
 
   __device__ __forceinline__ CornerChannels<T> Read(const Steps& step) const {
-    return LoadCorners<kVector<T>>(ThreadSample(step), channels_, sizes_.pixel_bytes);
+    return LoadCorners<kVector<T>>(InShared<SampleCorners>(ThreadSample(step)), channels_,
+                                   sizes_.pixel_bytes);
   }
 
   __device__ __forceinline__ void Write(const Steps& step, const CornerChannels<T>& corners,
                                         int buffer) const {
     StoreShared(Columns(buffer).data + column_,
-                PackFactor(Interpolate(ThreadSample(step), corners)));
+                PackFactor(Interpolate(InShared(ThreadSample(step)), corners)));
   }
 
   // Starts to copy the step's part of grad_y.

@@ -178,7 +178,8 @@ class GradSamplesBlock {
       const int row = RowOf(round);
       const GradSample<T>& sample = Samples()[row];
       const Packed<T> grad = LoadShared(GradColumns().At(row, vector));
-      AddDots(LoadCorners<kVector<T>>(sample, sample.image + in_group, sizes_.pixel_bytes),
+      AddDots(LoadCorners<kVector<T>>(InShared<SampleCorners>(sample), sample.image + in_group,
+                                      sizes_.pixel_bytes),
               Unpack(grad), dots[round]);
       if (grad_columns == nullptr || !IsInChunk(row)) continue;
       const int32_t column_row = (first_position_ + row) * sizes_.taps + tap_;

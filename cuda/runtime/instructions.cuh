@@ -80,8 +80,8 @@ __device__ __forceinline__ void StoreVector(void* global, const uint32_t (&words
                : "memory");
 }
 
-// Writes and reads 4, 8 or 16 bytes of shared memory. Neighbouring lanes that are served at once,
-// 128 bytes of them, should use different banks.
+// Writes and reads 4, 8 or 16 bytes of shared memory, or several times 16. Neighbouring lanes that
+// are served at once, 128 bytes of them, should use different banks.
 template <typename Bits>
 __device__ __forceinline__ void StoreSharedBits(void* shared, const Bits& bits) {
   *static_cast<Bits*>(shared) = bits;
@@ -89,6 +89,13 @@ __device__ __forceinline__ void StoreSharedBits(void* shared, const Bits& bits) 
 template <typename Bits>
 __device__ __forceinline__ Bits LoadSharedBits(const void* shared) {
   return *static_cast<const Bits*>(shared);
+}
+
+// What is read from shared memory by the instructions that the compiler chooses. The emulator of
+// the tests takes these for loads of 16 bytes.
+template <typename Bits>
+__device__ __forceinline__ const Bits& InShared(const Bits& bits) {
+  return bits;
 }
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/runtime/instructions.cuh"
 #include "cuda/runtime/launch.cuh"
 #include "cuda/sampling/bins.h"
 
@@ -78,7 +79,7 @@ __device__ __forceinline__ void SortLongBin(const Bins& bins, int32_t bin) {
   const int32_t last_id = -LeastOfBlock(-greatest, warp_sums);
   int32_t place = begin;
   for (int64_t first = begin_id; first <= last_id; first += kBitmapBits) {
-    for (int w = 0; w < kOwnedWords; ++w) own[w] = 0;
+    for (int w = 0; w < kOwnedWords; ++w) StoreSharedBits(&own[w], 0u);
     __syncthreads();
     for (int32_t e = begin + thread; e < end; e += kSortThreads) {
       const int64_t bit = bins.unsorted[e] - first;
@@ -90,7 +91,7 @@ __device__ __forceinline__ void SortLongBin(const Bins& bins, int32_t bin) {
     }
     __syncthreads();
     int32_t marked = 0;
-    for (int w = 0; w < kOwnedWords; ++w) marked += __popc(own[w]);
+    for (int w = 0; w < kOwnedWords; ++w) marked += __popc(LoadSharedBits<unsigned>(&own[w]));
     const int32_t sum = WarpInclusiveSum(marked, lane);
     if (lane == kWarp - 1) warp_sums[warp] = sum;
     __syncthreads();
@@ -101,7 +102,7 @@ __device__ __forceinline__ void SortLongBin(const Bins& bins, int32_t bin) {
     }
     for (int w = 0; w < kOwnedWords; ++w) {
       const int32_t word_id = static_cast<int32_t>(first) + 32 * (thread * kOwnedWords + w);
-      for (unsigned bits = own[w]; bits != 0; bits &= bits - 1) {
+      for (unsigned bits = LoadSharedBits<unsigned>(&own[w]); bits != 0; bits &= bits - 1) {
         bins.ids[own_place++] = word_id + __ffs(static_cast<int>(bits)) - 1;
       }
     }

@@ -88,9 +88,11 @@ def test_emulator_has_the_shared_memory_of_the_smallest_gpu(planted):
         ("every_second_word", 2 * 2 * 16),  # of 32 lanes, 16 find their bank taken
         ("every_third_pair", 0),
         ("every_fourth_pair", 2 * 4 * 12),  # of 16 lanes, all but the first four
+        ("samples", 2 * 8 * 4),  # of the halves of eight samples, two use the same banks
+        ("samples_of_48_bytes", 0),
     ],
 )
-def test_emulator_counts_bank_conflicts_of_stores_loads_and_matrices(planted, kernel, conflicts):
+def test_emulator_counts_bank_conflicts_of_stores_loads_matrices_and_samples(planted, kernel, conflicts):
     x = np.arange(64, dtype=np.int32)
     before = planted.cuda_host_bank_conflicts()
     np.testing.assert_array_equal(run(planted, kernel, x), x)

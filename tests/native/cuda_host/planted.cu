@@ -8,6 +8,7 @@
 
 #include "cuda/runtime/instructions.cuh"
 #include "cuda/runtime/launch.cuh"
+#include "cuda/sampling/sample.cuh"
 
 namespace jax_dcn {
 namespace {
@@ -91,6 +92,18 @@ __global__ void StridedKernel(const int* in, int* out) {
   std::memcpy(&out[threadIdx.x], &bits, sizeof(int));
 }
 
+struct SampleWithTail : Sample<float> {
+  uint4 tail;
+};
+
+// Reads a located sample of each thread.
+template <typename Located>
+__global__ void LocatedKernel(const int* in, int* out) {
+  Located* const mine = SharedMemory<Located>() + threadIdx.x;
+  mine->pixel[0] = in[threadIdx.x];
+  out[threadIdx.x] = InShared(*mine).pixel[0];
+}
+
 // Stores 16 bytes a thread, in rows of kRowBytes for each eight threads, column by column, and
 // loads them as matrices and as they are.
 template <int kRowBytes>
@@ -119,6 +132,12 @@ template <typename Bits, int kStride>
 int RunStrided(int threads, const int* in, int* out) {
   const LaunchShape shape = {1, static_cast<unsigned>(threads), threads * kStride * sizeof(Bits)};
   return Launch(StridedKernel<Bits, kStride>, shape, nullptr, in, out);
+}
+
+template <typename Located>
+int RunLocated(int threads, const int* in, int* out) {
+  const LaunchShape shape = {1, static_cast<unsigned>(threads), threads * sizeof(Located)};
+  return Launch(LocatedKernel<Located>, shape, nullptr, in, out);
 }
 
 // Two blocks of the widest fused kernel fit where there is shared memory for them.
@@ -170,6 +189,8 @@ JAX_DCN_PLANT_LAUNCH(words, (RunStrided<int, 1>))
 JAX_DCN_PLANT_LAUNCH(every_second_word, (RunStrided<int, 2>))
 JAX_DCN_PLANT_LAUNCH(every_third_pair, (RunStrided<uint2, 3>))
 JAX_DCN_PLANT_LAUNCH(every_fourth_pair, (RunStrided<uint2, 4>))
+JAX_DCN_PLANT_LAUNCH(samples, RunLocated<Sample<float>>)
+JAX_DCN_PLANT_LAUNCH(samples_of_48_bytes, RunLocated<SampleWithTail>)
 JAX_DCN_PLANT_LAUNCH(shared_99_kb, RunWith<(99 << 10)>)
 JAX_DCN_PLANT_LAUNCH(shared_100_kb, RunWith<(100 << 10)>)
 

@@ -43,23 +43,32 @@ inline void StoreVector(void* global, const uint32_t (&words)[4]) {
   std::memcpy(global, words, sizeof(words));
 }
 
+// Counts the move of some bytes of shared memory, 16 at a time where they are more.
+inline void MoveSharedBytes(const void* shared, size_t bytes, int line) {
+  const size_t at_once = std::min<size_t>(bytes, 16);
+  if (reinterpret_cast<uintptr_t>(shared) % at_once != 0) cuda_host::Fail("a move is not aligned");
+  for (size_t moved = 0; moved < bytes; moved += at_once) {
+    cuda_host::MoveShared(static_cast<const char*>(shared) + moved, at_once, line);
+  }
+}
+
 template <typename Bits>
 void StoreSharedBits(void* shared, const Bits& bits, int line = __builtin_LINE()) {
-  if (reinterpret_cast<uintptr_t>(shared) % sizeof(bits) != 0) {
-    cuda_host::Fail("a store is not aligned");
-  }
-  cuda_host::MoveShared(shared, sizeof(bits), line);
+  MoveSharedBytes(shared, sizeof(bits), line);
   std::memcpy(shared, &bits, sizeof(bits));
 }
 
 template <typename Bits>
 Bits LoadSharedBits(const void* shared, int line = __builtin_LINE()) {
-  if (reinterpret_cast<uintptr_t>(shared) % sizeof(Bits) != 0) {
-    cuda_host::Fail("a load is not aligned");
-  }
-  cuda_host::MoveShared(shared, sizeof(Bits), line);
+  MoveSharedBytes(shared, sizeof(Bits), line);
   Bits bits;
   std::memcpy(&bits, shared, sizeof(bits));
+  return bits;
+}
+
+template <typename Bits>
+const Bits& InShared(const Bits& bits, int line = __builtin_LINE()) {
+  MoveSharedBytes(&bits, sizeof(Bits), line);
   return bits;
 }
 
