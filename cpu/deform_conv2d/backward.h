@@ -22,6 +22,9 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
+// About the fewest items of the gradient of the kernel for each worker.
+constexpr int64_t kItemsOfWorker = 4;
+
 template <typename T, typename E>
 class Backward {
  public:
@@ -136,12 +139,22 @@ class Backward {
                                  .Run(StripsOf(part), pass_.part_sums[part], cleared);
                            }};
     const bool first = wave.begin == 0 && pass_.grads.kernel != nullptr;
-    const Items kernel = {
-        first ? pass_.blocks.count() * pass_.problem.taps() : 0,
-        [&](int64_t item, char* scratch) { BackwardKernel<T, E>(pass_, item, scratch).Run(); }};
+    const int64_t taps = pass_.problem.taps(), ranges = TapRanges(executor.workers());
+    const Items kernel = {first ? pass_.blocks.count() * ranges : 0,
+                          [&](int64_t item, char* scratch) {
+                            const int64_t range = item % ranges;
+                            BackwardKernel<T, E>(pass_, item / ranges, scratch)
+                                .Run({taps * range / ranges, taps * (range + 1) / ranges});
+                          }};
     const int64_t scratch_bytes =
         Max(BackwardColumns<T, E>::ScratchBytes(pass_), BackwardKernel<T, E>::ScratchBytes(pass_));
-    ParallelForAll(executor, scratch_bytes, columns, kernel);
+    ParallelForAll(executor, scratch_bytes, kernel, columns);
+  }
+
+  // The parts of the taps that make items of their own, so that every worker has some items. No sum
+  // depends on their number.
+  int64_t TapRanges(int64_t workers) const {
+    return Min(pass_.problem.taps(), CeilDiv(kItemsOfWorker * workers, pass_.blocks.count()));
   }
 
   void AddUp(Executor& executor, Range wave) {
