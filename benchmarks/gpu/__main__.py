@@ -34,9 +34,9 @@ from jax_dcn import available_implementations
 FOUND = "found: "  # before the findings of a step in its output
 STATE = "state: "  # before what the step runs on
 
-# Steps and numbers of each session.
+# Steps and numbers of each session. The step "host" is in no session, because it needs no GPU.
 SESSIONS = {
-    1: (("build", "host", "accuracy", "speed"), ("float16", "bfloat16")),
+    1: (("build", "accuracy", "speed"), ("float16", "bfloat16")),
     2: (("build", "sanitizer", "reproducibility", "suite"), tuple(NUMBERS)),
     3: (("build", "rule", "chunks", "memory", "speed"), ("tf32", "float32")),
 }
@@ -55,8 +55,8 @@ def reports_of(
 ) -> Iterator[dict]:
     """The report of a step as it grows, from a process of its own: the GPU's memory is the step's.
 
-    The step reports its findings under its name, and what it runs on. A step that fails reports the end of its output beside the findings before, and a step that takes more
-    than `seconds` is stopped.
+    The step reports its findings under its name, and what it runs on. A step that fails reports the end of
+    its output beside the findings before. A step that takes more than `seconds` is stopped.
     """
     command = [sys.executable, "-m", "benchmarks.gpu", "--step", step]
     found: dict = {}
@@ -104,8 +104,8 @@ def main() -> None:
         return run_step(options.step, options.smoke)
     # The memory of the GPU is for the processes of the steps.
     jax.config.update("jax_platforms", "cpu")
-    if not options.smoke and not shutil.which("nvidia-smi"):
-        sys.exit("There is no GPU. --smoke needs none.")
+    if not (options.smoke or options.steps == ["host"] or shutil.which("nvidia-smi")):
+        sys.exit("There is no GPU. --smoke and --steps host need none.")
     steps, numbers = SESSIONS.get(options.session, (tuple(STEPS), tuple(NUMBERS)))
     minutes = options.minutes or (SESSION_MINUTES if options.session else 24 * 60)
     environment = {

@@ -156,14 +156,34 @@ def torchvision(case: Case, number: str) -> dict[str, Callable]:
     return {"forward": forward, "backward": backward}
 
 
-def contestants(layer: Layer, number: str) -> dict[str, dict[str, Callable]]:
+def contestants(layer: Layer, number: str) -> tuple[dict[str, dict[str, Callable]], dict[str, str]]:
+    """The functions of each contestant, which have run once, and why others cannot run.
+
+    Another contestant may fail, our kernels may not be missing.
+    """
     arrays, _ = arrays_of(layer, NUMBERS[number][0])
-    found = {
+    makers: dict[str, Callable[[], dict[str, Callable]]] = {
         # By name: where the kernel is missing, XLA must not be timed in its place.
-        "native": repeatedly(programs(layer, number, "native"), arrays),
-        "xla": repeatedly(programs(layer, number, "xla"), arrays),
+        "native": lambda: repeatedly(programs(layer, number, "native"), arrays),
+        "xla": lambda: repeatedly(programs(layer, number, "xla"), arrays),
     }
     if isinstance(layer, Case):
-        found["convolution"] = ordinary_convolution(layer, number)
-        found["torchvision"] = torchvision(layer, number)
-    return {name: functions for name, functions in found.items() if functions}
+        makers["convolution"] = lambda: ordinary_convolution(layer, number)
+        makers["torchvision"] = lambda: torchvision(layer, number)
+    found, failed = {}, {}
+    for name, make in makers.items():
+        try:
+            functions = make()
+            for function in functions.values():
+                function()
+        except Exception as error:
+            if name == "native" and isinstance(error, NotImplementedError):
+                raise
+            failed[name] = reason(error)
+        else:
+            found |= {name: functions} if functions else {}
+    return found, failed
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:1000]

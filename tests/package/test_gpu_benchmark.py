@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
-from benchmarks.gpu import __main__ as program, rule, steps
+from benchmarks.gpu import __main__ as program, contestants, rule, steps
 from benchmarks.gpu.device_time import busy_seconds
 from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.operator import libraries
@@ -130,7 +130,8 @@ def test_the_gradients_of_a_part_are_those_of_its_operands_alone():
 
 
 def test_sessions_share_all_steps_and_numbers():
-    assert {step for named, _ in program.SESSIONS.values() for step in named} == set(steps.STEPS)
+    named = {step for of_session, _ in program.SESSIONS.values() for step in of_session}
+    assert named == set(steps.STEPS) - {"host"}  # which needs no GPU
     timed = [numbers for named, numbers in program.SESSIONS.values() if "speed" in named]
     assert sorted(n for numbers in timed for n in numbers) == sorted(steps.NUMBERS)
 
@@ -146,6 +147,35 @@ def test_a_missing_kernel_is_not_timed_as_native(monkeypatch):
     monkeypatch.setitem(libraries._unavailable, "cpu", "there is none in this test")
     with pytest.raises(NotImplementedError, match="there is none in this test"):
         next(steps.speed(smoke=True))
+
+
+def test_a_contestant_that_fails_is_named_and_the_others_are_timed(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("there is no convolution in this test")
+
+    monkeypatch.setattr(contestants, "ordinary_convolution", broken)
+    (times,) = next(steps.speed(smoke=True))["microseconds"].values()
+    assert times["failed"] == {"convolution": "RuntimeError: there is no convolution in this test"}
+    for mode in ("forward", "backward"):
+        assert {"native", "xla"} <= set(times[mode]) and "convolution" not in times[mode]
+
+
+def test_layers_after_a_wrong_one_are_proven_and_the_step_fails(monkeypatch):
+    errors = iter([np.inf, *[0.0] * 100])
+    monkeypatch.setattr(steps, "_error", lambda actual, exact: next(errors))
+    found = []
+    with pytest.raises(AssertionError, match=r"wrong: \['5x6x8 N2, float32, columns'\]"):
+        found += steps.accuracy(smoke=True)
+    wrong, right = "5x6x8 N2, float32, columns", "attention, float32, columns"
+    assert found[-1] == {wrong: np.inf, right: 0.0}
+
+
+def test_files_that_cannot_be_collected_do_not_keep_others_from_their_run(tmp_path, monkeypatch):
+    (tmp_path / "test_runs.py").write_text("def test_runs(): pass\n")
+    (tmp_path / "test_needs.py").write_text("import a_package_that_is_not_here\n")
+    monkeypatch.setattr(steps, "MOST_FAILURES", 7)
+    *_, found = steps._tests([str(tmp_path)], False, {})
+    assert found["counts"]["PASSED"] == 1 and not found["passed"], found
 
 
 def test_findings_are_written_after_every_layer_and_kept_when_a_later_one_fails(
