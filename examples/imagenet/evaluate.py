@@ -164,8 +164,11 @@ def check_classes(names: Sequence[str], description: Description) -> None:
     """Refuses data with another number of classes, or with others that have names."""
     known = description.class_names
     numbers = [str(index) for index in range(len(known))]  # Imported weights may know no names.
-    if len(names) != len(known) or known not in (list(names), numbers):
-        raise UserError(
-            f"The network knows {len(known)} classes ({known[0]}, ...), and the data has "
-            f"{len(names)} ({names[0]}, ...): choose the data that it was trained for."
-        )
+    if len(names) != len(known):
+        difference = f"{len(known)} classes ({known[0]}, ...), and the data has {len(names)}"
+    elif known not in (list(names), numbers):
+        mine, other = next(pair for pair in zip(known, names, strict=True) if len(set(pair)) > 1)
+        difference = f"the class {mine}, and the data has {other} in its place"
+    else:
+        return
+    raise UserError(f"The network knows {difference}: choose the data that it was trained for.")

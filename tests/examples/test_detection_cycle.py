@@ -30,6 +30,8 @@ from examples.detection.results import main as compare
 from examples.detection.training.recipes import COMPOSED, Preset
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import place
+from examples.imagenet.errors import UserError
+from examples.imagenet.evaluate import check_classes
 from examples.imagenet.settings import Model
 from examples.imagenet.state import split
 from tests.examples.checkpoints import arrays_of, assert_same_arrays
@@ -315,6 +317,9 @@ def test_backbone_may_be_a_classifier_of_the_other_example(tmp_path):
         ("predict {run} nowhere.png", "no image nowhere.png"),
         ("visualize {run} {data}/val/000001.png --score-threshold 0.99", "Nothing is found"),
         ("export {run} network.pth", "must end in .stablehlo or .onnx"),
+        ("export {run} network.onnx --score-threshold 0.5", "score-threshold has no effect"),
+        ("visualize {run} {data}/val/000001.png --output looks.txt", "must end in .png or .*svg"),
+        ("visualize {run} {data}/val/000001.png --output looks", "must end in .png or .*svg"),
         ("compose {data}", "has a data set already"),
         (f"{' '.join(TRAIN)} --width 4 --data {{data}} --output {{run}}", "another network"),
     ],
@@ -327,14 +332,43 @@ def test_mistakes_are_answered_in_a_sentence(
     assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.DOTALL)
 
 
+@pytest.mark.parametrize("command", ["eval", "predict", "visualize", "stages", "export"])
+@pytest.mark.parametrize("value", ["-0.1", "1.5", "nan"])
+def test_scores_that_no_detection_has_are_refused(command, value, capsys):
+    given = {"eval": ["--data", "b"], "stages": ["b", "c"], "export": ["b.onnx"]}.get(
+        command, ["b"]
+    )
+    assert run(command, "a", *given, "--score-threshold", value) == 2
+    assert capsys.readouterr().err.startswith("error: --score-threshold must be at ")
+
+
+def copy_with(content, composed, folder) -> None:
+    """A validation split of the composed images with other annotations."""
+    (folder / "annotations").mkdir()
+    (folder / "val").symlink_to(composed / "val")
+    (folder / "annotations" / "val.json").write_text(json.dumps(content))
+
+
 def test_data_of_other_classes_is_refused(composed, trained, tmp_path, capsys):
     content = json.loads((composed / "annotations" / "val.json").read_text())
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "val").mkdir()
-    content["categories"] = content["categories"][:4]
-    (tmp_path / "annotations" / "val.json").write_text(json.dumps(content))
+    copy_with(content | {"categories": content["categories"][:9]}, composed, tmp_path)
     assert run("eval", trained, "--data", tmp_path) == 1
-    assert "choose the data that it was trained for" in capsys.readouterr().err
+    assert "10 classes (0, ...), and the data has 9: choose the data" in capsys.readouterr().err
+    check_classes(["a", "b"], Description(None, ["0", "1"]))  # Of imported weights.
+    with pytest.raises(UserError, match="the class b, and the data has c in its place"):
+        check_classes(["a", "c"], Description(None, ["a", "b"]))
+
+
+def test_classes_without_objects_have_no_precision(composed, trained, tmp_path, capsys):
+    content = json.loads((composed / "annotations" / "val.json").read_text())
+    copy_with(content | {"annotations": []}, composed, tmp_path)
+    assert run("eval", trained, "--data", tmp_path, "--workers", 0, "--batch-size", 2) == 0
+    first, *classes = capsys.readouterr().out.splitlines()
+    nothing = "AP -, AP50 -, AP75 -"
+    assert first == f"step {STEPS}, 5 images: boxes: {nothing}; masks: {nothing}"
+    assert [line.split() for line in classes] == [
+        [str(n), "AP", "-", "mask_AP", "-"] for n in range(10)
+    ]
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

@@ -102,6 +102,15 @@ def test_measures_equal_pycocotools(tmp_path, results):
     assert measured.classes["none"]["AP"] == -1 and measured.summary["AP"] > 0
 
 
+def test_classes_of_one_name_are_told_apart():
+    categories = [entry | {"name": "one"} for entry in CONTENT["categories"]]
+    measured = measure(CONTENT | {"categories": categories}, RESULTS).classes
+    expected = measure(CONTENT, RESULTS).classes
+    assert measured == {
+        f"one ({number})": expected[name] for number, name in [(1, "one"), (2, "two"), (7, "none")]
+    }
+
+
 def test_nothing_found_is_measured_as_zero():
     measured = measure(CONTENT, [], masks=True)
     assert measured.summary["AP"] == measured.summary["mask_AP"] == 0

@@ -23,6 +23,7 @@ from examples.detection.model.detect import Detections, run
 from examples.detection.model.networks import Detector
 from examples.detection.training.checkpoint import Checkpoints
 from examples.imagenet.devices import Placement, connect, place, together
+from examples.imagenet.errors import check_option
 from examples.imagenet.evaluate import Network, check_classes, load_network, shown
 from examples.imagenet.settings import Testing
 from examples.imagenet.state import Weights, merge, split
@@ -39,6 +40,8 @@ def evaluate(
 ) -> None:
     """Tests a detector: COCO's average precisions of boxes, and of masks if it makes them.
 
+    A class without an object in the images has no precision, which is shown as "-".
+
     Args:
       run: Folder of a training run, or of imported weights.
       data: As for `train`.
@@ -47,6 +50,7 @@ def evaluate(
       results: A file .json to write the detections to, in COCO's format of results.
       testing: Which checkpoint, and how to go through the images.
     """
+    check_option("score_threshold", score_threshold, 0, 1)
     connect(testing.processes)
     with together():
         placement = place(testing.batch_size)
@@ -180,12 +184,12 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def show(result: dict[str, float]) -> str:
-    """The average precisions in words."""
+    """The average precisions in words; "-" where there is nothing to find."""
     words = []
     for prefix, name in (("", "boxes"), ("mask_", "masks")):
         if f"{prefix}AP" in result:
-            values = [100 * result[f"{prefix}{key}"] for key in ("AP", "AP50", "AP75")]
-            words.append("{}: AP {:.1f}, AP50 {:.1f}, AP75 {:.1f}".format(name, *values))
+            values = [f"{key} {_percent(result[prefix + key])}" for key in ("AP", "AP50", "AP75")]
+            words.append(f"{name}: {', '.join(values)}")
     return "; ".join(words)
 
 
@@ -193,6 +197,10 @@ def table(measured: Measured) -> str:
     """The average precision of every class, a line each."""
     lines = []
     for name, values in measured.classes.items():
-        cells = "  ".join(f"{key} {100 * value:5.1f}" for key, value in values.items())
+        cells = "  ".join(f"{key} {_percent(value):>5}" for key, value in values.items())
         lines.append(f"  {name:20} {cells}")
     return "\n".join(lines)
+
+
+def _percent(precision: float) -> str:
+    return "-" if precision < 0 else f"{100 * precision:.1f}"

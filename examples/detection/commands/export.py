@@ -16,16 +16,18 @@ from examples.detection.commands.predict import Loaded, load_detector
 from examples.detection.data.images import normalise
 from examples.detection.model.detect import run as run_stages
 from examples.detection.model.networks import Detector, RoIExtractor
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from jax_dcn.interop.onnx import to_onnx
 from jax_dcn.nnx import DeformConv, DeformRoIPool
+
+_SCORE_THRESHOLD = 0.05
 
 
 def export(
     run: tyro.conf.Positional[pathlib.Path],
     output: tyro.conf.Positional[pathlib.Path],
     *,
-    score_threshold: float = 0.05,
+    score_threshold: float | None = None,
     high: bool = False,
     step: int | None = None,
 ) -> None:
@@ -45,7 +47,7 @@ def export(
     Args:
       run: Folder of a training run, or of imported weights.
       output: A file .stablehlo or .onnx.
-      score_threshold: Detections of the program have higher scores.
+      score_threshold: Detections of the .stablehlo program have higher scores; by default 0.05.
       high: Whether the canvas is for images that are higher than wide.
       step: Which checkpoint; by default the best.
     """
@@ -55,10 +57,14 @@ def export(
     }
     if output.suffix not in writers:
         raise UserError(f"{output} must end in {' or '.join(writers)}.")
+    check_option("score_threshold", score_threshold, 0, 1)
+    if output.suffix == ".onnx" and score_threshold is not None:
+        raise UserError("--score-threshold has no effect on a file .onnx, which has raw scores.")
     loaded = load_detector(run, step)
     canvas = loaded.architecture.view.canvas(high)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(writers[output.suffix](loaded, canvas, score_threshold))
+    threshold = _SCORE_THRESHOLD if score_threshold is None else score_threshold
+    output.write_bytes(writers[output.suffix](loaded, canvas, threshold))
     about = output.with_suffix(".json")
     content = {"class_names": loaded.class_names, "canvas": canvas}
     about.write_text(json.dumps(content, indent=1) + "\n")

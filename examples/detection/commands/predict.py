@@ -19,7 +19,7 @@ from examples.detection.model.architecture import Architecture
 from examples.detection.model.detect import Detections, Images, detect
 from examples.detection.model.networks import Detector
 from examples.imagenet.devices import one_device
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.readers import decode
 from examples.imagenet.state import merge, split
 
@@ -53,6 +53,7 @@ def predict(
       score_threshold: Detections have higher scores.
       step: Which checkpoint; by default the best.
     """
+    check_option("score_threshold", score_threshold, 0, 1)
     if not images:
         raise UserError("There is no image to look at: name one or more files after the run.")
     loaded = load_detector(run, step)

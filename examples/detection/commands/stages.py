@@ -13,7 +13,7 @@ from examples.detection.data.masks import paste
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.boxes import Conventions
 from examples.detection.model.detect import Images, Stages, run
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.readers import decode
 
 
@@ -43,6 +43,7 @@ def stages(
       score_threshold: Detections have higher scores.
       resize: Resize the image to `short` pixels, at most `long`; else keep the size.
     """
+    check_option("score_threshold", score_threshold, 0, 1)
     if output.suffix != ".npz":
         raise UserError(f"{output} must end in .npz.")
     pixels = decode(image)

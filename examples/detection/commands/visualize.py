@@ -20,6 +20,8 @@ from examples.imagenet.samples import Samples, samples_of
 from examples.imagenet.state import split
 from examples.imagenet.visualize import draw_samples
 
+_PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
+
 
 def visualize(
     run: tyro.conf.Positional[pathlib.Path],
@@ -46,6 +48,9 @@ def visualize(
     """
     check_option("detections", detections, 1)
     check_option("layers", layers, 1)
+    check_option("score_threshold", score_threshold, 0, 1)
+    if output.suffix not in _PICTURES:
+        raise UserError(f"{output} must end in {' or '.join(_PICTURES)}.")
     loaded = load_detector(run, step)
     convolves = loaded.architecture.conv != "ordinary"
     pools = loaded.architecture.pool != "align"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Average precision as pycocotools defines it."""
 
+import collections
 import contextlib
 import copy
 import io
@@ -35,7 +36,7 @@ def measure(content: Entry, results: Sequence[Entry], *, masks: bool = False) ->
       masks: Whether to measure masks as well.
     """
     summary: dict[str, float] = {}
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    names = _names(content["categories"])
     classes: dict[str, dict[str, float]] = {name: {} for name in names.values()}
     for prefix, kind in (("", "bbox"), ("mask_", "segm"))[: 1 + masks]:
         evaluation = _evaluate(content, results, kind)
@@ -45,6 +46,15 @@ def measure(content: Entry, results: Sequence[Entry], *, masks: bool = False) ->
         for column, category in enumerate(evaluation.params.catIds):
             classes[names[category]][f"{prefix}AP"] = _mean(precision[:, :, column])
     return Measured(summary, classes)
+
+
+def _names(categories: Sequence[Entry]) -> dict[int, str]:
+    """A name for the id of every category, of its own."""
+    count = collections.Counter(entry["name"] for entry in categories)
+    return {
+        entry["id"]: entry["name"] + f" ({entry['id']})" * (count[entry["name"]] > 1)
+        for entry in categories
+    }
 
 
 def average_precision(
