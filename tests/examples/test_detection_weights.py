@@ -2,6 +2,7 @@
 """Checkpoints of every generation of mmdetection become detectors; what does not fit is named."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -13,8 +14,11 @@ from safetensors.numpy import save_file
 from examples.detection.__main__ import main
 from examples.detection.commands.evaluate import load
 from examples.detection.commands.weights import load_published
+from examples.detection.model.architecture import Architecture
 from examples.imagenet.devices import place
-from tests.examples.small_detectors import CLASSES, FLAGS, SMALL, small_detector
+from tests.examples.published_names import cascade_mask_rcnn, faster_rcnn
+from tests.examples.published_weights import FOLDER
+from tests.examples.small_detectors import CLASSES, FLAGS, LEAVES, SMALL, small_detector
 
 
 def original(weights: dict) -> dict:
@@ -121,6 +125,35 @@ def test_import_reports_parts_that_the_detector_does_not_have(tmp_path, capsys):
     assert len(params) + len(stats) == len(weights) - len(unused)
     assert main(["import-weights", *arguments]) == 1
     assert "choose another folder" in capsys.readouterr().err
+
+
+def test_names_written_out_are_those_of_mmdetection():
+    recorded = json.loads((FOLDER / "parameters.json").read_text())
+    assert faster_rcnn(50) == {name: tuple(shape) for name, shape in recorded.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "depth", "published"),
+    [("faster", 101, faster_rcnn), ("cascade", 50, cascade_mask_rcnn)],
+)
+def test_every_array_of_a_deep_detector_reaches_its_layer(tmp_path, model, depth, published):
+    random = np.random.default_rng(0)
+    shapes = published(depth, width=4, features=6, hidden=5, classes=CLASSES)
+    arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(arrays, tmp_path / "published.safetensors")
+    architecture = Architecture(model=model, depth=depth, width=4, features=6, hidden=5)
+    imported = load_published(tmp_path / "published.safetensors", architecture)
+    counted = {name for name in arrays if not name.endswith("num_batches_tracked")}
+    masks = {name for name in counted if "mask_head" in name}
+    assert sorted(imported.unused) == sorted(masks) and len(masks) == 36 * (model == "cascade")
+    assert sorted(imported.used) == sorted(counted - masks)
+    found = variables(imported.detector)
+    assert len(found) == len(counted - masks)
+    for name, value in found.items():
+        *modules, leaf = name.replace("offset_conv", "conv_offset").split(".")
+        array = arrays[".".join([*modules, LEAVES.get(leaf, leaf)])]
+        expected = np.moveaxis(array, (1, 0), (-2, -1)) if array.ndim > 1 else array
+        np.testing.assert_array_equal(value, expected, err_msg=name)
 
 
 @pytest.mark.parametrize(
