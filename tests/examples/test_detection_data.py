@@ -557,6 +557,9 @@ def test_image_is_the_same_to_eval_and_to_predict(tmp_path, conventions, size):
 
 def test_image_of_another_size_than_the_file_says_is_an_error(folder):
     reader = CocoReader(folder, "train")
-    reader.images = [reader.images[0] | {"height": 41}]
-    with pytest.raises(UserError, match="write the size of the file"):
+    first = reader.images[0]
+    reader.images = [first | {"height": 41}, first | {"height": 60, "width": 40}]
+    with pytest.raises(UserError, match=r"7.png has height and width \(40, 60\), and .*\(41, 60\)"):
         reader.pixels(0)
+    with pytest.raises(UserError, match=r"7.png, upright as its camera says, has .*\(60, 40\)"):
+        reader.pixels(1)

@@ -66,9 +66,10 @@ class CocoReader:
         pixels = decode(self._folder / image["file_name"])
         expected = (image["height"], image["width"])
         if pixels.shape[:2] != expected:
+            turned = ", upright as its camera says," if pixels.shape[1::-1] == expected else ""
             raise UserError(
-                f"{image['file_name']} has {pixels.shape[:2]} pixels, and {self.path.name} says "
-                f"{expected}: write the size of the file."
+                f"{image['file_name']}{turned} has height and width {pixels.shape[:2]}, and "
+                f"{self.path.name} says {expected}: write the size of the image."
             )
         return pixels
 
