@@ -155,6 +155,26 @@ def test_choice_of_boxes_depends_on_the_number_of_the_step(composed):
     assert all(other[name] != found[name] for name in ("rpn_class", "class"))
 
 
+def test_crowds_are_background_and_one_image_fills_a_batch(composed, tmp_path):
+    found = {}
+    for name, crowd, count in (("crowds", 1, None), ("one image", 0, 1)):
+        content = json.loads((composed / "annotations" / "train.json").read_text())
+        content["annotations"] = [entry | {"iscrowd": crowd} for entry in content["annotations"]]
+        content["images"] = content["images"][:count]
+        (tmp_path / name / "annotations").mkdir(parents=True)
+        (tmp_path / name / "annotations" / "train.json").write_text(json.dumps(content))
+        (tmp_path / name / "annotations" / "val.json").symlink_to(composed / "annotations/val.json")
+        for part in ("train", "val"):
+            (tmp_path / name / part).symlink_to(composed / part)
+        training = training_of(TRAIN[1:], tmp_path / name)
+        batch = training.placement.put_batch(next(training.batches(0)))
+        found[name] = training.train_step(training.state, batch)[1]
+    crowds, one = ({name: float(loss) for name, loss in each.items()} for each in found.values())
+    assert crowds["rpn_box"] == crowds["box"] == crowds["mask"] == 0
+    assert all(np.isfinite(crowds[name]) and crowds[name] > 0 for name in ("rpn_class", "class"))
+    assert all(np.isfinite(loss) and loss > 0 for loss in one.values())
+
+
 def test_networks_in_bfloat16_have_about_the_losses_of_float64(composed, trained):
     arguments = ["bfloat16" if word == "float64" else word for word in TRAIN[1:]]
     training = training_of(arguments, composed)
