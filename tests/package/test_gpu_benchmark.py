@@ -173,7 +173,7 @@ def test_layers_after_a_wrong_one_are_proven_and_the_step_fails(monkeypatch):
 def test_files_that_cannot_be_collected_do_not_keep_others_from_their_run(tmp_path, monkeypatch):
     (tmp_path / "test_runs.py").write_text("def test_runs(): pass\n")
     (tmp_path / "test_needs.py").write_text("import a_package_that_is_not_here\n")
-    monkeypatch.setattr(steps, "MOST_FAILURES", 7)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as without xdist
     *_, found = steps._tests([str(tmp_path)], False, {})
     assert found["counts"]["PASSED"] == 1 and not found["passed"], found
 
