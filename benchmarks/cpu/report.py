@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Makes the tables and the plot of a results file: `python -m benchmarks.cpu.report`.
+"""Makes the tables and the plots of results files: `python -m benchmarks.cpu.report`.
 
-Writes docs/images/cpu.png, and into README.md what stands between its two markers.
+Writes a picture for each file, docs/images/cpu.png for cpu.json, and into README.md what stands
+between its two markers.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from benchmarks.cpu.plot import plot
 from benchmarks.cpu.results import TITLES, TORCHVISION, Results, mean, relative, targets
 
 ROOT = pathlib.Path(__file__).parents[2]
-PICTURE = "![Times relative to an ordinary convolution](docs/images/cpu.png)"
+FILES = [ROOT / "benchmarks/results" / name for name in ("cpu.json", "cpu_amx.json")]
+PICTURE = "![Times relative to an ordinary convolution](docs/images/{}.png)"
+OTHERS = [(engine, "float32") for engine in (*PEERS, *CONVOLUTIONS)]
 MARKER = re.compile("(<!-- made by benchmarks.cpu.report -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -89,9 +92,10 @@ def summary(results: Results) -> str:
     """The README's table: times relative to the fastest ordinary convolution of the same shape."""
     threads = results.threads[-1]
     rows = [[f"threads: {threads}", "forward", "forward and all gradients"]]
-    for engine in (OURS, *PEERS, *CONVOLUTIONS):
-        cells = [_mean_and_range(relative(results, engine, m, threads).values()) for m in MODES]
-        rows.append([TITLES.get(engine, f"**{engine}**"), *cells])
+    for engine, dtype in ((OURS, "float32"), (OURS, "bfloat16"), *OTHERS):
+        found = [relative(results, engine, mode, threads, dtype).values() for mode in MODES]
+        name = TITLES.get(engine, f"**{engine}**") + (", bfloat16" if dtype == "bfloat16" else "")
+        rows.append([name, *map(_mean_and_range, found)])
     published = [TORCHVISION.get((mode, threads)) for mode in MODES]
     rows.append(
         ["torchvision (measured elsewhere)", *("-" if p is None else f"{p:.1f}" for p in published)]
@@ -106,9 +110,12 @@ def _mean_and_range(ratios) -> str:
     return f"{mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
-def write_readme(results: Results, readme: pathlib.Path) -> None:
+def write_readme(files: dict[str, Results], readme: pathlib.Path) -> None:
+    """`files` has the names of the pictures."""
     content = readme.read_text()
-    parts = summary(results), provenance(results), PICTURE
+    parts = []
+    for name, results in files.items():
+        parts += [summary(results), provenance(results), PICTURE.format(name)]
     section = "\\g<1>{}\\g<2>".format("\n\n".join(parts) + "\n")
     assert MARKER.search(content), f"{readme} has no place for the table"
     readme.write_text(MARKER.sub(section, content))
@@ -116,12 +123,13 @@ def write_readme(results: Results, readme: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=pathlib.Path, default=ROOT / "benchmarks/results/cpu.json")
+    parser.add_argument("--json", type=pathlib.Path, nargs="+", default=FILES)
     arguments = parser.parse_args()
-    results = Results(json.loads(arguments.json.read_text()))
-    print(text(results))
-    plot(results, ROOT / "docs/images/cpu.png")
-    write_readme(results, ROOT / "README.md")
+    files = {path.stem: Results(json.loads(path.read_text())) for path in arguments.json}
+    for name, results in files.items():
+        print(text(results))
+        plot(results, ROOT / f"docs/images/{name}.png")
+    write_readme(files, ROOT / "README.md")
 
 
 if __name__ == "__main__":

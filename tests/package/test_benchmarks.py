@@ -47,7 +47,7 @@ def test_report_shows_ratios_of_what_was_measured(measured):
 def test_readme_and_plot_are_made_of_the_results(measured, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- made by benchmarks.cpu.report -->\nold\n<!-- end -->\nbelow\n")
-    report.write_readme(measured, readme)
+    report.write_readme({"here": measured}, readme)
     content = readme.read_text()
     assert "old" not in content and "**jax_dcn**" in content
     assert content.startswith("above\n") and content.endswith("<!-- end -->\nbelow\n")
