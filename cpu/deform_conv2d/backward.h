@@ -148,7 +148,11 @@ class Backward {
                           }};
     const int64_t scratch_bytes =
         Max(BackwardColumns<T, E>::ScratchBytes(pass_), BackwardKernel<T, E>::ScratchBytes(pass_));
-    ParallelForAll(executor, scratch_bytes, kernel, columns);
+    if (ranges < parts) {  // items that take longer come first
+      ParallelForAll(executor, scratch_bytes, kernel, columns);
+    } else {
+      ParallelForAll(executor, scratch_bytes, columns, kernel);
+    }
   }
 
   // The parts of the taps that make items of their own, so that every worker has some items. No sum

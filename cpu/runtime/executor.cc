@@ -16,6 +16,8 @@ namespace jax_dcn {
 namespace {
 
 constexpr size_t kAlignment = 64;
+// The fewest items of a share.
+constexpr int64_t kItemsOfShare = 4;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -43,25 +45,27 @@ class Loop {
        const void* context)
       : items_(items),
         workers_(workers),
-        shares_(std::make_unique<Share[]>(workers)),
+        share_count_(items < kItemsOfShare * workers ? 1 : workers),
+        shares_(std::make_unique<Share[]>(share_count_)),
         scratch_bytes_((scratch_bytes + kAlignment - 1) / kAlignment * kAlignment),
         scratch_(std::in_place, scratch_bytes_ * workers),
         body_(body),
         context_(context) {
-    for (int64_t i = 0; i < workers; ++i) {
-      shares_[i].next = items * i / workers;
-      shares_[i].end = items * (i + 1) / workers;
+    for (int64_t i = 0; i < share_count_; ++i) {
+      shares_[i].next = items * i / share_count_;
+      shares_[i].end = items * (i + 1) / share_count_;
     }
   }
 
   // A worker takes the items of its own share, then what others have left of theirs. Call after
-  // call, an item so meets the same thread, whose cache may hold the data of the item.
+  // call, an item so meets the same thread, whose cache may hold the data of the item. A few items
+  // for each worker are one share, so that the first items, which take longest, start first.
   void Work() {
     const int64_t worker = worker_.fetch_add(1);
     if (worker >= workers_) return;
     int64_t finished = 0;
-    for (int64_t i = 0; i < workers_; ++i) {
-      finished += WorkOn(shares_[(worker + i) % workers_], worker);
+    for (int64_t i = 0; i < share_count_; ++i) {
+      finished += WorkOn(shares_[(worker + i) % share_count_], worker);
     }
     if (finished > 0 && finished_.fetch_add(finished) + finished == items_) {
       // The lock orders the signal after the caller's check, so the caller cannot miss the signal.
@@ -97,7 +101,7 @@ class Loop {
     return finished;
   }
 
-  const int64_t items_, workers_;
+  const int64_t items_, workers_, share_count_;
   const std::unique_ptr<Share[]> shares_;
   const size_t scratch_bytes_;
   std::optional<Memory> scratch_;

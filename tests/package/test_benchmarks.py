@@ -71,7 +71,9 @@ def test_an_engine_with_other_results_is_refused():
 
 
 def test_a_core_takes_its_share_of_items_and_then_what_others_have_left():
-    assert [model.makespan((5, 3, 1, 2, 4), cores) for cores in (1, 2, 3, 64)] == [15, 8, 6, 5]
+    assert [model.makespan((5, 3, 1, 2, 4), cores) for cores in (1, 2, 3, 64)] == [15, 9, 7, 5]
+    assert model.makespan((5, 1, 1, 1, 1, 1, 1, 1), 2) == 6
+    assert model.makespan((1, 1, 1, 1, 5, 5, 5, 5), 2) == 14
     loops = [model.Loop(10, 3, 3), model.Loop(1, 2, 2, 2), model.Loop(7)]
     assert model.seconds(loops, 2) == (10 + 3 + 1 + 4 + 7) / 1e9
     assert model.Loop.least([model.Loop(5, 1, 4), model.Loop(3, 2, 2)]) == model.Loop(3, 1, 2)

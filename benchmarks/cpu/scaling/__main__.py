@@ -5,9 +5,9 @@
 
 Every work item of every loop of a call runs on one thread, in order, and is timed. From these times
 follows how long the call would take on more cores: loops one after the other, each core with a
-share of the items and then with what others have left, the time between loops as on one thread. This is a model: its
-cores share no caches and no memory bandwidth, keep their clock rate, and start at once. On the cores
-that are there, the last column compares the model's speed-up with a measured one.
+share of the items and then with what others have left, the time between loops as on one thread. This
+is a model: its cores share no caches and no memory bandwidth, keep their clock rate, and start at
+once. On the cores that are there, the last column compares the model's speed-up with a measured one.
 """
 
 import argparse
@@ -21,6 +21,12 @@ from jax_dcn._src.operator import libraries
 from tests.deform_conv2d.cases import WORKLOADS, Case
 
 CORES = (2, 4, 8, 16, 32, 64)
+
+
+def instruction_set() -> str:
+    """That of this processor. Sets that multiply bfloat16 have the float32 kernels of AVX-512."""
+    name = libraries.describe("cpu").split(",")[0]
+    return name if name in FLAGS else "avx512"
 
 
 def speed_ups(program: Program, case: Case, mode: str, cores, calls: int) -> list[float]:
@@ -45,9 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", choices=("forward", "training"), default=["training"])
     parser.add_argument("--cores", nargs="+", type=int, default=CORES)
     parser.add_argument("--calls", type=int, default=5, help="of which the least times count")
-    parser.add_argument(
-        "--instruction-set", choices=FLAGS, default=libraries.describe("cpu").split(",")[0]
-    )
+    parser.add_argument("--instruction-set", choices=FLAGS, default=instruction_set())
     options = parser.parse_args(arguments)
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print("modelled speed-up by number of cores (only the cores of the check are real)")

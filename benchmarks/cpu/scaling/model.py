@@ -6,6 +6,8 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+ITEMS_OF_SHARE = 4  # as in cpu/runtime/executor.cc
+
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
@@ -33,15 +35,19 @@ def seconds(loops: Iterable[Loop], cores: int) -> float:
 def makespan(items: Sequence[int], cores: int) -> int:
     """When the last of some items ends. A core takes the items of its share, then those of others.
 
+    A few items for each core are one share.
+
     >>> makespan([3, 1, 1, 2], cores=2)
     4
     """
     count = len(items)
     cores = max(1, min(cores, count))
-    shares = [deque(items[count * i // cores : count * (i + 1) // cores]) for i in range(cores)]
+    parts = cores if count >= ITEMS_OF_SHARE * cores else 1
+    shares = [deque(items[count * i // parts : count * (i + 1) // parts]) for i in range(parts)]
     free = [(0, core) for core in range(cores)]
     for _ in range(count):
         time, core = free[0]
-        share = next(s for s in (*shares[core:], *shares[:core]) if s)
+        first = core % parts
+        share = next(s for s in (*shares[first:], *shares[:first]) if s)
         heapq.heapreplace(free, (time + share.popleft(), core))
     return max(free)[0]
