@@ -38,7 +38,7 @@ class BackwardColumns {
 
   // Adds the gradient of x to `x_sums`, after clearing the range `cleared` of `x_sums`.
   void Run(Range strips, A* x_sums, Range cleared) {
-    const TileRegisters registers;
+    const TileRegisters<E> registers;
     const int64_t channels = block_.channels.size();
     __builtin_memset(zeros_, 0, kPanel<A> * sizeof(A));
     __builtin_memset(no_pixel_, 0, channels * sizeof(E));

@@ -38,7 +38,7 @@ class BackwardKernel {
   // Adds the strips of the phase, in order. No other item adds to these sums. Taps share the panels
   // of a strip, which then lie in cache.
   void Run(Range taps) {
-    const TileRegisters registers;
+    const TileRegisters<E> registers;
     __builtin_memset(zeros_, 0, block_.channels.size() * sizeof(E));
     for (int64_t strip = 0; strip < pass_.PhaseStrips(); ++strip) {
       for (int64_t tap = taps.begin; tap < taps.end; ++tap) {

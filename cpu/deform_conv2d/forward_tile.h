@@ -52,7 +52,7 @@ class ForwardTile {
   }
 
   void Run() {
-    const TileRegisters registers;
+    const TileRegisters<E> registers;
     T* result = pass_.y + pixels_.begin * problem_.features;
     if constexpr (kSumsInPlace<T>) sums_ = result;
     for (int64_t o = 0; o < problem_.features; ++o) {

@@ -46,12 +46,18 @@ inline void ModelOfTiles(const PairRows& left, const PairRows& right,
   }
 }
 
+// Gives the thread its tile registers, if elements E are multiplied by tiles.
+template <typename E>
+struct TileRegisters {
+  TileRegisters() {}
+};
+
 #if defined(__AMX_BF16__) && !defined(JAX_DCN_EMULATE_AMX)
 
 inline bool HasTiles() { return CurrentInstructionSet() == InstructionSet::kAmxBf16; }
 
-// Gives the thread its tile registers. Other code may use the registers in between.
-class TileRegisters {
+template <>
+class TileRegisters<BFloat16> {
  public:
   TileRegisters() {
     if (!HasTiles()) return;
@@ -113,10 +119,6 @@ constexpr bool HasTiles() { return true; }
 #else
 constexpr bool HasTiles() { return false; }
 #endif
-
-struct TileRegisters {
-  TileRegisters() {}
-};
 
 class TileSums {
  public:

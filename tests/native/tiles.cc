@@ -51,7 +51,7 @@ bool Agree(std::mt19937& random, bool any_size) {
 int main() {
   using namespace jax_dcn::JAX_DCN_ISA;
   if (!HasTiles()) return 2;
-  const TileRegisters registers;
+  const TileRegisters<jax_dcn::BFloat16> registers;
   std::mt19937 random(0);
   for (int i = 0; i < 200; ++i) {
     if (!Agree(random, i % 2)) return 1;
