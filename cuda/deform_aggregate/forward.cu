@@ -41,7 +41,7 @@ __device__ __forceinline__ void SetTangentWeights(const DeformAggregateSizes& si
   for (int i = 0; i < kCorners; ++i) weight_dot[i] = scaled.corner[i] + moved.corner[i];
 }
 
-// Locates this thread's sample of those from `first` on, if there is one.
+// Locates this thread's sample among the samples from `first` on, if there is one.
 template <typename T, bool kTangent>
 __device__ __forceinline__ void LocateSample(const DeformAggregateSizes& sizes,
                                              const DeformAggregatePrimals<T>& primals,

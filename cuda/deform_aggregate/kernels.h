@@ -43,7 +43,7 @@ BinsLayout<A> SegmentBins(const DeformAggregateProblem& problem, int64_t segment
   return {segments, problem.pixels, kCorners * problem.queries * problem.samples};
 }
 
-// Why the kernels cannot compute this, or null where they can.
+// Why the kernels cannot compute a problem, or null where the kernels can.
 const char* WhyNotOnCuda(const DeformAggregateProblem& problem);
 
 // The same of the gradient of x, with the bins of so many segments at once.

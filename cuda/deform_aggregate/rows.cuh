@@ -46,14 +46,14 @@ struct ThreadRow {
   }
 };
 
-// Shared memory for the located samples of this thread's row. The row after it starts one sample
-// later than it need, in other banks.
+// Shared memory for the located samples of this thread's row. The next row starts one sample later
+// than necessary, in other banks.
 template <typename Located>
 __device__ __forceinline__ Located* LocatedSamples() {
   return SharedMemory<Located>() + threadIdx.y * (blockDim.x + 1);
 }
 
-// Samples that are located at once, of those from `first` on.
+// The number of samples that are located at once, from `first` on.
 __device__ __forceinline__ int32_t LocatedAtOnce(const DeformAggregateSizes& sizes, int32_t first) {
   return min(static_cast<int32_t>(blockDim.x), sizes.samples - first);
 }

@@ -27,8 +27,8 @@ struct AggregateRead {
   DeformAggregateMap map;
 };
 
-// See DeformAggregateProblem. Each size fits into 32 bits; products of them need not. A row is a
-// query's group: rows are [N, Q, G].
+// See DeformAggregateProblem. Each size fits into 32 bits. Products of sizes need not. A row is
+// a query's group: rows are [N, Q, G].
 struct DeformAggregateSizes {
   int32_t rows, queries, groups, samples, pixels;
   int32_t channels, group_channels;
@@ -82,7 +82,7 @@ struct DeformAggregateSizes {
   }
 
  private:
-  // The last map that starts at the sample or before: maps without samples come to nothing.
+  // The last map that starts at the sample or before. Maps without samples are passed over.
   JAX_DCN_INLINE DeformAggregateMap MapOf(int32_t sample) const {
     int map = 0;
     for (int i = 1; i < map_count; ++i) {

@@ -23,7 +23,7 @@ struct alignas(16) ColumnSample : Sample<Sum<T>> {
   int32_t row, channel;  // of the columns and of x, where the sample's first element is
   int64_t x;             // index of the first channel of the sample's group in its image
 
-  // `read` and `mask` are those of nowhere where the sample does not exist.
+  // Where the sample does not exist, `read` is Nowhere and `mask` is zero.
   __device__ __forceinline__ ColumnSample(const DeformConv2dChunk& chunk, const ChunkSample& sample,
                                           const BilinearSample<Sum<T>>& read, Sum<T> mask)
       : Sample<Sum<T>>(SampleOf(read, mask)),

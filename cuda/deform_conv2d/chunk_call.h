@@ -71,7 +71,7 @@ class ChunkCall : public DeformConv2dCall {
             chunk_.parts * problem_.taps(), problem_.group_channels()};
   }
 
-  // Sets the chunk by the shape of its columns, and returns where they are.
+  // Sets the chunk by the shape of its columns, and returns the address of the columns.
   void* ReadColumns(const ffi::AnyBuffer& columns, int32_t parts) {
     const Shape shape = ShapeOf(columns);
     ExpectRank("columns", shape, 5);
@@ -132,9 +132,9 @@ class ColumnsCall : public ChunkCall {
   void* columns_;
 };
 
-// The tangents of the primals in `wrt`, without the kernel's, which XLA multiplies
-//   -> the columns of each matrix product that follows: with the kernel's tangent if the kernel is
-//      in `wrt`, with the kernel if another primal is.
+// The tangents of the primals in `wrt` but the kernel, whose tangent XLA multiplies
+//   -> the columns of each matrix product that follows: the product with the kernel's tangent if
+//      the kernel is in `wrt`, and the product with the kernel if another primal is.
 class ColumnsJvpCall : public ChunkCall {
  public:
   ColumnsJvpCall(Cursor& cursor, const ffi::Dictionary& attributes)
@@ -154,7 +154,7 @@ class ColumnsJvpCall : public ChunkCall {
 
   bool kernel_moves() const { return kernel_moves_; }
 
-  // The tangents that samples have: those of kernel and bias are null.
+  // The tangents of x, offset and mask. The tangents of kernel and bias are null.
   template <typename T>
   DeformConv2dTangents<T> Tangents() const {
     using A = typename Accumulator<T>::type;
@@ -173,22 +173,22 @@ class ColumnsJvpCall : public ChunkCall {
   void* columns_;
 };
 
-// What the backward calls share: gradients of x, offset and mask, to which each chunk adds its part
-// where there are several. They are results, and operands in the same buffers. Where a chunk is a
-// part of an image, the gradient of x is a sum, in the type of sums. A result of scratch follows
-// the gradients if the gradient of x is one of them.
+// The gradients of x, offset and mask, which the backward calls share. Where there are several
+// chunks, each chunk adds its part: the gradients are results, and operands in the same buffers.
+// Where a chunk is a part of an image, the gradient of x is a sum, in the type of sums. A result of
+// scratch follows the gradients if the gradient of x is among the gradients.
 class ChunkBackwardCall : public ChunkCall {
  public:
   bool wants_x() const { return grad_x_ != nullptr; }
   bool wants_samples() const { return grad_offset_ != nullptr || grad_mask_ != nullptr; }
   int32_t* scratch() const { return scratch_; }
 
-  // The gradient of x, or null where it is a sum.
+  // The gradient of x, or null where the gradient is a sum.
   template <typename T>
   T* grad_x() const {
     return IsPartOfImage() ? nullptr : static_cast<T*>(grad_x_);
   }
-  // The sum that the gradient of x is, or null.
+  // The gradient of x where the gradient is a sum, or null.
   template <typename T>
   typename Accumulator<T>::type* grad_x_sums() const {
     return IsPartOfImage() ? static_cast<typename Accumulator<T>::type*>(grad_x_) : nullptr;
@@ -273,8 +273,8 @@ class ColumnsBackwardCall : public ChunkBackwardCall {
 };
 
 // The cotangent of all of y, the gradients so far
-//   -> the gradients of x, offset and mask that are in `wrt`; with that of x, scratch and the
-//      gradient of the columns. Without x, the chunk is all there is.
+//   -> the gradients of x, offset and mask that are in `wrt`; with the gradient of x, scratch and
+//      the gradient of the columns. Without x, one chunk holds all pixels.
 class SamplesBackwardCall : public ChunkBackwardCall {
  public:
   SamplesBackwardCall(Cursor& cursor, const ffi::Dictionary& attributes)

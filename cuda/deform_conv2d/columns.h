@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Launchers of the kernels that sample columns, and of those that take their gradients back.
+// Launchers of the kernels of columns: kernels that sample columns, and kernels of their gradients.
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_COLUMNS_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_COLUMNS_H_
 
@@ -25,8 +25,8 @@ cudaError_t LaunchDeformConv2dColumnsJvp(cudaStream_t stream, const DeformConv2d
                                          const DeformConv2dTangents<T>& tangents, bool kernel_moves,
                                          ChunkStart start, T* columns);
 
-// Gradients that need one sample each, of the columns' gradient. `columns`, if not null, gets the
-// columns, and may be `grad_columns`.
+// The gradients of offset and mask, from the gradient of the columns. `columns`, if not null, gets
+// the columns, and may be `grad_columns`.
 template <typename T>
 cudaError_t LaunchDeformConv2dSampleGradients(cudaStream_t stream, const DeformConv2dChunk& chunk,
                                               const DeformConv2dPrimals<T>& primals,
@@ -34,7 +34,7 @@ cudaError_t LaunchDeformConv2dSampleGradients(cudaStream_t stream, const DeformC
                                               const DeformConv2dCotangents<T>& grads, T* columns);
 
 // The gradient of x of the chunk's images: written to `grad_x`, or added to `sums` where the chunk
-// is a part of an image. Exactly one of them is not null.
+// is a part of an image. Exactly one of `grad_x` and `sums` is not null.
 template <typename T>
 cudaError_t LaunchDeformConv2dGatherGradX(cudaStream_t stream, const DeformConv2dChunk& chunk,
                                           const DeformConv2dPrimals<T>& primals, ChunkStart start,

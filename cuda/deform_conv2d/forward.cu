@@ -155,7 +155,7 @@ class ForwardBlock {
     }
   }
 
-  // Adds the bias and writes y, through shared memory: no thread uses it any more.
+  // Adds the bias and writes y, through shared memory, which no thread uses any more.
   __device__ __forceinline__ void Store(const typename Tile::Product& product, const T* bias,
                                         T* y) const {
     const SharedMatrix<T> tile = {SharedMemory<T>(), Tile::kYStride};
@@ -202,7 +202,7 @@ class ForwardBlock {
   const DeformConv2dPrimals<T>& primals_;
   int first_pixel_, first_channel_, first_feature_, features_;
   const T* channels_;           // of the thread, in the first step, at the first pixel
-  const T* kernel_;             // what the thread copies first, in the first step
+  const T* kernel_;             // the first elements that the thread copies, in the first step
   int column_, copy_, sample_;  // where the thread writes columns and copies, and reads samples
   int located_group_ = -1, located_tap_ = -1;
 };

@@ -17,7 +17,7 @@ namespace jax_dcn {
 // Sampled channels of a tap and a pixel come in chunks of so many bytes, each of one offset group.
 constexpr int kChunkBytes = 64;
 
-// Why the kernels cannot compute a problem, or null where they can. `why_not` in
+// Why the kernels cannot compute a problem, or null where the kernels can. `why_not` in
 // `jax_dcn/_src/deform_conv2d/fused.py` refuses at least the same problems, and leaves them to
 // columns in device memory; a test compares the two.
 inline const char* WhyNotFused(const DeformConv2dProblem& problem, int element_bytes) {

@@ -210,7 +210,7 @@ class GradKernelBlock {
   const DeformConv2dPrimals<T>& primals_;
   int first_row_, first_feature_, features_;
   const T* channels_;           // of the thread, at the first pixel
-  const T* grad_y_;             // what the thread copies, at the first pixel
+  const T* grad_y_;             // the elements that the thread copies, at the first pixel
   int spacing_;                 // between samples that are located
   int column_, copy_, sample_;  // where the thread writes columns and copies, and reads samples
 };

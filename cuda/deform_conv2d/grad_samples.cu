@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Fused gradients of offset and mask: the gradient of a tile of columns, grad_y · kernelᵀ, is made
 // in shared memory, and its dot products with the samples' corners are taken there. Only the
-// gradient of x, which is gathered from many tiles, wants it in device memory.
+// gradient of x, which is gathered from many tiles, needs that gradient in device memory.
 
 #include "cuda/deform_conv2d/fused.h"
 #include "cuda/runtime/launch.cuh"
@@ -157,7 +157,8 @@ class GradSamplesBlock {
     }
   }
 
-  // Puts the gradient of the tile of columns into shared memory, where nobody reads the last one.
+  // Puts the gradient of the tile of columns into shared memory, where no thread reads the last
+  // tile.
   __device__ __forceinline__ void Put(const typename Tile::Product& product) const {
     product.ForEachPair([&](int row, int column, float first, float second) {
       StoreSharedPair(GradColumns().At(row, column), first, second);
@@ -166,7 +167,7 @@ class GradSamplesBlock {
   }
 
   // dots += Σ_c g x_i over the tile's channels, of the thread's samples. Writes the tile to
-  // `grad_columns` unless that is null.
+  // `grad_columns` unless `grad_columns` is null.
   __device__ __forceinline__ void AddTile(const Steps& step, typename Tile::Dots& dots,
                                           T* grad_columns) const {
     const int vector = Lane() * kVector<T>;
@@ -258,7 +259,7 @@ class GradSamplesBlock {
   const DeformConv2dSizes& sizes_;
   const DeformConv2dPrimals<T>& primals_;
   int tap_, group_, first_position_;
-  const T *grad_y_, *kernel_;  // what the thread copies, at the first feature
+  const T *grad_y_, *kernel_;  // the elements that the thread copies, at the first feature
   bool grad_y_exists_;
 };
 

@@ -8,8 +8,8 @@
 
 namespace jax_dcn {
 
-// The sample of a tap at an output pixel of the batch. `WhyNotFused` has seen to it that pixels and
-// samples are counted in 32 bits.
+// The sample of a tap at an output pixel of the batch. WhyNotFused refuses problems whose
+// pixels and samples are not counted in 32 bits.
 template <typename T>
 __device__ __forceinline__ Sample<float> LocateSample(const DeformConv2dSizes& sizes,
                                                       const DeformConv2dPrimals<T>& primals,

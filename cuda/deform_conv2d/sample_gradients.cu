@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The gradients of offset and mask from that of the columns, in whose place the columns may be put.
+// The gradients of offset and mask, from the gradient of the columns. The columns may take the
+// place of their gradient.
 
 #include "cuda/deform_conv2d/block_samples.cuh"
 #include "cuda/deform_conv2d/columns.h"

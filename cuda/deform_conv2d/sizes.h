@@ -11,7 +11,7 @@
 
 namespace jax_dcn {
 
-// See DeformConv2dProblem. Each size fits into 32 bits; products of them need not.
+// See DeformConv2dProblem. Each size fits into 32 bits. Products of sizes need not.
 struct DeformConv2dSizes {
   int32_t batch, height, width, channels, features;
   int32_t out_width, out_pixels;  // of an image

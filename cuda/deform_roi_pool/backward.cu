@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The gradients of deformable RoI pooling on CUDA: those of offset and mask, then that of x. There
-// are no atomics: each number is summed by one thread, or by one block, in a fixed order.
+// The gradients of deformable RoI pooling on CUDA: first of offset and mask, then of x. There are
+// no atomics: each element is summed by one thread, or by one block, in a fixed order.
 
 #include "cuda/deform_roi_pool/bins.cuh"
 #include "cuda/deform_roi_pool/kernels.h"
@@ -24,6 +24,40 @@ __device__ __forceinline__ A SumOfBlock(A value, A* partial) {  // [warps]
   return sum;
 }
 
+// The gradients of the mask of a bin and, before they are multiplied by the mask, of its offset.
+template <typename A>
+struct BinGradients {
+  A mean, dy, dx;
+};
+
+// Sums the gradients of the located bin over the features from `x` and `grad_y` on. All threads of
+// the block call; the first thread has the result.
+template <typename T, typename A>
+__device__ __forceinline__ BinGradients<A> SumBin(const DeformRoIPoolProblem& problem,
+                                                  const SharedBin<T, A>& shared, const A* roi,
+                                                  const T* x, const T* grad_y, A* partial) {
+  A mean = 0, dy = 0, dx = 0;
+  for (int64_t c = threadIdx.x; c < problem.class_features(); c += blockDim.x) {
+    const A g = ToFloat(grad_y[c]);
+    ForEachPixel(problem, shared, [&](int64_t pixel, const auto& row, const auto& column) {
+      const A product = g * ToFloat(x[pixel * problem.channels + c]);
+      mean += row.weight * column.weight * product;
+      dy += row.slope * column.weight * product;
+      dx += row.weight * column.slope * product;
+    });
+  }
+  const A scale = shared.Scale();
+  mean = scale * SumOfBlock(mean, partial);
+  dy = scale * SumOfBlock(dy, partial);
+  dx = scale * SumOfBlock(dx, partial);
+  if (shared.found[0].count > 0 && shared.found[1].count > 0) {
+    const A unit = static_cast<A>(problem.geometry.offset_scale);
+    dy *= unit * RegionAxisAt(problem.geometry, roi[2], roi[4]).size;
+    dx *= unit * RegionAxisAt(problem.geometry, roi[1], roi[3]).size;
+  }
+  return {mean, dy, dx};
+}
+
 // One block sums one displacement of one region, which several bins may share, at a time.
 template <typename T, typename A>
 __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
@@ -43,38 +77,20 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
         const int64_t row = problem.BinOf(0, bin) * rows / problem.geometry.pooled_size[0];
         const int64_t column = problem.BinOf(1, bin) * columns / problem.geometry.pooled_size[1];
         if (row * columns + column != part) continue;
-        A mean = 0, dy = 0, dx = 0;
+        BinGradients<A> sums = {0, 0, 0};
         if (image >= 0) {
           shared.Locate(problem, primals, region, bin, group);
           const T* const x = primals.x + FirstFeature(problem, image, bin, group);
           const T* const grad =
               grad_y + (region * problem.bins() + bin) * problem.features() + group * size;
-          for (int64_t c = threadIdx.x; c < size; c += blockDim.x) {
-            const A g = ToFloat(grad[c]);
-            ForEachPixel(problem, shared, [&](int64_t pixel, const auto& y, const auto& x_axis) {
-              const A product = g * ToFloat(x[pixel * problem.channels + c]);
-              mean += y.weight * x_axis.weight * product;
-              dy += y.slope * x_axis.weight * product;
-              dx += y.weight * x_axis.slope * product;
-            });
-          }
-          const A scale = shared.Scale();
-          mean = scale * SumOfBlock(mean, partial);
-          dy = scale * SumOfBlock(dy, partial);
-          dx = scale * SumOfBlock(dx, partial);
-          if (shared.found[0].count > 0 && shared.found[1].count > 0) {
-            const A* const roi = primals.rois + 5 * region;
-            const A unit = static_cast<A>(problem.geometry.offset_scale);
-            dy *= unit * RegionAxisAt(problem.geometry, roi[2], roi[4]).size;
-            dx *= unit * RegionAxisAt(problem.geometry, roi[1], roi[3]).size;
-          }
+          sums = SumBin(problem, shared, primals.rois + 5 * region, x, grad, partial);
         }
         const A mask = MaskOf(problem, primals.mask, region, bin);
-        grad_y_offset += mask * dy;
-        grad_x_offset += mask * dx;
+        grad_y_offset += mask * sums.dy;
+        grad_x_offset += mask * sums.dx;
         if (threadIdx.x == 0 && grads.mask != nullptr) {
           A* const grad_mask = grads.mask + region * problem.bins() + bin;
-          *grad_mask = (group == 0 ? A(0) : *grad_mask) + mean;
+          *grad_mask = (group == 0 ? A(0) : *grad_mask) + sums.mean;
         }
       }
       if (threadIdx.x == 0 && grads.offset != nullptr) {
@@ -123,8 +139,8 @@ __device__ __forceinline__ Tile TileAt(const DeformRoIPoolProblem& problem, int6
   return tile;
 }
 
-// Whether samples of a bin may read, of so many pixels from `first` on; never where it is not a
-// number.
+// Whether samples of a bin may read one of so many pixels from `first` on. Positions that are not
+// numbers read no pixel.
 template <typename A>
 __device__ __forceinline__ bool MayTouch(const BinAxis<A>& axis, int64_t first, int64_t pixels) {
   if (axis.end <= axis.begin) return false;
@@ -161,6 +177,38 @@ __device__ __forceinline__ void AddBinToTile(const DeformRoIPoolProblem& problem
   });
 }
 
+// Lists the threads of a block whose candidate touches, in order, and returns how many there are.
+// All threads of the block call. `counts` are [warps].
+__device__ __forceinline__ int ListTouching(bool touches, int* counts, int* touching) {
+  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const unsigned votes = __ballot_sync(0xffffffffu, touches);
+  __syncthreads();  // all have read the last list
+  if (lane == 0) counts[warp] = __popc(votes);
+  __syncthreads();
+  int before = 0, total = 0;
+  for (unsigned i = 0; i < blockDim.x / kWarp; ++i) {
+    before += i < warp ? counts[i] : 0;
+    total += counts[i];
+  }
+  if (touches) touching[before + __popc(votes & ((1u << lane) - 1))] = threadIdx.x;
+  __syncthreads();
+  return total;
+}
+
+// Writes the tile's sums of a feature of its cell.
+template <typename T, typename A>
+__device__ __forceinline__ void StoreTile(const DeformRoIPoolProblem& problem, const Tile& tile,
+                                          int64_t feature, const A* sums, T* grad_x) {
+  for (int pixel = 0; pixel < kTilePixels; ++pixel) {
+    const int64_t row = tile.first[0] + pixel / kTileColumns;
+    const int64_t column = tile.first[1] + pixel % kTileColumns;
+    if (row >= problem.size(0) || column >= problem.size(1)) continue;
+    const int64_t at = (tile.image * problem.size(0) + row) * problem.size(1) + column;
+    grad_x[at * problem.channels + tile.cell * problem.features() + feature] =
+        FromFloat<T>::Round(sums[pixel * blockDim.x]);
+  }
+}
+
 // One block sums one tile at a time, over all bins in order, one thread a feature.
 template <typename T, typename A>
 __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
@@ -171,7 +219,6 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
   int* const touching = reinterpret_cast<int*>(memory + kTilePixels * blockDim.x * sizeof(A));
   int* const counts = touching + blockDim.x;  // [warps]
   SharedBin<T, A> shared(problem, reinterpret_cast<char*>(counts + 2 * kMostThreads / kWarp));
-  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t size = problem.class_features();
   for (int64_t item = blockIdx.x; item < TilesOf(problem, blockDim.x); item += gridDim.x) {
     const Tile tile = TileAt(problem, item);
@@ -185,17 +232,7 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
           candidate < candidates &&
           BinTouches(problem, primals, tile, candidate / groups / problem.bins(),
                      candidate / groups % problem.bins(), group_begin + candidate % groups);
-      const unsigned votes = __ballot_sync(0xffffffffu, touches);
-      __syncthreads();  // all have read the last list
-      if (lane == 0) counts[warp] = __popc(votes);
-      __syncthreads();
-      int before = 0, total = 0;
-      for (unsigned i = 0; i < blockDim.x / kWarp; ++i) {
-        before += i < warp ? counts[i] : 0;
-        total += counts[i];
-      }
-      if (touches) touching[before + __popc(votes & ((1u << lane) - 1))] = threadIdx.x;
-      __syncthreads();
+      const int total = ListTouching(touches, counts, touching);
       for (int i = 0; i < total; ++i) {
         const int64_t found = begin + touching[i], group = group_begin + found % groups;
         const int64_t bin = found / groups % problem.bins(),
@@ -207,14 +244,7 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
         AddBinToTile(problem, shared, tile, scale * ToFloat(grad_y[at]), sums);
       }
     }
-    for (int pixel = 0; pixel < kTilePixels && feature < tile.end; ++pixel) {
-      const int64_t row = tile.first[0] + pixel / kTileColumns;
-      const int64_t column = tile.first[1] + pixel % kTileColumns;
-      if (row >= problem.size(0) || column >= problem.size(1)) continue;
-      const int64_t at = (tile.image * problem.size(0) + row) * problem.size(1) + column;
-      grad_x[at * problem.channels + tile.cell * problem.features() + feature] =
-          FromFloat<T>::Round(sums[pixel * blockDim.x]);
-    }
+    if (feature < tile.end) StoreTile(problem, tile, feature, sums, grad_x);
   }
 }
 

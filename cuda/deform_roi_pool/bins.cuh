@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The bins of regions, and the pixels that they read: what the kernels of deformable RoI pooling
-// share.
+// The bins of regions and the pixels that bins read, for the kernels of deformable RoI pooling.
 #ifndef JAX_DCN_CUDA_DEFORM_ROI_POOL_BINS_CUH_
 #define JAX_DCN_CUDA_DEFORM_ROI_POOL_BINS_CUH_
 
@@ -10,27 +9,26 @@
 
 namespace jax_dcn {
 
-// Features that a block sums at once, each by one thread; fewer where there are fewer.
+// The most features that a block sums at once, each by one thread.
 constexpr int kMostThreads = 128;
 // Two threads of different warps find the pixels of the two axes.
 constexpr int kLeastThreads = 2 * kWarp;
-// Blocks of a multiprocessor, at least: leaves a thread the registers to keep all it needs.
+// The least number of blocks of a multiprocessor: a thread has registers for all its values.
 constexpr int kResidentBlocks = 4;
-constexpr size_t kMostShared = 96 << 10;  // bytes, that every supported GPU has
+constexpr size_t kMostShared = 96 << 10;  // bytes; every supported GPU has as many
 
 inline int ThreadsFor(int64_t features) {
   if (features >= kMostThreads) return kMostThreads;
   return features <= kLeastThreads ? kLeastThreads : 3 * kWarp;
 }
 
-// A grid covers what it must by steps of its size.
+// Blocks for so many items. A block takes an item, then the item that is a grid's size later.
 inline unsigned GridFor(int64_t items) {
   constexpr int64_t kMostBlocks = 1 << 30;
   return static_cast<unsigned>(items < kMostBlocks ? items : kMostBlocks);
 }
 
-// The bins of a region, each for one class, and the pixels that one of them reads, of all the
-// threads of a block.
+// The pixels that a bin of a region reads for a class, in the shared memory of a block.
 template <typename T, typename A>
 struct SharedBin {
   AxisPixel<A>* pixels[2];
@@ -47,12 +45,12 @@ struct SharedBin {
     pixels[1] = pixels[0] + problem.MostPixels(0);
   }
 
-  // The whole block calls; the pixels are there when it returns.
+  // All threads of the block call, and may read the pixels afterwards.
   __device__ __forceinline__ void Locate(const DeformRoIPoolProblem& problem,
                                          const DeformRoIPoolPrimals<T, A>& primals, int64_t region,
                                          int64_t bin, int64_t group) {
     __syncthreads();  // all have read what was there
-    // The axis is known to the compiler: arrays that it indexes stay out of local memory.
+    // The axis is a constant, so that arrays indexed by the axis stay out of local memory.
     if (threadIdx.x == 0) Find<0>(problem, primals, region, bin, group);
     if (threadIdx.x == kWarp) Find<1>(problem, primals, region, bin, group);
     __syncthreads();
@@ -95,7 +93,7 @@ __device__ __forceinline__ void ForEachPixel(const DeformRoIPoolProblem& problem
   }
 }
 
-// Of the first feature of a class, in the image and cell that a bin reads.
+// Index in x of the first feature of a class, in the image and the cell that a bin reads.
 __device__ __forceinline__ int64_t FirstFeature(const DeformRoIPoolProblem& problem, int64_t image,
                                                 int64_t bin, int64_t group) {
   return image * problem.image_pixels() * problem.channels +

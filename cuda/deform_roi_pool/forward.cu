@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Deformable RoI pooling on CUDA, and its tangent. Each number is summed by one thread.
+// Deformable RoI pooling on CUDA, and its tangent. Each element is summed by one thread.
 
 #include "cuda/deform_roi_pool/bins.cuh"
 #include "cuda/deform_roi_pool/kernels.h"

@@ -24,7 +24,7 @@ cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t stream, const DeformRoIPool
                                         const DeformRoIPoolPrimals<T, A>& primals, const T* grad_y,
                                         const DeformRoIPoolCotangents<T, A>& grads);
 
-// Why the kernels cannot compute this, or null where they can.
+// Why the kernels cannot compute a problem, or null where the kernels can.
 const char* WhyNotOnCuda(const DeformRoIPoolProblem& problem);
 
 }  // namespace jax_dcn

@@ -23,19 +23,20 @@ inline void ExpectLaunched(cudaError_t error) {
   throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-// Inside a handler: why a kernel cannot compute the call, or null where it can.
+// Inside a handler: `reason` is why a kernel cannot compute the call, or null where a kernel can.
 inline void ExpectNoReason(const char* reason) {
   if (reason != nullptr) throw Refusal(reason);
 }
 
-// Kernels that move 16 bytes at a time need arrays that start at a multiple of it, as XLA's do.
+// Kernels that move 16 bytes at a time need arrays that start at a multiple of 16 bytes, as
+// XLA's arrays do.
 inline void ExpectAligned(std::initializer_list<const void*> arrays) {
   for (const void* array : arrays) {
     if (reinterpret_cast<uintptr_t>(array) % 16 != 0) throw Refusal("an array is not aligned");
   }
 }
 
-// The Read of an operator whose call takes its arrays from a cursor, all of them.
+// The Read of an operator whose call takes all its arrays from a cursor.
 template <typename Call>
 struct ReadByCursor {
   static Call Read(const ffi::RemainingArgs& arguments, const ffi::RemainingRets& results,

@@ -65,8 +65,8 @@ __device__ __forceinline__ const T* RowsAfter(const T* from, int32_t rows, int32
   return row;
 }
 
-// `value`, which the compiler keeps in a register: it would make some values anew in each round of
-// a loop.
+// `value`, which the compiler keeps in a register. Without this, the compiler computes some values
+// anew in each round of a loop.
 __device__ __forceinline__ int Kept(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -91,8 +91,8 @@ __device__ __forceinline__ Bits LoadSharedBits(const void* shared) {
   return *static_cast<const Bits*>(shared);
 }
 
-// What is read from shared memory by the instructions that the compiler chooses. The emulator of
-// the tests takes these for loads of 16 bytes.
+// Elements in shared memory, which the compiler loads by instructions of its choice. The emulator
+// of the tests counts loads of 16 bytes.
 template <typename Bits>
 __device__ __forceinline__ const Bits& InShared(const Bits& bits) {
   return bits;
@@ -111,7 +111,7 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&matrices)[4], const void
                : "memory");
 }
 
-// The same of matrices of 16-bit numbers, transposed: lane 4 j + k receives, of each matrix, column
+// Loads four matrices of 16-bit elements, transposed: lane 4 j + k receives, of each matrix, column
 // j of rows 2 k and 2 k + 1.
 __device__ __forceinline__ void LoadTransposedMatrices(uint32_t (&matrices)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

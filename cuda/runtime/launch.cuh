@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How kernels are launched, and how they get at their shared memory: the two things that a kernel
-// file would need the compiler's own syntax for. Without it, it is plain C++, and the tests run it
-// on the host.
+// The launch of a kernel, and the shared memory of a block: only these two need syntax of the CUDA
+// compiler. All other code of a kernel file is plain C++, which the tests run on the host.
 #ifndef JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_
 #define JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_
 
@@ -20,11 +19,11 @@ constexpr int kWarp = 32;
 constexpr int kMostSharedBytes = 99 << 10;
 
 // The architecture compiled for, such as 900. The only thing in which code differs between
-// architectures is the number of blocks that it saves registers for.
+// architectures is the number of blocks for which the compiler saves registers.
 #if defined(__CUDA_ARCH__)
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else
-constexpr int kArchitecture = 0;  // the host's part of a file: nothing is compiled by it
+constexpr int kArchitecture = 0;  // the host's part of a file, which compiles no kernel
 #endif
 
 // Shared memory of a multiprocessor, at least: newer GPUs of data centers have more than sm_80.
@@ -78,7 +77,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-// The block's shared memory, `LaunchShape::shared_bytes` of it.
+// The block's shared memory, `LaunchShape::shared_bytes` long.
 template <typename T>
 __device__ __forceinline__ T* SharedMemory() {
 #if defined(__CUDACC__)

@@ -61,7 +61,7 @@ __device__ __forceinline__ void LoadRows(uint32_t (&a)[4], const Matrix& matrix,
                matrix.At(row + lane % 16, column + lane / 16 * kVector<typename Matrix::Element>));
 }
 
-// Rounds what was read as it is stored to what tensor cores read of T.
+// Rounds elements that were not rounded when they were stored to the bits that tensor cores read.
 template <typename T>
 __device__ __forceinline__ void RoundToFactors(uint32_t (&values)[4]) {
   if constexpr (sizeof(T) == 4) {
@@ -70,7 +70,7 @@ __device__ __forceinline__ void RoundToFactors(uint32_t (&values)[4]) {
   }
 }
 
-// The same of a matrix that holds a transposed: kFragmentDepth rows, 16 columns.
+// A fragment of a, from a matrix that holds a transposed: kFragmentDepth rows, 16 columns.
 template <typename T>
 __device__ __forceinline__ void LoadRowsTransposed(uint32_t (&a)[4], const SharedMatrix<T>& matrix,
                                                    int row, int column) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ void LoadColumns(uint32_t (&b)[4], const SharedMatrix
   }
 }
 
-// The same of a matrix that holds b transposed: 8 rows each, kFragmentDepth columns.
+// Two fragments of b, from a matrix that holds b transposed: 8 rows each, kFragmentDepth columns.
 template <typename T>
 __device__ __forceinline__ void LoadColumnsTransposed(uint32_t (&b)[4],
                                                       const SharedMatrix<T>& matrix, int row,

@@ -31,7 +31,7 @@ class Copies {
   }
 
   // Waits for the next step's factors, and returns their stage. All threads of the block call, and
-  // nobody reads the factors of the step before afterwards: another copy takes their place.
+  // no thread reads the factors of the step before afterwards: another copy takes their place.
   __device__ __forceinline__ int Next() {
     WaitForCopies<kStages - 2>();
     __syncthreads();

@@ -130,7 +130,7 @@ __device__ __forceinline__ Packed<T, kSize> Pack(const Unpacked<T, kSize>& unpac
   }
 }
 
-// Rounds to what tensor cores read of T: float to TF32.
+// Rounds to the bits that tensor cores read of T: float to TF32.
 template <typename T>
 __device__ __forceinline__ Packed<T> PackFactor(const Unpacked<T>& unpacked) {
   return internal::PackVector<T>(unpacked, RoundToTf32);

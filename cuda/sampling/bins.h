@@ -32,13 +32,13 @@ struct Bins {
   int32_t* unsorted;        // ids by bin, as they come
   int32_t* ids;             // ids by bin, in order
   int32_t* begins;          // of the bins, in `ids`
-  int32_t* ends;            // of the bins; at first how many entries they have
+  int32_t* ends;            // of the bins; at first the numbers of entries
   int32_t* long_bins;
   int32_t* reserved;  // entries that have room
   int32_t* long_count;
 
-  // No more than there may be long bins. They are the first blocks of a grid, since they take
-  // longest.
+  // Blocks that sort and sum long bins: no more than there can be long bins. They are the first
+  // blocks of a grid, since long bins take longest.
   JAX_DCN_INLINE unsigned long_blocks() const {
     return static_cast<unsigned>(long_capacity < kLongBinBlocks ? long_capacity : kLongBinBlocks);
   }

@@ -6,12 +6,12 @@
 //   Type                            of coordinates and weights
 //   count()                         how many samples there are
 //   At(i)                           -> Located, a sample
-//   Located::exists                 whether it has entries; if not, nothing else of it is read
-//   Located::read                   its BilinearSample
+//   Located::exists                 whether the sample has entries; if not, no other member is read
+//   Located::read                   the BilinearSample
 //   Located::first_bin              the bin of the pixel that corners count from
-//   Located::segment                of its entries
-//   Located::first_id               of its first corner
-//   WeightOf(located)               what scales its value
+//   Located::segment                of the entries
+//   Located::first_id               the id of the first corner
+//   WeightOf(located)               the factor of the sample's value
 #ifndef JAX_DCN_CUDA_SAMPLING_FILL_CUH_
 #define JAX_DCN_CUDA_SAMPLING_FILL_CUH_
 

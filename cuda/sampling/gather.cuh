@@ -7,7 +7,7 @@
 //   group_channels                    channels that a segment's samples share
 //   At(bin)                           -> Place, the pixel of a bin
 //   Place::exists, Place::segment
-//   Place::Rows(channel)              -> what the operator needs to find rows of this channel
+//   Place::Rows(channel)              -> where the operator finds rows of this channel
 //   Place::Row(rows, id)              -> the gradient of an entry's sample, from this channel on
 //   Place::Put(channel, sum)          keeps the pixel's gradient
 #ifndef JAX_DCN_CUDA_SAMPLING_GATHER_CUH_
@@ -57,7 +57,7 @@ __device__ __forceinline__ void SumBin(const Bins& bins, const Gradients& gradie
   }
 }
 
-// One block sums one long bin: its rows of threads share the entries, and the first row adds up the
+// One block sums one long bin. The rows of threads share the entries, and the first row adds up the
 // sums.
 template <int kSize, typename Gradients>
 __device__ __forceinline__ void SumLongBin(const Bins& bins, const Gradients& gradients,
@@ -86,8 +86,8 @@ __device__ __forceinline__ void SumLongBin(const Bins& bins, const Gradients& gr
 }
 
 // Sorts and sums the bins. The first blocks take the long bins, one at a time. Every other block
-// takes as many neighbouring bins as it has rows of threads: its warps sort bins, its rows sum
-// them.
+// takes as many neighbouring bins as the block has rows of threads: warps sort the bins, and rows
+// sum the bins.
 template <typename Gradients, int kSize>
 __global__ void __launch_bounds__(kSortThreads, kGatherBlocks)
     GatherBinsKernel(const Bins bins, const Gradients gradients) {

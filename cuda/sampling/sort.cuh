@@ -85,7 +85,7 @@ __device__ __forceinline__ void SortLongBin(const Bins& bins, int32_t bin) {
       const int64_t bit = bins.unsorted[e] - first;
       if (bit < 0 || bit >= kBitmapBits) continue;
       const int word = static_cast<int>(bit / 32);
-      // Ids differ, so that adding a bit sets it.
+      // Ids differ, so that adding a bit sets the bit.
       atomicAdd(&bitmap[word / kOwnedWords * kBitmapStride + word % kOwnedWords],
                 1u << static_cast<int>(bit % 32));
     }
