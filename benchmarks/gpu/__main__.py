@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Proves and measures the CUDA kernels on a GPU, in one command: `python -m benchmarks.gpu`
 
-It builds them for this GPU, runs the tests of the kernels on the host and the whole test suite on the GPU,
-compares results and gradients with XLA's, checks that 100 runs give the same bits, runs compute-sanitizer,
+It builds the kernels for this GPU, runs their tests on the host and the whole test suite on the GPU, compares
+results and gradients with XLA's, checks that 100 runs give the same bits, runs compute-sanitizer,
 asks XLA for peak memory, and times every layer of `WORKLOADS`: our kernels against torchvision, against XLA's
 ordinary convolution and against our `"xla"` implementation, in device time and by the host's clock. The
 results go to `benchmarks/results/gpu.json`, after each layer. Steps, layers and numbers can be named.

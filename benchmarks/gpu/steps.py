@@ -260,7 +260,8 @@ def reproducibility(smoke: bool) -> Iterator[dict]:
 
 def sanitizer(smoke: bool) -> Iterator[dict]:
     """What compute-sanitizer says while `accuracy` runs, on every kernel and type."""
-    tool = shutil.which("compute-sanitizer")
+    folders = os.environ.get("PATH", ""), "/usr/local/cuda/bin"
+    tool = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
     if not tool:
         yield {"skipped": "there is no compute-sanitizer"}
         return

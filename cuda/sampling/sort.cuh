@@ -61,6 +61,31 @@ __device__ __forceinline__ int32_t LeastOfBlock(int32_t value, int32_t* of_warps
   return least;
 }
 
+// Marks the ids of a bin that are among the kBitmapBits ids from `first` on. All threads of the
+// block call.
+__device__ __forceinline__ void MarkIds(const Bins& bins, int32_t begin, int32_t end, int64_t first,
+                                        unsigned* bitmap) {
+  for (int32_t e = begin + SortThread(); e < end; e += kSortThreads) {
+    const int64_t bit = bins.unsorted[e] - first;
+    if (bit < 0 || bit >= kBitmapBits) continue;
+    const int word = static_cast<int>(bit / 32);
+    // Ids differ, so that adding a bit sets the bit.
+    atomicAdd(&bitmap[word / kOwnedWords * kBitmapStride + word % kOwnedWords],
+              1u << static_cast<int>(bit % 32));
+  }
+}
+
+// Writes the ids that are marked in this thread's own words, in order, from `place` on.
+__device__ __forceinline__ void WriteMarkedIds(const Bins& bins, const unsigned* own, int64_t first,
+                                               int32_t place) {
+  for (int w = 0; w < kOwnedWords; ++w) {
+    const int32_t word_id = static_cast<int32_t>(first) + 32 * (SortThread() * kOwnedWords + w);
+    for (unsigned bits = LoadSharedBits<unsigned>(&own[w]); bits != 0; bits &= bits - 1) {
+      bins.ids[place++] = word_id + __ffs(static_cast<int>(bits)) - 1;
+    }
+  }
+}
+
 // One block sorts one long bin. The ids of a bin differ, so the block marks them in a bitmap, one
 // part of the ids from the least to the greatest after the other, and reads the bitmap in order.
 // The time grows with the number of ids, not with the square of the number.
@@ -81,14 +106,7 @@ __device__ __forceinline__ void SortLongBin(const Bins& bins, int32_t bin) {
   for (int64_t first = begin_id; first <= last_id; first += kBitmapBits) {
     for (int w = 0; w < kOwnedWords; ++w) StoreSharedBits(&own[w], 0u);
     __syncthreads();
-    for (int32_t e = begin + thread; e < end; e += kSortThreads) {
-      const int64_t bit = bins.unsorted[e] - first;
-      if (bit < 0 || bit >= kBitmapBits) continue;
-      const int word = static_cast<int>(bit / 32);
-      // Ids differ, so that adding a bit sets the bit.
-      atomicAdd(&bitmap[word / kOwnedWords * kBitmapStride + word % kOwnedWords],
-                1u << static_cast<int>(bit % 32));
-    }
+    MarkIds(bins, begin, end, first, bitmap);
     __syncthreads();
     int32_t marked = 0;
     for (int w = 0; w < kOwnedWords; ++w) marked += __popc(LoadSharedBits<unsigned>(&own[w]));
@@ -100,12 +118,7 @@ __device__ __forceinline__ void SortLongBin(const Bins& bins, int32_t bin) {
       if (static_cast<int>(w) < warp) own_place += warp_sums[w];
       place += warp_sums[w];
     }
-    for (int w = 0; w < kOwnedWords; ++w) {
-      const int32_t word_id = static_cast<int32_t>(first) + 32 * (thread * kOwnedWords + w);
-      for (unsigned bits = LoadSharedBits<unsigned>(&own[w]); bits != 0; bits &= bits - 1) {
-        bins.ids[own_place++] = word_id + __ffs(static_cast<int>(bits)) - 1;
-      }
-    }
+    WriteMarkedIds(bins, own, first, own_place);
   }
 }
 
