@@ -150,7 +150,7 @@ class BackwardKernel {
   const BackwardPass<T, E>& pass_;
   const DeformConv2dProblem& problem_;
   const ChannelBlock block_;
-  E* columns_;      // [samples, channels]
+  E* columns_;  // [samples, channels]
   // [samples / 2, channels]; for tiles, [channels, pair_stride_]
   Element* pairs_;
   E* zeros_;  // [channels]

@@ -48,7 +48,8 @@ class BackwardStrip {
     samples.Locate(pass_.primals, pass_.first_image, pixels_);
     for (int64_t tap = 0; tap < problem_.taps(); ++tap) List(samples, group, tap);
     if (!pass_.want_reaches) return;
-    *pass_.ReachOf(strip_, group) = samples.Reach(pixels_.size() * problem_.taps(), problem_.channels);
+    *pass_.ReachOf(strip_, group) =
+        samples.Reach(pixels_.size() * problem_.taps(), problem_.channels);
   }
 
   // Makes the gradients of offset and mask from the dot products of the blocks of an offset group.

@@ -60,9 +60,8 @@ InstructionSet BestOfProcessor() {
 InstructionSet Choose() {
   const InstructionSet best = BestOfProcessor();
   const char* wish = std::getenv("JAX_DCN_INSTRUCTION_SET");
-  for (InstructionSet set :
-       {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512,
-        InstructionSet::kAvx512Bf16}) {
+  for (InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kAvx2,
+                             InstructionSet::kAvx512, InstructionSet::kAvx512Bf16}) {
     if (wish != nullptr && std::string(wish) == Name(set) && set < best) return set;
   }
   return best;

@@ -29,8 +29,8 @@ struct PairRows {
   int64_t stride;
 };
 
-// A model of the instruction TDPBF16PS, which gives the same bits: the products of the first elements
-// are summed apart from the products of the second elements.
+// A model of the instruction TDPBF16PS, which gives the same bits: the products of the first
+// elements are summed apart from the products of the second elements.
 inline void ModelOfTiles(const PairRows& left, const PairRows& right,
                          float (&sums)[kSumsSide][kSumsSide]) {
   for (int64_t i = 0; i < kSumsSide; ++i) {

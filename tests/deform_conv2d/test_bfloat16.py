@@ -72,7 +72,7 @@ def test_error_is_that_of_rounding_columns_and_results(precision, case):
 
 @pytest.mark.skipif(
     not any(name in libraries.describe("cpu") for name in ("avx512_bf16", "amx_bf16")),
-    reason="the kernels multiply float32"
+    reason="the kernels multiply float32",
 )
 def test_columns_are_rounded_unless_more_is_asked_for():
     assert excess(None, 0.0) > 1

@@ -92,7 +92,9 @@ def test_emulator_has_the_shared_memory_of_the_smallest_gpu(planted):
         ("samples_of_48_bytes", 0),
     ],
 )
-def test_emulator_counts_bank_conflicts_of_stores_loads_matrices_and_samples(planted, kernel, conflicts):
+def test_emulator_counts_bank_conflicts_of_stores_loads_matrices_and_samples(
+    planted, kernel, conflicts
+):
     x = np.arange(64, dtype=np.int32)
     before = planted.cuda_host_bank_conflicts()
     np.testing.assert_array_equal(run(planted, kernel, x), x)
