@@ -195,7 +195,7 @@ def processors(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def with_results(page: str, runs: Sequence[dict[str, Any]]) -> str:
-    """A page in Markdown with what is said of these runs in place of what it says of older ones."""
+    """A page in Markdown with the table, the means and the processors of these runs."""
     contents = {
         "table of detectors": (r"^\| detector \|.*(\n\|.*)+", table(runs)),
         "sentence on their means": (r"help most here: .* together with", summary(runs)),

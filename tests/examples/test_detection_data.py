@@ -310,6 +310,26 @@ def test_images_that_cannot_be_composed_are_refused(tmp_path, options, message):
     assert not (tmp_path / "new").exists()
 
 
+def test_interrupted_composition_can_be_done_again(tmp_path, monkeypatch):
+    composed_image, called = compose_module.composed_image, []
+
+    def interrupted(*arguments):
+        called.append(arguments)
+        if len(called) == 4:
+            raise KeyboardInterrupt
+        return composed_image(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compose_module, "composed_image", interrupted)
+        compose(tmp_path / "again", train=3, val=2, size=64)
+    for name in ("again", "once"):
+        compose(tmp_path / name, train=3, val=2, size=64)
+    files = sorted(path.relative_to(tmp_path / "once") for path in (tmp_path / "once").rglob("*.*"))
+    assert len(files) == 3 + 2 + 2
+    for path in files:
+        assert (tmp_path / "again" / path).read_bytes() == (tmp_path / "once" / path).read_bytes()
+
+
 def test_warped_scans_are_turned_and_scaled_as_they_say():
     bar = np.zeros((8, 8))
     bar[3:5, 1:7] = 1

@@ -30,7 +30,7 @@ def _parts(training: Training) -> dict[str, Callable]:
     scale = np.ones_like(placed["size"])
     searched = {"image": placed["image"], "size": placed["size"], "scale": scale}
     searched["index"] = np.zeros(len(scale), np.int32)
-    # Training writes over its own.
+    # A step of training donates its weights.
     weights = jax.tree.map(jnp.copy, training.state.weights)
     for _ in range(read_ahead(training.settings.workers)):
         next(batches)

@@ -64,5 +64,5 @@ def montage(run: pathlib.Path, data: pathlib.Path, score_threshold: float = 0.5)
 
 
 def _magnified(array: np.ndarray, axis: int) -> np.ndarray:
-    """Every pixel as several, along `axis` and the axis after it."""
+    """An array with every pixel repeated, along `axis` and the next axis."""
     return array.repeat(_MAGNIFIED, axis).repeat(_MAGNIFIED, axis + 1)

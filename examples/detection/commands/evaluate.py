@@ -56,9 +56,7 @@ def evaluate(
         placement = place(testing.batch_size)
         network = load(run, testing.step, placement)
         architecture = network.description.model
-        reader = CocoReader(data, split, architecture.rule.extent)
-        if architecture.model == "mask":
-            reader.check_masks()
+        reader = open_split(data, split, architecture)
         check_classes(reader.class_names, network.description)
         finder = make_finder(
             network.model, architecture, placement, testing.batch_size, testing.workers
@@ -71,13 +69,25 @@ def evaluate(
             if any(entry.get("id") == 0 for entry in reader.content["annotations"]):
                 print("pycocotools counts the annotation with the id 0 as missed: number from 1.")
             if results is not None:
-                results.parent.mkdir(parents=True, exist_ok=True)
-                results.write_text(json.dumps(found))
-                print(f"Wrote {results}.")
+                _write(results, found)
+
+
+def open_split(data: pathlib.Path, split: str, architecture: Architecture) -> CocoReader:
+    """A split of a data set, with all that a detector of this architecture needs."""
+    reader = CocoReader(data, split, architecture.rule.extent)
+    if architecture.model == "mask":
+        reader.check_masks()
+    return reader
+
+
+def _write(path: pathlib.Path, found: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    print(f"Wrote {path}.")
 
 
 def load(run: pathlib.Path, step: int | None, placement: Placement) -> Network:
-    """The detector of a run's best checkpoint, or of that of `step`."""
+    """The detector of a run's best checkpoint, or of the checkpoint of `step`."""
     return load_network(
         Checkpoints(run),
         step,

@@ -96,7 +96,7 @@ def make_portable(detector: Detector) -> None:
 
 
 class RawHeads(nnx.Module):
-    """A detector as far as every shape follows from that of the image."""
+    """The part of a detector whose shapes follow from the shape of the image."""
 
     def __init__(self, detector: Detector):
         self.backbone, self.neck = detector.backbone, detector.neck

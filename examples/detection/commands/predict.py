@@ -42,7 +42,7 @@ def predict(
     score_threshold: float = 0.3,
     step: int | None = None,
 ) -> None:
-    """Draws what a detector finds in images, and writes it as JSON.
+    """Draws the detections in images, and writes the detections as JSON.
 
     Args:
       run: Folder of a training run, or of imported weights.

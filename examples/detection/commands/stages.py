@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""All that a detector computes on the way to its detections, to compare with other programs."""
+"""Every intermediate result of a detector, to compare with other programs."""
 
 import pathlib
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from examples.detection.commands.evaluate import make_finder, show
+from examples.detection.commands.evaluate import make_finder, open_split, show
 from examples.detection.commands.weights import initial_weights
 from examples.detection.data.batches import training_batches, training_plan
-from examples.detection.data.coco import SPLITS, CocoReader
+from examples.detection.data.coco import SPLITS
 from examples.detection.training.checkpoint import Checkpoints
 from examples.detection.training.recipes import Preset, Settings
 from examples.detection.training.step import learning_rate, make_optimizer, make_train_step
@@ -40,11 +40,9 @@ class Training(Loop):
         check_dtype(settings.dtype)
         self.settings, self.checkpoints = settings, checkpoints
         self.placement = place(settings.batch_size)
-        extent = settings.architecture.rule.extent
-        self.readers = {split: CocoReader(settings.data, split, extent) for split in SPLITS}
-        if settings.architecture.model == "mask":
-            for reader in self.readers.values():
-                reader.check_masks()
+        self.readers = {
+            split: open_split(settings.data, split, settings.architecture) for split in SPLITS
+        }
         plan, _ = training_plan(self.readers["train"], settings.batch_size, settings.seed)
         self.steps = settings.total_steps(plan.steps)
         class_names = list(self.readers["train"].class_names)

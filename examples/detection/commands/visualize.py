@@ -3,6 +3,7 @@
 
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from examples.detection.commands.predict import Loaded, find_in, images_of, load_detector
+from examples.detection.model.architecture import Architecture
 from examples.detection.model.boxes import STRIDES, levels
 from examples.detection.model.detect import Detections, Images
 from examples.imagenet.errors import UserError, check_option
@@ -52,30 +54,39 @@ def visualize(
     if output.suffix not in _PICTURES:
         raise UserError(f"{output} must end in {' or '.join(_PICTURES)}.")
     loaded = load_detector(run, step)
-    convolves = loaded.architecture.conv != "ordinary"
-    pools = loaded.architecture.pool != "align"
-    if not convolves and not pools:
+    if not any(_rows(loaded.architecture)):
         raise UserError(f"{run} holds an ordinary detector, which looks where every one looks.")
     pixels = decode(image)
-    found = find_in(loaded, pixels, score_threshold)
-    count = min(detections, len(found.labels))
-    if not count:
+    every = find_in(loaded, pixels, score_threshold)
+    if not len(every.labels):
         raise UserError(f"Nothing is found in {image}: lower --score-threshold.")
-    images = images_of(loaded.architecture, pixels)
-    view = _view(images)
-    boxes = found.boxes[:count] * np.tile(np.asarray(images.scales[0]), 2)
-    figure = Figure(figsize=(3.4 * count, 3.4 * (2 * convolves + pools)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2 * convolves + pools, count, squeeze=False)
-    if convolves:
-        samples = _samples(loaded, images)[-layers:]
-        _draw_looks(axes[:2], view, samples, boxes)
-    if pools:
-        _draw_bins(axes[-1], view, boxes, _bins(loaded, images, boxes))
-    _label(axes[0], loaded, found)
+    best = jax.tree.map(lambda array: array[:detections], every)
+    figure = _drawn(loaded, images_of(loaded.architecture, pixels), best, layers)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
     print(f"Wrote {output}.")
+
+
+def _rows(architecture: Architecture) -> tuple[int, int]:
+    """Rows of pictures for the convolutions, and for pooling."""
+    convolves = architecture.conv != "ordinary" and architecture.stages != ()
+    return 2 * convolves, int(architecture.pool != "align")
+
+
+def _drawn(loaded: Loaded, images: Images, found: Detections, layers: int) -> Figure:
+    of_convolutions, of_pooling = _rows(loaded.architecture)
+    rows, columns = of_convolutions + of_pooling, len(found.labels)
+    view = _view(images)
+    boxes = found.boxes * np.tile(np.asarray(images.scales[0]), 2)
+    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    if of_convolutions:
+        _draw_looks(axes[:2], view, _samples(loaded, images)[-layers:], boxes)
+    if of_pooling:
+        _draw_bins(axes[-1], view, boxes, _bins(loaded, images, boxes))
+    _label(axes[0], loaded, found)
+    return figure
 
 
 def _view(images: Images) -> np.ndarray:

@@ -89,7 +89,7 @@ def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
     Before mmdetection 2, names had no `roi_head.`, and the background was the first class.
     """
     weights = {
-        name.removeprefix("module."): array  # A detector that was trained in parallel has it.
+        name.removeprefix("module."): array  # The prefix of parallel training.
         for name, array in weights.items()
         if not name.endswith("num_batches_tracked")
     }

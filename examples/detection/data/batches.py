@@ -20,7 +20,7 @@ MASK_CELLS = 112
 
 
 class Plan:
-    """Which images a step sees: all as wide as high at least, or all higher than wide.
+    """The images of every step. All images of a step are higher than wide, or none is.
 
     Args:
       sizes: Heights and widths `[images, 2]`.
@@ -178,8 +178,8 @@ def training_batches(
 
     Args:
       reader: Where images and objects come from.
-      steps: The steps to train; those after an interruption start where it was.
-      batch_size: Images in a step, over all processes; `share.count` divides it.
+      steps: The steps to train. A resumed run begins with the step after the last checkpoint.
+      batch_size: Images in a step, over all processes; a multiple of `share.count`.
       view: How images are resized.
       max_objects: Rows for the objects of an image.
       masks: Whether to read masks.

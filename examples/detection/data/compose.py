@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,30 +103,38 @@ def compose(
     check_option("seed", seed, 0, LARGEST_SEED)
     if (output / "annotations").exists():
         raise UserError(f"{output} has a data set already: choose another folder.")
+    contents = {}
     for index, (split, count) in enumerate((("train", train), ("val", val))):
-        (output / split).mkdir(parents=True, exist_ok=True)
         source = Source(split)
-        images, annotations = [], []
-        for number in tqdm(range(count), desc=split, unit=" images", disable=None):
-            random = np.random.default_rng([seed, index, number])
-            pixels, placed = composed_image(random, source, size, most, warp)
-            name = f"{number:06}.png"
-            Image.fromarray(pixels).save(output / split / name)
-            images.append(dict(id=number, file_name=name, height=size, width=size))
-            annotations += [_annotation(number, entry) for entry in placed]
-        _write(output, split, images, annotations, seed)
+        randoms = (np.random.default_rng([seed, index, number]) for number in range(count))
+        composed = (composed_image(random, source, size, most, warp) for random in randoms)
+        shown = tqdm(composed, desc=split, unit=" images", total=count, disable=None)
+        contents[split] = _content(output / split, shown, size, seed)
+    # Annotations come last: after an interruption, the same command writes the folder again.
+    (output / "annotations").mkdir()
+    for split, content in contents.items():
+        (output / "annotations" / f"{split}.json").write_text(json.dumps(content))
     print(f"Wrote {output}: {train} + {val} composed images.")
 
 
-def _write(output: pathlib.Path, split: str, images: list, annotations: list, seed: int) -> None:
-    (output / "annotations").mkdir(exist_ok=True)
-    content = {
+def _content(
+    folder: pathlib.Path, composed: Iterable[tuple[np.ndarray, list]], size: int, seed: int
+) -> dict[str, Any]:
+    """Writes images, and returns what COCO's format says of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (pixels, placed) in enumerate(composed):
+        name = f"{number:06}.png"
+        Image.fromarray(pixels).save(folder / name)
+        images.append(dict(id=number, file_name=name, height=size, width=size))
+        annotations += [_annotation(number, entry) for entry in placed]
+    return {
         "info": {"description": f"composed: warped digits on photographs, seed {seed}"},
         "images": images,
         "annotations": [{"id": place + 1} | entry for place, entry in enumerate(annotations)],
         "categories": [{"id": digit, "name": str(digit)} for digit in range(10)],
     }
-    (output / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
 class Source:

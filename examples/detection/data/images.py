@@ -43,7 +43,7 @@ def fit(image: np.ndarray, view: View) -> tuple[np.ndarray, tuple[float, float]]
     factor = 1.0
     if view.short is not None:
         factor = min(view.long / max(height, width), view.short / min(height, width))
-    # A line of an image keeps a pixel of its width.
+    # An image of one line keeps at least one line.
     size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
     scale = (factor, factor) if view.one_scale else (size[1] / width, size[0] / height)
     return resize(image, size), scale
@@ -64,7 +64,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _taps(before: int, after: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every new pixel of an axis the first and the second old pixel, and its weight of 11 bits."""
+    """The first and the second old pixel for every new pixel of an axis, with weights of 11 bits."""
     position = ((np.arange(after) + 0.5) * (before / after) - 0.5).astype(np.float32)
     first = np.floor(position)
     second_weight = position - first

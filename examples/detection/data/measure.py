@@ -22,7 +22,7 @@ class Measured(NamedTuple):
     """How good detections are; -1 where there is nothing to find."""
 
     summary: dict[str, float]
-    """Average precisions by COCO's names; those of masks begin with "mask_"."""
+    """Average precisions by COCO's names; the names for masks begin with "mask_"."""
     classes: dict[str, dict[str, float]]
     """"AP", and "mask_AP", of every class."""
 
@@ -49,7 +49,7 @@ def measure(content: Entry, results: Sequence[Entry], *, masks: bool = False) ->
 
 
 def _names(categories: Sequence[Entry]) -> dict[int, str]:
-    """A name for the id of every category, of its own."""
+    """The names of categories by id, no two of them the same."""
     count = collections.Counter(entry["name"] for entry in categories)
     return {
         entry["id"]: entry["name"] + f" ({entry['id']})" * (count[entry["name"]] > 1)
@@ -65,7 +65,7 @@ def average_precision(
     Args:
       content: A data set in COCO's format.
       results: Detections in COCO's format of results.
-      wanted: Says of an annotation whether it counts.
+      wanted: Whether an annotation counts.
       kind: "bbox" for boxes, "segm" for masks.
     """
     # pycocotools leaves annotations out by their area alone.
@@ -77,7 +77,7 @@ def average_precision(
 def _evaluate(
     content: Entry, results: Sequence[Entry], kind: str, largest: float | None = None
 ) -> COCOeval:
-    """Compares; `largest` is the largest area that counts, and that of every detection."""
+    """Compares. `largest` is the largest area that counts; every detection gets this area."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports as it goes.
         truth = _index(content, _completed(content["annotations"]))
         found = truth.loadRes(copy.deepcopy(list(results))) if results else _index(content, [])

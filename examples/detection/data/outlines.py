@@ -24,7 +24,7 @@ def is_outline(value: Any) -> bool:
 
 
 def fault_of(outline: Any, size: tuple[int, int]) -> str | None:
-    """What an outline in an image of `size` `(height, width)` has that no mask can be made of."""
+    """The fault of an outline in an image of `size` `(height, width)`; `None` for a sound outline."""
     if isinstance(outline, list):
         return next(filter(None, map(_fault_of_polygon, outline)), None)
     if outline["size"] != list(size):
@@ -50,7 +50,7 @@ def mask_of(outline: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def counts_of(counts: Any) -> np.ndarray | None:
-    """The lengths of runs, packed or not; `None` for what are no numbers."""
+    """The lengths of runs, packed or not; `None` if `counts` are neither."""
     if isinstance(counts, str):
         return _unpacked(counts)
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):

@@ -26,7 +26,7 @@ _POOLED_FOR_MASK = 14
 _CASCADE_HEADS = 3
 
 
-_STRIDE = 32  # Of C5: a padded size divides evenly on every level.
+_STRIDE = 32  # Of C5. Every level of the pyramid divides a padded size evenly.
 
 
 class View(NamedTuple):
@@ -78,11 +78,12 @@ class Architecture:
     hidden: int = 1024
     """Features of the fully connected layers of the box head, and of the branches that move bins."""
     short: int = 800
-    """Pixels of the shorter side of an image, if its longer side stays within `long`."""
+    """Length of the shorter side of an image, in pixels, if the longer side stays within `long`."""
     long: int = 1333
-    """Most pixels of the longer side of an image."""
+    """Largest length of the longer side of an image, in pixels."""
     candidates: int | None = None
-    """Best anchors of a level, and proposals of an image; by default those of the conventions."""
+    """How many anchors of a level, and proposals of an image, are kept; by default as `conventions`
+    say."""
 
     def __post_init__(self) -> None:
         names = ("offset_groups", "width", "features", "hidden", "short", "long", "candidates")

@@ -49,10 +49,10 @@ class Conventions:
     anchors_inside: bool
     """Whether anchors that leave the image are not trained."""
     bend: tuple[float, float]
-    """Up to which error of a delta its loss is a parabola, for anchors and for regions; 0: the
-    absolute error."""
+    """Error of a delta up to which the loss is a parabola, for anchors and for regions. 0: the loss
+    is the absolute error."""
     best_region: bool
-    """Whether the region nearest to an object is trained to find it, however far it is."""
+    """Whether the region nearest to an object is trained to find this object, however far away."""
 
 
 CONVENTIONS = {
@@ -164,8 +164,8 @@ def suppress(
 ) -> tuple[jax.Array, jax.Array]:
     """Non-maximum suppression within groups: the `count` best boxes that remain, best first.
 
-    A box is suppressed by a better one of its group if their intersection over union exceeds
-    `threshold`. Equal scores: the first box is the better one.
+    A box is suppressed by a better box of the same group if the intersection over union of the two
+    exceeds `threshold`. Of boxes with equal scores, the first is the better one.
 
     Args:
       boxes: `[K, 4]`.

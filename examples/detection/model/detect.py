@@ -71,7 +71,7 @@ class Detections(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """All that a detector computes on the way."""
+    """Every intermediate result of a detector."""
 
     backbone: list[jax.Array]
     """C2 to C5, `[N, H, W, C]`."""
@@ -153,7 +153,7 @@ def classify(
     images: Images,
     score_threshold: float | jax.Array,
 ) -> Detections:
-    """Looks at every proposal: its class, its box, and the mask of what is detected."""
+    """The class, the box and the mask of every object among the proposals."""
     boxes, logits, deltas = refine(detector, pyramid, proposals, images)
     deviations = BOX_DEVIATIONS[len(detector.roi_head.box_heads) - 1]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of detectors: those of the classifiers, with another description and measure."""
+"""Checkpoints of detectors: the classifiers' checkpoints with another description and measure."""
 
 from examples.detection.model.architecture import Architecture
 from examples.imagenet import checkpoint

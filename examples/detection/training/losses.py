@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The losses of a detector, as in mmdetection."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -84,13 +85,8 @@ def rpn_losses(
     count: int,
     keys: jax.Array,
 ) -> Losses:
-    """Whether an anchor holds an object, and where the object is."""
-    shapes = [logits.shape[1:3] for logits, _ in rpn]
-    every = jnp.asarray(
-        np.concatenate(
-            [anchors(*shape, stride, rule) for shape, stride in zip(shapes, STRIDES, strict=True)]
-        )
-    )
+    """The losses of score and box of anchors."""
+    every = _anchors(rpn, rule)
 
     def of_image(logits, deltas, size, boxes, labels, key):
         usable = None
@@ -106,15 +102,23 @@ def rpn_losses(
         moves = jnp.sum(_bent(deltas[chosen.index] - goal, rule.bend[0]), axis=-1)
         return _total(classes, chosen.valid), _total(moves, chosen.positive), _count(chosen)
 
-    def flat(index: int, width: tuple[int, ...]) -> jax.Array:
-        maps = [level[index] for level in rpn]
-        return jnp.concatenate([x.reshape(len(x), -1, *width) for x in maps], axis=1)
-
-    totals = jax.vmap(of_image)(
-        flat(0, ()), flat(1, (4,)), image_sizes, truth.boxes, truth.labels, keys
-    )
+    logits, deltas = zip(*rpn, strict=True)
+    logits, deltas = _of_all_levels(logits, ()), _of_all_levels(deltas, (4,))
+    totals = jax.vmap(of_image)(logits, deltas, image_sizes, truth.boxes, truth.labels, keys)
     classes, moves, counts = map(jnp.sum, totals)
     return {"rpn_class": classes / counts, "rpn_box": moves / counts}
+
+
+def _anchors(rpn: list[tuple[jax.Array, jax.Array]], rule: Conventions) -> jax.Array:
+    """The anchors of all levels, `[A, 4]`."""
+    shapes = [logits.shape[1:3] for logits, _ in rpn]
+    levels = [anchors(*shape, stride, rule) for shape, stride in zip(shapes, STRIDES, strict=True)]
+    return jnp.asarray(np.concatenate(levels))
+
+
+def _of_all_levels(maps: Sequence[jax.Array], width: tuple[int, ...]) -> jax.Array:
+    """Maps `[N, H, W, ...]` of all levels as `[N, A, *width]`, in the order of the anchors."""
+    return jnp.concatenate([x.reshape(len(x), -1, *width) for x in maps], axis=1)
 
 
 def region_losses(
@@ -126,7 +130,7 @@ def region_losses(
     count: int,
     keys: jax.Array,
 ) -> Losses:
-    """Which object a region holds, where it is, and its mask; of every head of a cascade."""
+    """The losses of class, box and mask of regions, for every head of a cascade."""
     head, rule = detector.roi_head, detector.rule
     found: Losses = {}
     last = len(head.box_heads) - 1

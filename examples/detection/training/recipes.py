@@ -33,14 +33,14 @@ class Settings(Run):
     drop_at: tuple[float, float] = (8 / 12, 11 / 12)
     """The shares of all steps after which the learning rate falls to a tenth."""
     momentum: float = 0.9
-    """Of gradient descent."""
+    """Momentum of gradient descent."""
     weight_decay: float = 1e-4
-    """Of all parameters."""
+    """Weight decay of all parameters."""
     clip: float = 35.0
     """Largest norm of the gradient; 0 leaves gradients as they are."""
     frozen_stages: int = 1
-    """What of the backbone stays as it is: nothing for -1, the first convolution for 0, then stage by
-    stage; 1 also keeps c2."""
+    """Frozen layers of the backbone: none for -1, the first convolution for 0, c2 as well for 1, and
+    so on up to c5 for 4."""
     norm: Literal["kept", "learned"] = "kept"
     """Whether batch normalisations keep the statistics of the initial weights, or learn their own."""
     anchors_per_image: int = 256
@@ -48,7 +48,7 @@ class Settings(Run):
     regions_per_image: int = 512
     """Regions that a step trains."""
     max_objects: int = 100
-    """Objects of an image that a step sees; those beyond are left out."""
+    """Most objects of an image that a step sees; further objects are left out."""
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
     """Of the networks in training; weights, boxes and losses have at least float32. float64 needs the
     environment variable JAX_ENABLE_X64=1."""

@@ -58,7 +58,7 @@ def _kinds(params: Arrays, frozen_stages: int) -> dict[str, str]:
 
 
 def _frozen(stages: int) -> re.Pattern:
-    """The names of what is frozen: nothing for -1, the first layer for 0, then stage by stage."""
+    """The names of frozen parameters: none for -1, the first layer for 0, then stage by stage."""
     if stages < 0:
         return re.compile("(?!)")
     layers = "|".join(["conv1", "bn1", *(f"layer{stage}" for stage in range(1, stages + 1))])
@@ -66,7 +66,7 @@ def _frozen(stages: int) -> re.Pattern:
 
 
 def set_mode(detector: Detector, settings: Settings) -> None:
-    """Lets the batch normalisations learn statistics that are to learn them."""
+    """Sets which batch normalisations learn their statistics."""
     frozen = _frozen(settings.frozen_stages)
     for path, layer in nnx.iter_modules(detector):
         if isinstance(layer, nnx.BatchNorm):

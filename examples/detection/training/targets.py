@@ -49,7 +49,8 @@ def match(
       rule: How boxes are measured.
       positive: A box whose intersection over union with an object reaches this is positive.
       negative: A box that stays below this with all objects is negative.
-      best: The nearest boxes of an object are positive as well, and its own, if they reach this.
+      best: The boxes nearest to an object are positive as well, and are trained to find this object,
+        if their overlap reaches this.
       usable: `[R]`: False for boxes that are neither positive nor negative.
     """
     intersection, union = overlaps(objects[:, None], boxes[None], rule)
