@@ -89,9 +89,10 @@ def text(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """The README's table: times relative to the fastest ordinary convolution of the same shape."""
+    """The README's table: times relative to the fastest ordinary convolution of float32."""
     threads = results.threads[-1]
-    rows = [[f"threads: {threads}", "forward", "forward and all gradients"]]
+    kernels = results.report["machine"]["kernels"].split(",")[0]
+    rows = [[f"{kernels}, threads: {threads}", "forward", "forward and all gradients"]]
     for engine, dtype in ((OURS, "float32"), (OURS, "bfloat16"), *OTHERS):
         found = [relative(results, engine, mode, threads, dtype).values() for mode in MODES]
         name = TITLES.get(engine, f"**{engine}**") + (", bfloat16" if dtype == "bfloat16" else "")
