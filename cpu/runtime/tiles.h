@@ -52,7 +52,7 @@ struct TileRegisters {
   TileRegisters() {}
 };
 
-#if defined(__AMX_BF16__) && !defined(JAX_DCN_EMULATE_AMX)
+#if defined(__AMX_BF16__)
 
 inline bool HasTiles() { return CurrentInstructionSet() == InstructionSet::kAmxBf16; }
 
@@ -114,8 +114,10 @@ class TileSums {
 
 #else
 
-#if defined(JAX_DCN_EMULATE_AMX)
-constexpr bool HasTiles() { return true; }
+#if defined(JAX_DCN_EMULATE_AVX512_BF16)
+// Whether the model replaces tiles. A test sets this, and so covers products of tiles and of pairs.
+inline bool emulate_tiles = false;
+inline bool HasTiles() { return emulate_tiles; }
 #else
 constexpr bool HasTiles() { return false; }
 #endif

@@ -32,12 +32,6 @@ def test_random_problems_run_clean(instruction_set):
     assert output.count("100 problems") == 2 * len(OPERATORS)
 
 
-def test_products_of_tiles_run_clean():
-    only = ("--operators", "deform_conv2d", "--sanitizers", "address,undefined")
-    output = run("sanitize.py", "--problems", "100", "--instruction-set", "amx_bf16", *only)
-    assert output.count("100 problems") == 1
-
-
 def test_handlers_refuse_or_compute_whatever_they_are_called_with():
     output = run("fuzz.py", "--calls", "20000", "--xla-calls", "150")
     for host in ("calls:", "calls by XLA:"):

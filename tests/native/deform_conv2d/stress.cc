@@ -4,6 +4,7 @@
 #include "tests/native/stress.h"
 
 #include "cpu/deform_conv2d/kernels.h"
+#include "cpu/runtime/tiles.h"
 
 namespace jax_dcn {
 namespace {
@@ -162,6 +163,9 @@ bool BFloat16IsAccurate(ThreadPool& pool, int seed) {
 
 int main(int argc, char** argv) {
   return jax_dcn::StressMain(argc, argv, [](auto type, auto& pool, int seed) {
+#if defined(JAX_DCN_EMULATE_AVX512_BF16)
+    jax_dcn::JAX_DCN_STRESSED::emulate_tiles = seed % 2;
+#endif
     return jax_dcn::Agree(type, pool, seed) && jax_dcn::BFloat16IsAccurate(pool, seed);
   });
 }
