@@ -35,7 +35,7 @@ class TilePanel {
   }
 
  private:
-  static_assert(kPanel<float> == kSumsSide && kLanes<float> == kTileSide);
+  static_assert(!kHasPairs || (kPanel<float> == kSumsSide && kLanes<float> == kTileSide));
 
   void MultiplyRows(int64_t first, int64_t count) {
     TileSums sums;

@@ -151,7 +151,7 @@ template <int kSide>
 JAX_DCN_INLINE void ExchangeParts(Pairs (&rows)[kTileSide]) {
   Pairs upper = {}, lower = {};
 #pragma GCC unroll 16
-  for (uint32_t i = 0; i < kTileSide; ++i) {
+  for (uint32_t i = 0; i < kLanes<float>; ++i) {
     upper[i] = i & kSide ? kTileSide + i - kSide : i;
     lower[i] = i & kSide ? kTileSide + i : i + kSide;
   }
