@@ -72,9 +72,9 @@ class BackwardKernel {
     }
   }
 
-  // The packed columns. Where pairs are multiplied, an element is a pair of the columns of two
+  // Packs the columns where pairs are multiplied: an element is a pair of the columns of two
   // samples.
-  const Element* Pack(int64_t samples) const {
+  void Pack(int64_t samples) const {
     if constexpr (kPairs) {
       if (HasTiles()) return PackForTiles(samples);
       const int64_t channels = block_.channels.size();
@@ -84,49 +84,54 @@ class BackwardKernel {
         RowPairs row = {first, i + 1 < samples ? first + channels : zeros_, pairs};
         Vectorised<uint32_t>(channels, row);
       }
-      return pairs_;
-    } else {
-      return columns_;
     }
   }
 
   // The pairs of a channel lie one after the other, and zeros follow the last.
-  const Pair* PackForTiles(int64_t samples) const {
+  void PackForTiles(int64_t samples) const {
     const int64_t channels = block_.channels.size();
     for (int64_t i = 0; i < samples; i += 2 * kTileSide) {
       for (int64_t c = 0; c < channels; c += kTileSide) {
         PackTile(i, samples, c, Min(kTileSide, channels - c));
       }
     }
-    return pairs_;
   }
 
+  // Transposes the pairs of some samples and channels. Vectors read beyond the last channels.
   void PackTile(int64_t sample, int64_t samples, int64_t channel, int64_t channels) const {
     const auto row = [&](int64_t i) {
       return i < samples ? columns_ + i * block_.channels.size() + channel : zeros_;
     };
+    Pair* pairs = pairs_ + channel * pair_stride_ + sample / 2;
     Pairs rows[kTileSide];
     for (int64_t p = 0; p < kTileSide; ++p, sample += 2) {
       rows[p] = LoadPairs(row(sample), row(sample + 1));
     }
     Transpose(rows);
-    Pair* pairs = pairs_ + channel * pair_stride_ + sample / 2 - kTileSide;
     for (int64_t c = 0; c < channels; ++c) StorePacked(pairs + c * pair_stride_, rows[c]);
+  }
+
+  // The packed columns from a channel of the block on, as the left matrix of a product.
+  LeftMatrix<E> ColumnsFrom(int64_t channel, const TapSamples<A>& samples) const {
+    const int64_t channels = block_.channels.size();
+    const int64_t depth = CeilDiv(samples.count, Packed<E>::kDepth);
+    if constexpr (!kPairs) {
+      return {columns_ + channel, channels, depth, samples.rows};
+    } else if (HasTiles()) {
+      return {pairs_ + channel * pair_stride_, pair_stride_, depth, samples.rows};
+    } else {
+      return {pairs_ + channel, channels, depth, samples.rows};
+    }
   }
 
   // Adds the transposed columns times grad_y.
   void Multiply(int64_t strip, int64_t tap, const TapSamples<A>& samples) const {
     if (pass_.depthwise) return MultiplyDepthwise(pass_.GradYOf(strip), tap, samples);
-    const int64_t channels = block_.channels.size();
-    const int64_t depth = CeilDiv(samples.count, Packed<E>::kDepth);
-    const Element* packed = Pack(samples.count);
+    Pack(samples.count);
     const int64_t features = problem_.features, group_features = problem_.group_features();
     block_.ForEachPiece(problem_, [&](const Piece& piece) {
-      const int64_t channel = piece.channels.begin - block_.channels.begin;
       const LeftMatrix<E> columns =
-          kPairs && HasTiles()
-              ? LeftMatrix<E>{packed + channel * pair_stride_, pair_stride_, depth, samples.rows}
-              : LeftMatrix<E>{packed + channel, channels, depth, samples.rows};
+          ColumnsFrom(piece.channels.begin - block_.channels.begin, samples);
       const auto* panel = pass_.PanelsOf(strip, piece.feature_group);
       A* sums = pass_.kernel_sums + KernelIndex(problem_, piece, tap, 0);
       for (int64_t o = 0; o < group_features; o += kPanel<A>) {

@@ -62,7 +62,7 @@ class Loop {
   // for each worker are one share, so that the first items, which take longest, start first.
   void Work() {
     const int64_t worker = worker_.fetch_add(1);
-    if (worker >= workers_) return;
+    if (worker >= workers_) return;  // an earlier loop of the call had more workers
     int64_t finished = 0;
     for (int64_t i = 0; i < share_count_; ++i) {
       finished += WorkOn(shares_[(worker + i) % share_count_], worker);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The tile registers of AMX, and sums of products of pairs of bfloat16 as the instruction TDPBF16PS
-// makes them.
+// The tile registers of AMX, sums of products of pairs of bfloat16 as the instruction TDPBF16PS
+// makes them, and the transposition that brings pairs into the order of a tile.
 #ifndef JAX_DCN_CPU_RUNTIME_TILES_H_
 #define JAX_DCN_CPU_RUNTIME_TILES_H_
 
