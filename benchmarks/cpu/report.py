@@ -112,7 +112,7 @@ def _mean_and_range(ratios) -> str:
 
 
 def write_readme(files: dict[str, Results], readme: pathlib.Path) -> None:
-    """`files` has the names of the pictures."""
+    """Writes a table and a picture for each file. The keys of `files` are the names of the pictures."""
     content = readme.read_text()
     parts = []
     for name, results in files.items():

@@ -66,8 +66,8 @@ def results(
       train_images: Composed images to train on.
       val_images: Composed images to test on.
       only: Which detectors, among plain, DCN, modulated DCN, modulated pooling, both.
-      pages: Markdown files whose table of detectors, means and processors become those of the
-        results.
+      pages: Markdown files with a table of detectors, their means and their processors, which the
+        results replace.
     """
     for name, value in dict(seeds=seeds, train_images=train_images, val_images=val_images).items():
         check_option(name, value, 1)

@@ -374,7 +374,8 @@ def test_data_of_other_classes_is_refused(composed, trained, tmp_path, capsys):
     copy_with(content | {"categories": content["categories"][:9]}, composed, tmp_path)
     assert run("eval", trained, "--data", tmp_path) == 1
     assert "10 classes (0, ...), and the data has 9: choose the data" in capsys.readouterr().err
-    check_classes(["a", "b"], Description(None, ["0", "1"]))  # Of imported weights.
+    # Imported weights have numbers as the names of their classes.
+    check_classes(["a", "b"], Description(None, ["0", "1"]))
     with pytest.raises(UserError, match="the class b, and the data has c in its place"):
         check_classes(["a", "c"], Description(None, ["a", "b"]))
 

@@ -24,7 +24,10 @@ CORES = (2, 4, 8, 16, 32, 64)
 
 
 def instruction_set() -> str:
-    """That of this processor. Sets that multiply bfloat16 have the float32 kernels of AVX-512."""
+    """The instruction set of this processor whose float32 kernels are timed.
+
+    The sets that multiply bfloat16 have the float32 kernels of AVX-512.
+    """
     name = libraries.describe("cpu").split(",")[0]
     return name if name in FLAGS else "avx512"
 

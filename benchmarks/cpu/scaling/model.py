@@ -28,14 +28,15 @@ class Loop:
 
 
 def seconds(loops: Iterable[Loop], cores: int) -> float:
-    """The loops one after the other."""
+    """How many seconds the loops take, one after the other."""
     return sum(loop.before + makespan(loop.items, cores) for loop in loops) / 1e9
 
 
 def makespan(items: Sequence[int], cores: int) -> int:
-    """When the last of some items ends. A core takes the items of its share, then those of others.
+    """The nanoseconds from the start of a loop to the end of its last item.
 
-    A few items for each core are one share.
+    Each core first takes the items of its own share, and then items that other cores have left. With
+    fewer than ITEMS_OF_SHARE items for each core, all items are one share.
 
     >>> makespan([3, 1, 1, 2], cores=2)
     4

@@ -9,9 +9,9 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 _ZERO = ord("0")
-_BITS = 5  # Of a number in one character.
+_BITS = 5  # Bits of a number that one character holds.
 _MORE, _NEGATIVE = 32, 16  # Flags of a character: the number goes on; the number is negative.
-_MOST_CHARACTERS = 7  # Of one number: enough for 2**34 pixels.
+_MOST_CHARACTERS = 7  # Characters of the longest number: enough for 2**34 pixels.
 
 
 def is_outline(value: Any) -> bool:

@@ -26,7 +26,7 @@ _POOLED_FOR_MASK = 14
 _CASCADE_HEADS = 3
 
 
-_STRIDE = 32  # Of C5. Every level of the pyramid divides a padded size evenly.
+_STRIDE = 32  # Pixels between neighbours of C5. A padded size is a multiple of this stride.
 
 
 class View(NamedTuple):
