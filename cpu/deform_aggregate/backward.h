@@ -201,7 +201,8 @@ struct SumOfParts {
   }
 };
 
-// The cotangent of x. A block's sums lie together, whatever their distance in x.
+// The cotangent of x. The sums of a block lie together, whatever their distance in x. Few samples are
+// added where the cotangent lies instead: passes over sums would take longer than the samples.
 template <typename T>
 class ImageCotangent {
  public:
@@ -220,18 +221,23 @@ class ImageCotangent {
         queries_(QueriesAtOnce(problem, 1)) {}
 
   void Run(Executor& executor) const {
-    const int64_t items = problem_.batch * problem_.groups * blocks_ * parts_;
     const SharedSampleMaps<A> maps(problem_, queries_);
+    if constexpr (std::is_same_v<T, A>) {
+      if (problem_.queries * problem_.samples <= problem_.pixels) return AddInPlace(executor, maps.maps);
+    }
+    const int64_t items = problem_.batch * problem_.groups * blocks_ * parts_;
+    const int64_t own_sums = parts_ > 1 ? 0 : block_size_;
     Shared shared(parts_ > 1 ? items * block_size_ * sizeof(A) : 0);
     A* const shared_sums = shared.arena().template Take<A>(0);
     Arena needed;
-    Scratch(*this, maps.maps, needed);
+    Scratch(problem_, maps.maps, own_sums, needed);
     ParallelFor(executor, items, needed.bytes(), [&](int64_t item, char* memory) {
       Arena arena(memory);
-      Scratch scratch(*this, maps.maps, arena);
+      Scratch scratch(problem_, maps.maps, own_sums, arena);
       const Block block = BlockOf(item / parts_);
       A* sums = parts_ > 1 ? shared_sums + item * block_size_ : scratch.sums;
-      SumQueries(block, QueriesOf(item % parts_), sums, scratch);
+      __builtin_memset(sums, 0, problem_.pixels * block.channels * sizeof(A));
+      SumQueries(block, QueriesOf(item % parts_), {sums, block.channels}, scratch);
       if (parts_ == 1) Round(block, {0, problem_.pixels}, sums);
     });
     if (parts_ == 1) return;
@@ -252,15 +258,21 @@ class ImageCotangent {
     int64_t image, group, channel, channels;
   };
 
+  // Sums for the pixels of a block, `step` apart.
+  struct Sums {
+    A* first;
+    int64_t step;
+  };
+
   struct Scratch {
-    Scratch(const ImageCotangent& of, const SampleMaps<A>& maps, Arena& arena)
-        : samples(of.problem_, maps, arena),
-          sums(arena.Take<A>(of.parts_ > 1 ? 0 : of.block_size_)) {
+    Scratch(const DeformAggregateProblem& problem, const SampleMaps<A>& maps, int64_t sums_size,
+            Arena& arena)
+        : samples(problem, maps, arena), sums(arena.Take<A>(sums_size)) {
       for (A*& w : weights) w = arena.Take<A>(maps.size);
     }
     QuerySamples<A> samples;
     A* weights[kCorners];
-    A* sums;  // [S, channels]
+    A* sums;  // [S, channels], or none
   };
 
   // Parts of the queries, so that several threads find work. The division does not depend on the
@@ -283,8 +295,31 @@ class ImageCotangent {
     return {Min(part * size, problem_.queries), Min((part + 1) * size, problem_.queries)};
   }
 
-  void SumQueries(const Block& block, Range queries, A* sums, Scratch& scratch) const {
-    __builtin_memset(sums, 0, problem_.pixels * block.channels * sizeof(A));
+  // Adds the samples of all queries to the cotangent itself.
+  void AddInPlace(Executor& executor, const SampleMaps<A>& maps) const {
+    Clear(executor);
+    Arena needed;
+    Scratch(problem_, maps, 0, needed);
+    const int64_t items = problem_.batch * problem_.groups * blocks_;
+    ParallelFor(executor, items, needed.bytes(), [&](int64_t item, char* memory) {
+      Arena arena(memory);
+      Scratch scratch(problem_, maps, 0, arena);
+      const Block block = BlockOf(item);
+      T* first = grad_x_ + block.image * problem_.image_size() + block.channel;
+      SumQueries(block, {0, problem_.queries}, {first, problem_.channels}, scratch);
+    });
+  }
+
+  void Clear(Executor& executor) const {
+    constexpr int64_t kStrip = int64_t{1} << 16;  // elements of one work item
+    const int64_t size = problem_.batch * problem_.image_size();
+    ParallelFor(executor, CeilDiv(size, kStrip), 0, [&](int64_t item, char*) {
+      const int64_t begin = item * kStrip, count = Min(kStrip, size - begin);
+      __builtin_memset(grad_x_ + begin, 0, count * sizeof(T));
+    });
+  }
+
+  void SumQueries(const Block& block, Range queries, Sums sums, Scratch& scratch) const {
     for (int64_t begin = queries.begin; begin < queries.end; begin += queries_) {
       const Range some = {begin, Min(begin + queries_, queries.end)};
       scratch.samples.Locate(primals_, {block.image, some, {block.group, block.group + 1}});
@@ -293,12 +328,12 @@ class ImageCotangent {
     }
   }
 
-  void Add(const Block& block, Range queries, A* sums, const Scratch& scratch) const {
+  void Add(const Block& block, Range queries, Sums sums, const Scratch& scratch) const {
     const T* grad_y = grad_y_ + block.image * problem_.queries * problem_.channels + block.channel;
     for (int64_t query = queries.begin; query < queries.end; ++query) {
       const int64_t begin = (query - queries.begin) * problem_.samples;
-      const Scatter<T, A> f = {sums,
-                               block.channels,
+      const Scatter<T, A> f = {sums.first,
+                               sums.step,
                                scratch.samples.pixel,
                                scratch.weights,
                                grad_y + query * problem_.channels,
