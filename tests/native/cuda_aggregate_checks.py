@@ -2,6 +2,8 @@
 """What `cuda_on_host.py` checks of aggregation: every call against `jax_dcn.reference`."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -56,19 +58,8 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
             results += cuda.deform_aggregate_backward(*arrays, grad_y, **along)
         return results
 
-    @jax.jit
-    def expected(arrays, dots, grad_y):
-        of = dict(zip(ARGUMENTS, dots, strict=True))
-        results = [reference.deform_aggregate(*arrays, **options)]
-        for names in (wrt, some):
-            tangents = [of[name] for name in names]
-            along = dict(wrt=names, **options)
-            results.append(reference.deform_aggregate_jvp(*arrays, *tangents, **along))
-            results += reference.deform_aggregate_backward(*arrays, grad_y, **along)
-        return results
-
     first, second = (actual(arrays, dots, grad_y) for _ in "12")
-    right = expected(*jax.tree.map(lambda a: np.asarray(a, np.float64), (arrays, dots, grad_y)))
+    right = _expected(case, geometry, wrt, some[0], arrays, dots, grad_y)
     labels = ("y", "tangent", *wrt, f"tangent along {some[0]}", f"{some[0]} alone")
     for name, one, two, value in zip(labels, first, second, right, strict=True):
         label = f"{name} of {case} in {dtype}"
@@ -79,6 +70,32 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
             # The tangent along x alone need not be NaN where a position is.
             one, value = (np.where(np.isnan(right[0]), 0, a) for a in (one, value))
         expect_near(label, one, value, tolerance)
+
+
+def _expected(case, geometry, wrt, alone: str, *inputs) -> list[np.ndarray]:
+    """What the reference says: value, tangent, gradients; tangent and gradient of `alone`."""
+    arrays, dots, grad_y = jax.tree.map(lambda a: np.asarray(a, np.float64), inputs)
+    compute = _reference(geometry, wrt)
+    y, tangent, *grads = compute(arrays, dots, grad_y)
+    along = [dot if name == alone else 0 * dot for name, dot in zip(ARGUMENTS, dots, strict=True)]
+    return [y, tangent, *grads, compute(arrays, along, grad_y)[1], grads[wrt.index(alone)]]
+
+
+@functools.cache
+def _reference(geometry, wrt: tuple[str, ...]) -> Callable:
+    """The value, the tangent and the gradients, compiled once for all types and seeds."""
+    options = dict(geometry=geometry)
+
+    @jax.jit
+    def compute(arrays, dots, grad_y):
+        along = dict(wrt=wrt, **options)
+        return [
+            reference.deform_aggregate(*arrays, **options),
+            reference.deform_aggregate_jvp(*arrays, *dots[: len(wrt)], **along),
+            *reference.deform_aggregate_backward(*arrays, grad_y, **along),
+        ]
+
+    return compute
 
 
 # One map more than the kernels take, and as many.

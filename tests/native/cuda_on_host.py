@@ -18,7 +18,7 @@ import types
 import fuzz
 import jax
 import targets
-from cuda_host.build import ROOT, SANITIZE, build
+from cuda_host.build import ROOT, build
 
 # The operators that have CUDA kernels.
 OPERATORS = [name for name in targets.OPERATORS if (ROOT / "cuda" / name).is_dir()]
@@ -28,7 +28,8 @@ SOURCES = [
     *(file for folder in FOLDERS for file in sorted((ROOT / "cuda" / folder).glob("*.c[cu]"))),
 ]
 FLAGS = [
-    *SANITIZE,
+    "-fsanitize=address,undefined",
+    *targets.UNDEFINED,
     '-DJAX_DCN_CUDA_ARCHITECTURES="the host"',
     "-DJAX_DCN_BUSY_THREADS=2048",  # so that small problems have more rows than keep a GPU busy
     *targets.definitions("CudaLibrary", OPERATORS),
@@ -83,8 +84,9 @@ def main() -> None:
         environment = fuzz.environment()
         # What is allocated is NaN in every floating-point type, however large it is.
         environment["ASAN_OPTIONS"] += f":max_malloc_fill_size={2**40}:malloc_fill_byte=255"
-        # XLA's compiler allocates often, and the whole stack of each allocation is expensive.
-        environment["ASAN_OPTIONS"] += ":malloc_context_size=1"
+        # XLA's compiler allocates often. The stack of each allocation is expensive, and so is much
+        # memory that waits after it was freed.
+        environment["ASAN_OPTIONS"] += ":malloc_context_size=1:quarantine_size_mb=4"
         command = [sys.executable, *sys.argv, "--library", str(library)]
         raise SystemExit(subprocess.run(command, env=environment).returncode)
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from targets import OPERATORS, ROOT, SOURCE, capsules, definitions
+from targets import OPERATORS, ROOT, SOURCE, UNDEFINED, capsules, definitions
 
 SHARED_SOURCES = (
     ROOT / "cpu/library.cc",
@@ -45,11 +45,10 @@ def build(folder: pathlib.Path, optimize: int) -> tuple[pathlib.Path, pathlib.Pa
     """Compiles the handlers into a library of their own, without Python, and their host in C++."""
     library, program = folder / "handlers.so", folder / "fuzz"
     flags = f"-std=gnu++17 -O{optimize} -g -fPIC -pthread -Wno-psabi -fsanitize=address,undefined"
-    checks = "-fsanitize=float-cast-overflow -fno-sanitize-recover=all"
     # With little memory, small problems are divided like large ones.
     macros = ("-DJAX_DCN_ISA=baseline", "-DJAX_DCN_LITTLE_MEMORY")
     include = [f"-I{ROOT}", "-isystem", jax.ffi.include_dir()]
-    command = [_compiler(), *flags.split(), *checks.split(), *macros]
+    command = [_compiler(), *flags.split(), *UNDEFINED, *macros]
     command += [*definitions("CpuLibrary", OPERATORS), *include]
     sources = [
         ROOT / "cpu" / operator / file

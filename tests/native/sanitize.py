@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import tempfile
 
-from targets import OPERATORS, ROOT
+from targets import OPERATORS, ROOT, UNDEFINED
 
 SANITIZERS = ("address,undefined", "thread")
 # With little memory, small problems are divided like large ones. The tiles of AVX-512 run on any
@@ -41,9 +41,7 @@ def build(operator: str, sanitizer: str, instruction_set: str, program: pathlib.
             "-pthread",
             "-Wno-psabi",
             f"-fsanitize={sanitizer}",
-            "-fno-sanitize-recover=all",
-            # Dividing by zero and casting what does not fit are not in the default set.
-            *(["-fsanitize=float-cast-overflow"] if "undefined" in sanitizer else []),
+            *(UNDEFINED if "undefined" in sanitizer else ["-fno-sanitize-recover=all"]),
             f"-DJAX_DCN_ISA={instruction_set}",
             f"-DJAX_DCN_STRESSED={instruction_set}",
             *FLAGS[instruction_set],

@@ -17,11 +17,6 @@ import jax
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
-SANITIZE = (
-    "-fsanitize=address,undefined",
-    "-fsanitize=float-cast-overflow",
-    "-fno-sanitize-recover=all",
-)
 
 
 def build(
