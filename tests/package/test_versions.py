@@ -20,6 +20,13 @@ def test_an_unknown_version_is_refused_before_work_begins(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_pattern_of_no_test_is_refused_before_work_begins(tmp_path):
+    done = run("oldest", "--work", str(tmp_path), "--files", "nowhere/*")
+    assert done.returncode == 2
+    assert done.stderr.endswith("--files: no test in tests/ matches nowhere/*\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_machine_without_debootstrap_is_told_what_to_install(tmp_path):
     done = run("newest", "--debian", str(tmp_path))
     assert done.returncode == 1

@@ -4,6 +4,7 @@
     python tests/package/versions.py                       # oldest and 0.10.2, with this Python
     python tests/package/versions.py newest -- -k native   # what follows -- goes to pytest
     python tests/package/versions.py newest --debian build/trixie
+    python tests/package/versions.py oldest --files 'package/*' 'native/*'
 
 Newer releases of JAX need a newer Python than some machines have. `--debian` installs Debian 13, with
 its Python 3.13, into a folder (debootstrap, as root), and runs there.
@@ -44,13 +45,17 @@ def main() -> int:
     )
     parser.add_argument("versions", nargs="*", default=["oldest", "0.10.2"], metavar="VERSION")
     parser.add_argument("--debian", type=pathlib.Path, help="folder of a Debian to run in")
+    parser.add_argument("--files", nargs="+", default=["**/*"], help="patterns within tests/")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build" / "versions")
     own, pytest_options = split(sys.argv[1:])
     arguments = parser.parse_args(own)
     if unknown := set(arguments.versions) - set(VERSIONS):
         parser.error(f"VERSION must be of {', '.join(VERSIONS)}, got {', '.join(unknown)}")
+    if not selected(ROOT, arguments.files):
+        parser.error(f"--files: no test in tests/ matches {', '.join(arguments.files)}")
     if arguments.debian:
-        return run_in_debian(arguments.debian.resolve(), arguments.versions, pytest_options)
+        options = ["--files", *arguments.files, "--", *pytest_options]
+        return run_in_debian(arguments.debian.resolve(), [*arguments.versions, *options])
     work = arguments.work.absolute()
     wheel = build_wheel(work)
     sources = unpack(wheel, work / "sources")
@@ -58,7 +63,7 @@ def main() -> int:
     for version in arguments.versions:
         environment = prepare(version, wheel, work)
         log = work / f"{version}.log"
-        outcomes = suite(environment, sources, log, pytest_options)
+        outcomes = suite(environment, sources, arguments.files, log, pytest_options)
         failures += sum(outcomes[bad] for bad in ("failed", "error", "crashed"))
         counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
         lines.append(f"{versions_of(environment)}: {counts} (see {log})")
@@ -98,15 +103,24 @@ def prepare(version: str, wheel: pathlib.Path, work: pathlib.Path) -> pathlib.Pa
     return make_environment(work / version, package, f"jax{jax}", f"jaxlib{jax}")
 
 
+def selected(sources: pathlib.Path, patterns: list[str]) -> list[pathlib.Path]:
+    """The tests' files that match a pattern; those in devices/eight are run by another file."""
+    found = {path for pattern in patterns for path in (sources / "tests").glob(pattern)}
+    return sorted(p for p in found if p.match("test_*.py") and "eight" not in p.parts)
+
+
 def suite(
-    environment: pathlib.Path, sources: pathlib.Path, log: pathlib.Path, options: list[str]
+    environment: pathlib.Path,
+    sources: pathlib.Path,
+    patterns: list[str],
+    log: pathlib.Path,
+    options: list[str],
 ) -> collections.Counter[str]:
     """Numbers of tests by outcome; a process for each file, so that none leans on another."""
     outcomes = collections.Counter({"passed": 0, "failed": 0, "skipped": 0})
     command = [environment / "bin" / "python", "-m", "pytest", "-q", *options]
     with log.open("w") as written:
-        paths = sorted((sources / "tests").rglob("test_*.py"))
-        for path in (path for path in paths if "eight" not in path.parts):
+        for path in selected(sources, patterns):
             done = subprocess.run([*command, path], cwd=sources, stdout=subprocess.PIPE, text=True)
             last = done.stdout.strip().splitlines()[-1:]
             print(path.name, *last, flush=True)
@@ -138,7 +152,7 @@ def run(environment: pathlib.Path, *arguments: str) -> None:
     subprocess.run([environment / "bin" / "python", *arguments], check=True)
 
 
-def run_in_debian(folder: pathlib.Path, versions: list[str], options: list[str]) -> int:
+def run_in_debian(folder: pathlib.Path, arguments: list[str]) -> int:
     """Runs this script inside the Debian in `folder`, which is installed if it is not there."""
     if not (folder / "usr" / "bin" / "python3").exists():
         include = f"--include={DEBIAN_PACKAGES}"
@@ -159,7 +173,7 @@ def run_in_debian(folder: pathlib.Path, versions: list[str], options: list[str])
     command = ["unshare", "--mount", "sh", "-c", f"cd {folder} && {script}", "sh"]
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
     pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    done = subprocess.run([*command, *versions, "--", *options], env=environment | pip)
+    done = subprocess.run([*command, *arguments], env=environment | pip)
     return done.returncode
 
 
