@@ -19,7 +19,7 @@
 namespace jax_dcn::JAX_DCN_ISA {
 
 // Adds to `dots` the dot products of grad_y with the four pixels of each sample of a query's group.
-template <typename T, typename A>
+template <bool kAhead, typename T, typename A>
 struct CornerDots {
   const T* x;  // the first channel of the group
   int64_t step;
@@ -27,13 +27,15 @@ struct CornerDots {
   const T* zeros;  // read outside the maps
   const T* grad_y;
   int64_t begin, end;  // the samples
-  A* dots;             // [samples, corners]
+  CornersAhead<kAhead, T, IndexOf<A>> ahead;
+  A* dots;  // [samples, corners]
 
   template <typename V, int kCount>
   JAX_DCN_INLINE void At(int64_t c) const {
     V g[kCount];
     LoadBlock(grad_y + c, g);
     for (int64_t i = begin; i < end; ++i) {
+      ahead.template Fetch<kCount * sizeof(V) / sizeof(A) * sizeof(T)>(i, c);
       V products[kCorners] = {};
 #pragma GCC unroll 4
       for (int corner = 0; corner < kCorners; ++corner) {
@@ -100,12 +102,20 @@ class SampleCotangents {
     const T* grad_y = grad_y_ + (image * problem_.queries + queries.begin) * step;
     scratch.samples.Locate(primals_, {image, queries, {0, problem_.groups}});
     __builtin_memset(scratch.dots, 0, kCorners * RoundUp(samples.count(), kLanes<A>) * sizeof(A));
-    for (int64_t row = 0; row < queries.size() * problem_.groups; ++row, grad_y += channels) {
+    const int64_t rows = queries.size() * problem_.groups;
+    const auto x_of = [&](int64_t row) {
+      return primals_.x + image * problem_.image_size() + row % problem_.groups * channels;
+    };
+    const bool fetch = AreWorthFetching(problem_.image_size() * sizeof(T));
+    for (int64_t row = 0; row < rows; ++row, grad_y += channels) {
       const int64_t begin = row * problem_.samples, end = begin + problem_.samples;
-      const T* x = primals_.x + image * problem_.image_size() + row % problem_.groups * channels;
-      CornerDots<T, A> f = {x,      step,  samples.pixel, scratch.zeros,
-                            grad_y, begin, end,           scratch.dots};
-      InBlocks<A>(channels, f);
+      WithFlag(fetch && row + 1 < rows, [&](auto ahead) {
+        const CornersAhead<ahead.value, T, IndexOf<A>> next = {x_of(row + 1), step, samples.pixel,
+                                                               problem_.samples};
+        CornerDots<ahead.value, T, A> f = {x_of(row), step, samples.pixel, scratch.zeros, grad_y,
+                                           begin,     end,  next,          scratch.dots};
+        InBlocks<A>(channels, f);
+      });
     }
     for (int64_t i = 0; i < samples.count(); i += kLanes<A>) Combine(i, scratch);
     Copy(scratch.weights, samples.count(), index, grads_.weights);
@@ -152,7 +162,7 @@ class SampleCotangents {
 };
 
 // sums += weight grad_y, for the four pixels of each sample of a query's group.
-template <typename T, typename A>
+template <bool kAhead, typename T, typename A>
 struct Scatter {
   A* sums;  // the first channel of the block
   int64_t step;
@@ -160,12 +170,14 @@ struct Scatter {
   A* const* weights;
   const T* grad_y;
   int64_t begin, end;  // the samples
+  CornersAhead<kAhead, A, IndexOf<A>> ahead;
 
   template <typename V, int kCount>
   JAX_DCN_INLINE void At(int64_t c) const {
     V g[kCount];
     LoadBlock(grad_y + c, g);
     for (int64_t i = begin; i < end; ++i) {
+      ahead.template Fetch<kCount * sizeof(V)>(i, c);
       // One after the other: by the legacy rule two corners may be the same pixel.
       for (int corner = 0; corner < kCorners; ++corner) {
         const int64_t pixel = pixels[corner][i];
@@ -201,8 +213,8 @@ struct SumOfParts {
   }
 };
 
-// The cotangent of x. The sums of a block lie together, whatever their distance in x. Few samples are
-// added where the cotangent lies instead: passes over sums would take longer than the samples.
+// The cotangent of x. The sums of a block lie together, whatever their distance in x. Few samples
+// are added where the cotangent lies instead: passes over sums would take longer than the samples.
 template <typename T>
 class ImageCotangent {
  public:
@@ -223,7 +235,8 @@ class ImageCotangent {
   void Run(Executor& executor) const {
     const SharedSampleMaps<A> maps(problem_, queries_);
     if constexpr (std::is_same_v<T, A>) {
-      if (problem_.queries * problem_.samples <= problem_.pixels) return AddInPlace(executor, maps.maps);
+      const bool few = problem_.queries * problem_.samples <= problem_.pixels;
+      if (few) return AddInPlace(executor, maps.maps);
     }
     const int64_t items = problem_.batch * problem_.groups * blocks_ * parts_;
     const int64_t own_sums = parts_ > 1 ? 0 : block_size_;
@@ -330,16 +343,23 @@ class ImageCotangent {
 
   void Add(const Block& block, Range queries, Sums sums, const Scratch& scratch) const {
     const T* grad_y = grad_y_ + block.image * problem_.queries * problem_.channels + block.channel;
+    const bool fetch = AreWorthFetching(problem_.pixels * sums.step * sizeof(A));
     for (int64_t query = queries.begin; query < queries.end; ++query) {
       const int64_t begin = (query - queries.begin) * problem_.samples;
-      const Scatter<T, A> f = {sums.first,
-                               sums.step,
-                               scratch.samples.pixel,
-                               scratch.weights,
-                               grad_y + query * problem_.channels,
-                               begin,
-                               begin + problem_.samples};
-      InBlocks<A>(block.channels, f);
+      WithFlag(fetch && query + 1 < queries.end, [&](auto ahead) {
+        const QuerySamples<A>& samples = scratch.samples;
+        const CornersAhead<ahead.value, A, IndexOf<A>> next = {sums.first, sums.step, samples.pixel,
+                                                               problem_.samples};
+        const Scatter<ahead.value, T, A> f = {sums.first,
+                                              sums.step,
+                                              samples.pixel,
+                                              scratch.weights,
+                                              grad_y + query * problem_.channels,
+                                              begin,
+                                              begin + problem_.samples,
+                                              next};
+        InBlocks<A>(block.channels, f);
+      });
     }
   }
 

@@ -22,7 +22,7 @@ struct WeightedImage {
 };
 
 // y = Σ_images Σ_samples Σ_corners weight x[pixel], over the channels of one group.
-template <bool kInside, typename T, typename A>
+template <bool kInside, bool kAhead, typename T, typename A>
 struct SampleSum {
   const WeightedImage<T, A>* images;
   int image_count;
@@ -31,6 +31,7 @@ struct SampleSum {
   int64_t step;        // distance of pixels in x
   int64_t first;       // element of x: the first channel of the group
   int64_t begin, end;  // the samples
+  CornersAhead<kAhead, T, IndexOf<A>> ahead;
   T* y;
 
   template <typename V, int kCount>
@@ -41,6 +42,7 @@ struct SampleSum {
     for (int k = 0; k < image_count; ++k) {
       const T* x = images[k].x + first;
       for (int64_t i = begin; i < end; ++i) {
+        ahead.template Fetch<kCount * sizeof(V) / sizeof(A) * sizeof(T)>(i, c);
 #pragma GCC unroll 4
         for (int corner = 0; corner < kCorners; ++corner) {
           V pixel[kCount];
@@ -117,20 +119,30 @@ class Aggregation {
     const int64_t index = problem_.SampleIndex(image, queries.begin, 0);
     const int image_count = Weigh(scratch, index, images);
     T* y = y_ + (image * problem_.queries + queries.begin) * problem_.channels;
-    for (int64_t row = 0; row < queries.size() * problem_.groups; ++row, y += channels) {
+    const int64_t rows = queries.size() * problem_.groups;
+    const auto first_of = [&](int64_t row) {
+      return image * problem_.image_size() + row % problem_.groups * channels;
+    };
+    const bool fetch = AreWorthFetching(problem_.image_size() * sizeof(T));
+    for (int64_t row = 0; row < rows; ++row, y += channels) {
       const int64_t begin = row * count, end = begin + count;
-      const int64_t first = image * problem_.image_size() + row % problem_.groups * channels;
       WithFlag(scratch.samples.AllInside(begin, end), [&](auto inside) {
-        SampleSum<inside.value, T, A> sum = {images,
-                                             image_count,
-                                             scratch.samples.pixel,
-                                             scratch.zeros,
-                                             problem_.channels,
-                                             first,
-                                             begin,
-                                             end,
-                                             y};
-        InBlocks<A>(channels, sum);
+        WithFlag(fetch && row + 1 < rows, [&](auto ahead) {
+          const T* x = images[0].x + first_of(row + 1);
+          const CornersAhead<ahead.value, T, IndexOf<A>> next = {x, problem_.channels,
+                                                                 scratch.samples.pixel, count};
+          SampleSum<inside.value, ahead.value, T, A> sum = {images,
+                                                            image_count,
+                                                            scratch.samples.pixel,
+                                                            scratch.zeros,
+                                                            problem_.channels,
+                                                            first_of(row),
+                                                            begin,
+                                                            end,
+                                                            next,
+                                                            y};
+          InBlocks<A>(channels, sum);
+        });
       });
     }
   }

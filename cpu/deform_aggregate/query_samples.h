@@ -185,6 +185,39 @@ class QuerySamples {
   int64_t count_ = 0;
 };
 
+// Brings into the cache what a later step reads: a row of bytes at each corner of a sample. Samples
+// lie anywhere, and the processor cannot guess where.
+template <bool kAny, typename T, typename Index>
+struct CornersAhead {
+  const T* data;  // the first channel of the later step, if there is any
+  int64_t step;   // distance of pixels
+  const Index* const* pixels;
+  int64_t samples;  // from a sample to one of the later step
+
+  template <int kBytes>
+  JAX_DCN_INLINE void Fetch(int64_t sample, int64_t c) const {
+    constexpr int kLine = 64;
+    if constexpr (!kAny) return;
+#pragma GCC unroll 4
+    for (int corner = 0; corner < kCorners; ++corner) {
+      // Outside the map, a row that nobody needs.
+      const char* row =
+          reinterpret_cast<const char*>(data + c + pixels[corner][sample + samples] * step);
+      for (int byte = 0; byte < kBytes; byte += kLine) __builtin_prefetch(row + byte);
+    }
+  }
+};
+
+// Whether so many bytes are more than stay in a cache from which rows come quickly. With little
+// memory, small maps are read like large ones.
+inline bool AreWorthFetching(int64_t bytes) {
+#if defined(JAX_DCN_LITTLE_MEMORY)
+  return bytes > 0;
+#else
+  return bytes > int64_t{1} << 21;
+#endif
+}
+
 // Queries of which one thread locates all samples at once.
 inline int64_t QueriesAtOnce(const DeformAggregateProblem& problem, int64_t groups) {
   constexpr int64_t kSamples = 256;
