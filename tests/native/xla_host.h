@@ -18,13 +18,22 @@
 #include "tests/native/stress.h"
 #include "xla/ffi/api/ffi.h"
 
+// After version 0.3 of the interface these have other names.
+#if XLA_FFI_API_MINOR > 3
+#define JAX_DCN_XLA_CONTEXT XLA_FFI_InvokeContext
+#define JAX_DCN_XLA_ERROR_TEXT XLA_FFI_Error_GetDetails
+#else
+#define JAX_DCN_XLA_CONTEXT XLA_FFI_ExecutionContext
+#define JAX_DCN_XLA_ERROR_TEXT XLA_FFI_Error_GetMessage
+#endif
+
 // XLA leaves these two types to the host.
 struct XLA_FFI_Error {
   std::string message;
   XLA_FFI_Error_Code code;
 };
 
-struct XLA_FFI_ExecutionContext {
+struct JAX_DCN_XLA_CONTEXT {
   jax_dcn::ThreadPool* threads;
 };
 
@@ -37,9 +46,7 @@ inline const XLA_FFI_Api& Api() {
     api.XLA_FFI_Error_Create = [](XLA_FFI_Error_Create_Args* args) {
       return new XLA_FFI_Error{args->message, args->errc};
     };
-    api.XLA_FFI_Error_GetMessage = [](XLA_FFI_Error_GetMessage_Args* args) {
-      args->message = args->error->message.c_str();
-    };
+    api.JAX_DCN_XLA_ERROR_TEXT = [](auto* args) { args->message = args->error->message.c_str(); };
     api.XLA_FFI_Error_Destroy = [](XLA_FFI_Error_Destroy_Args* args) { delete args->error; };
     api.XLA_FFI_ThreadPool_NumThreads = [](XLA_FFI_ThreadPool_NumThreads_Args* args) {
       *args->num_threads = args->ctx->threads->num_threads();
@@ -122,7 +129,7 @@ inline std::unique_ptr<XLA_FFI_Error> Run(XLA_FFI_Handler* handler, HostCall& ca
     ++i;
   }
 
-  XLA_FFI_ExecutionContext context = {&threads};
+  JAX_DCN_XLA_CONTEXT context = {&threads};
   XLA_FFI_CallFrame frame = {};
   frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
   frame.api = &Api();
