@@ -13,6 +13,7 @@ from jax_dcn._src import arguments
 from jax_dcn._src.deform_aggregate.dcnv4 import packed_size, unpack
 from jax_dcn._src.deform_aggregate.taps import odd_if_removed, positions, published_taps
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.public import public
 
 # Names of options in the published layers, and their names here.
 OPTIONS = {
@@ -35,6 +36,7 @@ Size = int | Sequence[int]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@public("jax_dcn.layers")
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, PyTorch's default; a function of a module, so that layers can be pickled."""
     return jax.nn.gelu(x, approximate=False)
