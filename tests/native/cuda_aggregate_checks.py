@@ -73,7 +73,8 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
 
 
 def _expected(case, geometry, wrt, alone: str, *inputs) -> list[np.ndarray]:
-    """What the reference says: value, tangent, gradients; tangent and gradient of `alone`."""
+    """The results of the reference: value, tangent and all gradients, and then the tangent and the gradient
+    of the argument `alone` by itself."""
     arrays, dots, grad_y = jax.tree.map(lambda a: np.asarray(a, np.float64), inputs)
     compute = _reference(geometry, wrt)
     y, tangent, *grads = compute(arrays, dots, grad_y)

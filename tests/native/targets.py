@@ -7,8 +7,9 @@ import re
 
 import jax
 
-# Besides the default set: casts of numbers that do not fit. Without checks of pointers that take a third
-# of the compiler's time: an access by a wild pointer is found by address sanitizer.
+# Flags for the undefined-behaviour sanitizer, used together with address sanitizer. Casts of numbers that do
+# not fit are checked too. Null and wrapping pointers are not: their checks take a third of the compiler's
+# time, and address sanitizer stops at an access through such a pointer.
 UNDEFINED = (
     "-fsanitize=float-cast-overflow",
     "-fno-sanitize=null,pointer-overflow",

@@ -18,7 +18,8 @@
 #include "tests/native/stress.h"
 #include "xla/ffi/api/ffi.h"
 
-// After version 0.3 of the interface these have other names.
+// The context of a call and the function that reads an error's text have new names after version
+// 0.3 of the interface.
 #if XLA_FFI_API_MINOR > 3
 #define JAX_DCN_XLA_CONTEXT XLA_FFI_InvokeContext
 #define JAX_DCN_XLA_ERROR_TEXT XLA_FFI_Error_GetDetails

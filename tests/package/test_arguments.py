@@ -262,8 +262,8 @@ CALLS = [
 
 
 @pytest.fixture(autouse=True)
-def exporter(request):
-    """What `to_onnx` needs, which no environment without the extra has."""
+def skip_without_exporter(request):
+    """Skips the tests of `to_onnx` where jax2onnx, of the extra `onnx`, is not installed."""
     if "to_onnx" in request.node.name:
         pytest.importorskip("jax2onnx")
 

@@ -37,7 +37,7 @@ def test_public_names_do_not_lead_into_the_source(name):
     else:
         assert shown == name
     assert "jax_dcn._src" not in pydoc.render_doc(value)
-    # Of functions among a class's members, Python 3.13 shows the module.
+    # The help() of Python 3.13 shows the module of each function that a class has as a member.
     members = vars(value).values() if inspect.isclass(value) else ()
     functions = [member for member in members if inspect.isfunction(member)]
     assert not [f for f in functions if f.__module__.startswith("jax_dcn._src")]
