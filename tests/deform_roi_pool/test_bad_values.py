@@ -90,6 +90,8 @@ def test_alignment_checks_its_own_options():
         (dict(pooled_size=(2, 0)), "pooled_size must be a positive integer"),
         (dict(pooled_size=2, sampling_ratio=-1), "sampling_ratio must be an integer from 0"),
         (dict(pooled_size=2, gamma=np.inf), "gamma must be a finite number"),
+        (dict(pooled_size=2, aligned=1), "aligned must be"),
+        (dict(pooled_size=2, aligned=False, spatial_scale=0), "spatial_scale must be positive"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
-            deform_roi_align(X, ROIS, spatial_scale=1.0, **options)
+            deform_roi_align(X, ROIS, **dict(spatial_scale=1.0) | options)

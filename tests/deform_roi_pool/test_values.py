@@ -12,6 +12,7 @@ import pytest
 from jax_dcn import deform_roi_align, deform_roi_pool
 from tests.deform_roi_pool.cases import CASES
 from tests.deform_roi_pool.row import plain_jax
+from tests.laws import loops
 from tests.laws.operator import assert_close
 
 CASE = {case.name: case for case in CASES}
@@ -129,6 +130,15 @@ def test_edges_follow_the_rule(aligned, axis, implementation):
         assert grad_x.ravel().tolist() == [pixels.get(i, 0.0) for i in range(4)], position
         slope = sum(weight * line[i] for i, weight in slopes.items())
         assert grad_offset[..., axis].reshape(()) == slope, position
+
+
+@pytest.mark.parametrize("name", ["align", "align_adaptive"])
+def test_older_regions_are_not_aligned_and_have_a_pixel(name, implementation):
+    case = CASE[name]
+    arrays = case.arrays()
+    options = dict(case.options, aligned=False)
+    y = deform_roi_align(*arrays, **options, implementation=implementation)
+    assert_close(y, loops.deform_roi_align(*arrays, **options))
 
 
 def test_corners_are_rounded_away_from_zero_before_they_are_scaled(implementation):

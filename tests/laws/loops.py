@@ -89,14 +89,16 @@ def deform_roi_pool(
 
 
 def deform_roi_align(
-    x, rois, offset, mask, *, spatial_scale, pooled_size, sampling_ratio=0, gamma=0.1
+    x, rois, offset, mask, *, spatial_scale, pooled_size, sampling_ratio=0, gamma=0.1, aligned=True
 ) -> np.ndarray:
     """mmcv's pooling; arrays as in `jax_dcn.deform_roi_align`."""
     _, height, width, channels = x.shape
     y = np.zeros((len(rois), *pooled_size, channels))
     for r, row, column, channel in np.ndindex(*y.shape):
-        left, top, right, bottom = (v * spatial_scale - 0.5 for v in rois[r, 1:])
+        left, top, right, bottom = (v * spatial_scale - 0.5 * aligned for v in rois[r, 1:])
         sizes = bottom - top, right - left
+        if not aligned:
+            sizes = [max(size, 1) for size in sizes]
         bins = [size / pooled for size, pooled in zip(sizes, pooled_size, strict=True)]
         starts = [top + row * bins[0], left + column * bins[1]]
         if offset is not None:

@@ -40,7 +40,7 @@ PARAMETERS = {
     "jax_dcn.grid_sample": "x grid * mode padding_mode align_corners implementation",
     "jax_dcn.deform_roi_pool": "x rois offset mask * spatial_scale pooled_size output_dim group_size "
     "part_size samples_per_part trans_std implementation",
-    "jax_dcn.deform_roi_align": "x rois offset mask * spatial_scale pooled_size sampling_ratio gamma "
+    "jax_dcn.deform_roi_align": "x rois offset mask * spatial_scale pooled_size sampling_ratio gamma aligned "
     "implementation",
     "jax_dcn.nnx.DeformConv": "in_features out_features kernel_size strides * padding "
     "kernel_dilation feature_group_count offset_groups modulated mask_scale use_bias boundary "

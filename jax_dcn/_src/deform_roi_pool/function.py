@@ -15,6 +15,7 @@ from jax_dcn._src.arguments import (
     any_array,
     array,
     finite,
+    flag,
     integer,
     optional_array,
     positive_pair,
@@ -138,7 +139,8 @@ def deform_roi_pool(
         raise ValueError(
             f"x must have output_dim * group_size**2 = {channels} channels, got {x.shape[-1]}."
         )
-    return _pool(x, rois, offset, mask, geometry, (parts, parts), implementation)
+    regions = _regions(rois, x)
+    return _pool(x, regions, offset, mask, geometry, (parts, parts), implementation)
 
 
 @public("jax_dcn")
@@ -152,11 +154,13 @@ def deform_roi_align(
     pooled_size: int | Sequence[int],
     sampling_ratio: int = 0,
     gamma: float = 0.1,
+    aligned: bool = True,
     implementation: Implementation = None,
 ) -> Float[Array, "R Ph Pw C"]:
     """Like `deform_roi_pool`, with the samples of RoIAlign; mmcv's `deform_roi_pool`.
 
-    For checkpoints of mmcv's `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` (mmdetection from
+    Without `offset` and `mask`, this is the RoIAlign of torchvision, Detectron2 and mmcv. Also for
+    checkpoints of mmcv's `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` (mmdetection from
     2.0 on). Corners are not rounded, regions end at `x2, y2`, samples lie in the middle of sub-bins,
     those more than a pixel outside the image are zero but count, and regions may have any size.
 
@@ -170,6 +174,9 @@ def deform_roi_align(
       sampling_ratio: Samples of a bin along each axis; 0 takes as many as the bin has pixels of `x`,
         rounded up.
       gamma: How far an offset of one moves a bin, in sizes of the region.
+      aligned: Whether the first pixel of `x` has its middle at 0.5, so that regions have any size.
+        `False`, the older RoIAlign and the default of torchvision's `roi_align`, has the middle at 0,
+        and enlarges regions to a pixel of `x`.
       implementation: See `deform_roi_pool`. With `sampling_ratio=0`, `"xla"` multiplies with the
         whole image, so that a pixel that is not finite spreads to all the regions of its image.
 
@@ -200,7 +207,20 @@ def deform_roi_align(
         aligned=True,
     )
     _check_effect("gamma", geometry, offset)
-    return _pool(array("x", x, _X), rois, offset, mask, geometry, pooled, implementation)
+    x = array("x", x, _X)
+    regions = _regions(rois, x)
+    if not flag("aligned", aligned):
+        regions = _older_regions(regions, geometry.spatial_scale)
+    return _pool(x, regions, offset, mask, geometry, pooled, implementation)
+
+
+def _older_regions(rois: jax.Array, scale: float) -> jax.Array:
+    """The aligned regions that have the samples of regions whose first pixel has its middle at 0."""
+    if scale <= 0:
+        raise ValueError(f"spatial_scale must be positive with aligned=False, got {scale:g}.")
+    low, high = rois[:, 1:3], rois[:, 3:5]
+    corners = jnp.concatenate([low, jnp.maximum(high, low + 1 / scale)], axis=1)
+    return jnp.concatenate([rois[:, :1], corners + 0.5 / scale], axis=1)
 
 
 def _pool(
@@ -212,9 +232,6 @@ def _pool(
     parts: tuple[int, int],
     implementation: Implementation,
 ) -> jax.Array:
-    _check_x(x)
-    _check_rois(rois, x.shape[0])
-    rois = jax.lax.stop_gradient(jnp.asarray(rois))
     offset = optional_array("offset", offset, "[R, parts, parts, classes, 2]")
     mask = optional_array("mask", mask, "[R, P, P]")
     features = x.shape[-1] // geometry.group_size**2
@@ -229,7 +246,7 @@ def _pool(
     with jax.named_scope("deform_roi_pool"):
         (y,) = deform_roi_pool_p.bind(
             _cells_first(x, geometry.group_size),
-            rois.astype(wide),
+            rois,
             offset.astype(wide),
             mask.astype(wide),
             geometry=geometry,
@@ -254,6 +271,13 @@ def _check_effect(name: str, geometry: RoIGeometry, offset: jax.Array | None) ->
 def _check_x(x: jax.Array) -> None:
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x must be {_X} with pixels and channels, got shape {x.shape}.")
+
+
+def _regions(rois: jax.Array, x: jax.Array) -> jax.Array:
+    """The regions `rois` of the images `x`, as constants in the dtype of sums."""
+    _check_x(x)
+    _check_rois(rois, x.shape[0])
+    return jax.lax.stop_gradient(jnp.asarray(rois)).astype(sum_dtype(x))
 
 
 def _check_rois(rois: jax.Array, images: int) -> None:
