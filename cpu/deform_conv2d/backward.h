@@ -30,21 +30,24 @@ class Backward {
  public:
   using A = typename Accumulator<T>::type;
 
-  Backward(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
-           const T* grad_y, const DeformConv2dCotangents<T>& grads)
-      : pass_(problem, primals, grad_y, grads), parts_(pass_.parts) {}
+  Backward(Executor& executor, const DeformConv2dProblem& problem,
+           const DeformConv2dPrimals<T>& primals, const T* grad_y,
+           const DeformConv2dCotangents<T>& grads)
+      : executor_(executor),
+        pass_(executor.workers(), problem, primals, grad_y, grads),
+        parts_(pass_.parts) {}
 
-  void Run(Executor& executor) {
+  void Run() {
     Shared memory(pass_.Allocate(Arena()));
     pass_.Allocate(memory.arena());
-    Begin(executor);
+    Begin();
     for (Range phase = {0, 0}; phase.end < parts_.count();) {
       phase = parts_.PhaseAfter(phase);
       pass_.Begin(phase);
-      Visit(executor);
+      Visit();
     }
     if constexpr (!kSumsInPlace<T>) {
-      ParallelForAll(executor, 0, Rounded(pass_.grads.kernel, pass_.kernel_sums, KernelSize()),
+      ParallelForAll(executor_, 0, Rounded(pass_.grads.kernel, pass_.kernel_sums, KernelSize()),
                      Rounded(pass_.grads.bias, pass_.bias_sums, BiasSize()));
     }
   }
@@ -57,18 +60,18 @@ class Backward {
   }
 
   // The steps before the first phase.
-  void Begin(Executor& executor) {
-    ParallelForAll(executor, 0,
+  void Begin() {
+    ParallelForAll(executor_, 0,
                    Cleared(pass_.x_sums, kSumsInPlace<T> ? ImagesSize(pass_.problem.batch) : 0),
                    Cleared(pass_.kernel_sums, KernelSize()), Cleared(pass_.bias_sums, BiasSize()),
                    pass_.kernel.Packing(pass_.want_columns_grad && !pass_.depthwise));
   }
 
-  void Visit(Executor& executor) {
-    if constexpr (!kSumsInPlace<T>) BeginImages(executor);
+  void Visit() {
+    if constexpr (!kSumsInPlace<T>) BeginImages();
     const int64_t groups = pass_.problem.offset_groups, strips = pass_.PhaseStrips();
     ParallelForAll(
-        executor, BackwardStrip<T, E>::ScratchBytes(pass_),
+        executor_, BackwardStrip<T, E>::ScratchBytes(pass_),
         Items{pass_.want_samples ? strips * groups : 0,
               [&](int64_t item, char* scratch) {
                 BackwardStrip<T, E>(pass_, item / groups).Locate(item % groups, scratch);
@@ -78,10 +81,10 @@ class Backward {
       wave = WaveAfter(wave);
       Shared sums(Allocate(wave, nullptr) * sizeof(A));
       Allocate(wave, sums.arena().template Take<A>(0));
-      MakeGradients(executor, wave);
-      AddUp(executor, wave);
+      MakeGradients(wave);
+      AddUp(wave);
     }
-    if constexpr (!kSumsInPlace<T>) EndImages(executor);
+    if constexpr (!kSumsInPlace<T>) EndImages();
   }
 
   // A wave: the parts whose sums of the gradient of x are in memory together.
@@ -129,7 +132,7 @@ class Backward {
     return {Min(reach.begin, reach.end), reach.end};
   }
 
-  void MakeGradients(Executor& executor, Range wave) {
+  void MakeGradients(Range wave) {
     const int64_t parts = wave.size();
     const Items columns = {pass_.want_columns_grad ? pass_.blocks.count() * parts : 0,
                            [&](int64_t item, char* scratch) {
@@ -139,7 +142,7 @@ class Backward {
                                  .Run(StripsOf(part), pass_.part_sums[part], cleared);
                            }};
     const bool first = wave.begin == 0 && pass_.grads.kernel != nullptr;
-    const int64_t taps = pass_.problem.taps(), ranges = TapRanges(executor.workers());
+    const int64_t taps = pass_.problem.taps(), ranges = TapRanges();
     const Items kernel = {first ? pass_.blocks.count() * ranges : 0,
                           [&](int64_t item, char* scratch) {
                             const int64_t range = item % ranges;
@@ -149,19 +152,20 @@ class Backward {
     const int64_t scratch_bytes =
         Max(BackwardColumns<T, E>::ScratchBytes(pass_), BackwardKernel<T, E>::ScratchBytes(pass_));
     if (ranges < parts) {  // items that take longer come first
-      ParallelForAll(executor, scratch_bytes, kernel, columns);
+      ParallelForAll(executor_, scratch_bytes, kernel, columns);
     } else {
-      ParallelForAll(executor, scratch_bytes, columns, kernel);
+      ParallelForAll(executor_, scratch_bytes, columns, kernel);
     }
   }
 
   // The parts of the taps that make items of their own, so that every worker has some items. No sum
   // depends on their number.
-  int64_t TapRanges(int64_t workers) const {
-    return Min(pass_.problem.taps(), CeilDiv(kItemsOfWorker * workers, pass_.blocks.count()));
+  int64_t TapRanges() const {
+    const int64_t items = kItemsOfWorker * executor_.workers();
+    return Min(pass_.problem.taps(), CeilDiv(items, pass_.blocks.count()));
   }
 
-  void AddUp(Executor& executor, Range wave) {
+  void AddUp(Range wave) {
     Range reach = {INT64_MAX, 0};
     for (int64_t part = wave.begin; part < wave.end; ++part) {
       if (!IsOwn(part, wave)) continue;
@@ -171,7 +175,7 @@ class Backward {
     const bool last = wave.end == pass_.phase.size();
     const int64_t groups = pass_.problem.offset_groups;
     ParallelForAll(
-        executor, 0,
+        executor_, 0,
         Chunks(Max(0, reach.end - reach.begin),
                [&](int64_t begin, int64_t size) {
                  AddParts(wave, {reach.begin + begin, reach.begin + begin + size});
@@ -203,30 +207,31 @@ class Backward {
   }
 
   // Images of a narrower type are kept aside while they are visited: an image may take phases.
-  void BeginImages(Executor& executor) {
+  void BeginImages() {
     if (!parts_.BeginsImage(pass_.phase.begin)) return;
     const int64_t left = pass_.problem.batch - pass_.first_image;
     const int64_t images = Min(parts_.phase_images(), left);
     const auto cleared = Cleared(pass_.x_sums, ImagesSize(images));
     if constexpr (BackwardPass<T, E>::kReadInPlace) {
-      ParallelForAll(executor, 0, cleared);
+      ParallelForAll(executor_, 0, cleared);
     } else {
       const T* x = pass_.primals.x + pass_.first_image * pass_.ImageSize();
-      ParallelForAll(executor, 0, cleared,
+      ParallelForAll(executor_, 0, cleared,
                      Widened(pass_.wide_x, x, pass_.want_x ? images * pass_.ImageSize() : 0));
     }
   }
 
-  void EndImages(Executor& executor) const {
+  void EndImages() const {
     const int64_t end = pass_.phase.end;
     if (pass_.grads.x == nullptr) return;
     if (end < parts_.count() && !parts_.BeginsImage(end)) return;
     const int64_t last = end == parts_.count() ? pass_.problem.batch : parts_.ImageOf(end);
-    ParallelForAll(executor, 0,
+    ParallelForAll(executor_, 0,
                    Rounded(pass_.grads.x + pass_.first_image * pass_.ImageSize(), pass_.x_sums,
                            ImagesSize(last - pass_.first_image)));
   }
 
+  Executor& executor_;
   BackwardPass<T, E> pass_;
   const PixelParts& parts_;
 };
@@ -237,9 +242,9 @@ void DeformConv2dBackward(Executor& executor, const DeformConv2dProblem& problem
                           const DeformConv2dCotangents<T>& grads) {
   using A = typename Accumulator<T>::type;
   if constexpr (kMayPair<T>) {
-    if (MakesPairs(problem)) return Backward<T, T>(problem, primals, grad_y, grads).Run(executor);
+    if (MakesPairs(problem)) return Backward<T, T>(executor, problem, primals, grad_y, grads).Run();
   }
-  Backward<T, A>(problem, primals, grad_y, grads).Run(executor);
+  Backward<T, A>(executor, problem, primals, grad_y, grads).Run();
 }
 
 }  // namespace jax_dcn::JAX_DCN_ISA

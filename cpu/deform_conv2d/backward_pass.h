@@ -37,8 +37,9 @@ struct BackwardPass {
   using Row = typename Packed<E>::Row;
   static constexpr bool kReadInPlace = std::is_same<T, E>::value;
 
-  BackwardPass(const DeformConv2dProblem& problem, const DeformConv2dPrimals<T>& primals,
-               const T* grad_y, const DeformConv2dCotangents<T>& grads)
+  BackwardPass(int64_t workers, const DeformConv2dProblem& problem,
+               const DeformConv2dPrimals<T>& primals, const T* grad_y,
+               const DeformConv2dCotangents<T>& grads)
       : problem(problem),
         primals(primals),
         grads(grads),
@@ -49,7 +50,7 @@ struct BackwardPass {
         want_x(want_dots || grads.kernel != nullptr),
         want_samples(want_columns_grad || grads.kernel != nullptr),
         want_panels(grads.kernel != nullptr && !depthwise),
-        parts(problem, blocks.count(), PixelBytes(),
+        parts(problem, workers, blocks.count(), PixelBytes(),
               StripPixels(problem, problem.features * sizeof(A))),
         want_reaches(grads.x != nullptr && parts.divide_images()),
         kernel(problem, blocks, primals.kernel),

@@ -18,12 +18,16 @@ constexpr int64_t kPartsOfBlocks = 32;
 // The fewest output rows of a part. The samples of a part reach about a dozen rows beyond the part.
 constexpr int64_t kPartRows = 7;
 // kPhaseBytes bounds the memory that the parts of a phase share. kPartSumsBytes bounds the parts'
-// own sums of the gradient of x, unless one part alone needs more. A build with little memory lets
-// tests see small problems that are divided like large ones.
+// own sums of the gradient of x, unless one part alone needs more. With kManyWorkers or more, a
+// phase of whole images has twice the memory and twice the items: no sum depends on how many whole
+// images a phase has. A build with little memory lets tests see small problems that are divided
+// like large ones.
 #if defined(JAX_DCN_LITTLE_MEMORY)
 constexpr int64_t kPhaseBytes = 64 << 10, kPartSumsBytes = 8 << 10;
+constexpr int64_t kManyWorkers = 3;
 #else
 constexpr int64_t kPhaseBytes = 12 << 20, kPartSumsBytes = 32 << 20;
+constexpr int64_t kManyWorkers = 24;
 #endif
 
 // A phase is several parts: the parts of several images, or some parts of one image. A part is
@@ -31,8 +35,8 @@ constexpr int64_t kPhaseBytes = 12 << 20, kPartSumsBytes = 32 << 20;
 // one thread multiplies at once.
 class PixelParts {
  public:
-  PixelParts(const DeformConv2dProblem& problem, int64_t blocks, int64_t pixel_bytes,
-             int64_t most_strip_pixels)
+  PixelParts(const DeformConv2dProblem& problem, int64_t workers, int64_t blocks,
+             int64_t pixel_bytes, int64_t most_strip_pixels)
       : image_(problem.out_height * problem.out_width), batch_(problem.batch) {
     const int64_t image_bytes = Max(1, image_ * pixel_bytes);
     const int64_t phases = CeilDiv(batch_, Max(1, kPhaseBytes / image_bytes));
@@ -46,6 +50,7 @@ class PixelParts {
     const int64_t fit = Max(1, kPhaseBytes / Max(1, pixels * pixel_bytes));
     phase_parts_ = image_bytes > kPhaseBytes ? Min(fit, parts_of_image_)
                                              : CeilDiv(images, images_of_part_) * parts_of_image_;
+    if (!divide_images() && workers >= kManyWorkers) phase_parts_ = Min(2 * phase_parts_, count());
   }
 
   int64_t count() const { return CeilDiv(batch_, images_of_part_) * parts_of_image_; }
