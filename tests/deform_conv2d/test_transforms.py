@@ -27,3 +27,17 @@ def test_precision_is_that_of_the_matrix_products_on_xla():
         assert ("precision = [HIGHEST, HIGHEST]" in text) == (precision == "highest")
     native = SMALL.function(implementation="native")
     assert (native(*arrays) == native(*arrays, precision="highest")).all()
+
+
+def test_precision_is_the_default_where_the_operator_is_called():
+    for implementation, precise in (
+        ("xla", "precision = [HIGHEST, HIGHEST]"),
+        ("native", "float32_columns = true"),
+    ):
+
+        @jax.jit
+        def f(*arrays, implementation=implementation):
+            with jax.default_matmul_precision("highest"):
+                return SMALL.function(implementation)(*arrays)
+
+        assert precise in f.lower(*SMALL.arrays("float32")).as_text()

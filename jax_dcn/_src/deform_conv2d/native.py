@@ -36,8 +36,6 @@ def attributes(
 
 def precisions(precision: jax.lax.PrecisionLike) -> set[jax.lax.Precision]:
     """The precisions of the operands of a product; an algorithm by name counts as the highest."""
-    if precision is None:
-        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     operands = precision if isinstance(precision, tuple) else (precision,)
     try:
         return set(map(jax.lax.Precision, operands))
