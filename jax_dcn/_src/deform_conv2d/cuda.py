@@ -155,7 +155,8 @@ class Backward:
         if len(starts) == 1:
             grads = step(None, (starts[0], *(operand[0] for operand in operands)))
         else:
-            zeros = {n: jnp.zeros(self.types[n].shape, self.types[n].dtype) for n in self.wrt}
+            # Like the primals, zeros and sums vary over the devices of a `shard_map`.
+            zeros = {n: jnp.zeros_like(self.primals[n], self.types[n].dtype) for n in self.wrt}
             grads, _ = jax.lax.scan(
                 lambda sums, of_chunk: (step(sums, of_chunk), None), zeros, (starts, *operands)
             )

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
+from jax_dcn._src.deform_conv2d import cost
+from jax_dcn._src.operator import chunks, libraries
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 from tests.deform_conv2d.row import FEATURES, IMAGES, SPREAD
 from tests.devices.collectives import collectives
@@ -86,6 +88,19 @@ def test_shard_map_sums_the_gradients_of_what_is_not_split(implementation):
     assert sums.kind == "all-reduce" and set(sums.shapes) == {(3, 2, 8, 12), (12,)}
     for a, b in zip(split(*arrays), jax.grad(loss, range(5))(*arrays), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_in_chunks_on_cuda_vary_as_the_arrays_do(monkeypatch):
+    monkeypatch.setenv(cost.VARIABLE, "columns")
+    monkeypatch.setenv(chunks.VARIABLE, "1")
+    # Lowering needs no kernels.
+    monkeypatch.setattr(libraries, "why_not", lambda *_, **__: None)
+    specs = tuple(IMAGES.get(name, P()) for name in ARGUMENTS)
+    gradients = jax.grad(loss, range(5))
+    split = jax.shard_map(gradients, mesh=mesh(data=4), in_specs=specs, out_specs=specs)
+    traced = jax.jit(split).trace(*SPREAD.arrays())
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "columns_backward" in text and "stablehlo.while" in text
 
 
 def test_axes_that_shard_map_leaves_to_jit_are_right():
