@@ -15,6 +15,7 @@ WRONG = {
     "rois": (ROIS[:, 1:], "rois must be [R, 5], (batch index, x1, y1, x2, y2), got shape (3, 4)"),
     "rois index": (ROIS + np.eye(5, dtype="float32")[:1] * 2, "rois has the batch index"),
     "rois nan": (ROIS * np.nan, "rois has the batch index nan in row 0, but x has 2 images"),
+    "rois dtype": (ROIS.astype(complex), "rois must be integers or floating point, got complex"),
     "offset": (OFFSET[1:], "offset does not fit rois: expected (3, 1, 1, classes, 2), got"),
     "offset classes": (np.repeat(OFFSET, 3, 3), "offset has 6 classes, which must divide the 4"),
     "offset dtype": (OFFSET.astype(int), "offset must have a dtype of"),

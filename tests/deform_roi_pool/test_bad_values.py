@@ -50,6 +50,12 @@ def test_no_images_pool_to_zero(implementation):
     assert y.shape == (3, 2, 2, 4) and not np.any(y)
 
 
+def test_bin_moved_to_opposite_infinities_is_outside(implementation):
+    x, rois, offset, mask = SMALL.arrays()
+    offset[...] = [np.inf, -np.inf]
+    assert not np.any(SMALL.function(implementation)(x, rois, offset, mask))
+
+
 @EVERY_RULE
 def test_any_region_is_safe(name):
     # Wherever a region lies, the others and the gradient of the images stay finite.
@@ -75,6 +81,11 @@ def test_pixels_beside_those_read_do_not_matter():
         assert y.item() == 2.0
     y = deform_roi_align(x, between, spatial_scale=1, pooled_size=1)
     assert y.item() == 2.0
+
+
+def test_regions_may_be_a_list():
+    y = deform_roi_align(X, ROIS, spatial_scale=1.0, pooled_size=2)
+    assert_close(deform_roi_align(X, ROIS.tolist(), spatial_scale=1.0, pooled_size=2), y)
 
 
 def test_options_of_offsets_are_refused_without_offsets():

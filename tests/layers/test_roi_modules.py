@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`DeformRoIPool` of NNX and Linen."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,15 @@ def test_layer_is_the_operator_of_what_it_predicts(options):
     if options.get("joint"):
         expected_mask = jax.nn.sigmoid(hidden[:, 18:]).reshape(3, 3, 3)
         np.testing.assert_allclose(mask, expected_mask, atol=1e-5)
+
+
+def test_what_a_layer_shows_is_what_the_layer_computes():
+    pool = trained(layer(dtype=jnp.bfloat16))
+    narrow = images().astype(jnp.bfloat16)
+    np.testing.assert_array_equal(*(pool.offset_and_mask(x, ROIS)[0] for x in (images(), narrow)))
+    for method in (pool, pool.offset_and_mask, pool.sampling_positions):
+        with pytest.raises(ValueError, match=re.escape("x must be [N, H, W, 4] for output_dim=4")):
+            method(images(3), ROIS)
 
 
 @pytest.mark.parametrize("options", PACKS, ids=str)

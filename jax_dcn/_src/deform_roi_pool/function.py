@@ -276,20 +276,19 @@ def _check_x(x: jax.Array) -> None:
 def _regions(rois: jax.Array, x: jax.Array) -> jax.Array:
     """The regions `rois` of the images `x`, as constants in the dtype of sums."""
     _check_x(x)
+    rois = any_array("rois", rois, _ROIS)
     _check_rois(rois, x.shape[0])
-    return jax.lax.stop_gradient(jnp.asarray(rois)).astype(sum_dtype(x))
+    return jax.lax.stop_gradient(rois).astype(sum_dtype(x))
 
 
 def _check_rois(rois: jax.Array, images: int) -> None:
-    shape = any_array("rois", rois, _ROIS).shape
-    if len(shape) != 2 or shape[1] != 5:
-        raise ValueError(f"rois must be {_ROIS}, got shape {shape}.")
-    if not jnp.issubdtype(jnp.result_type(rois), jnp.number):
-        raise ValueError(f"rois must be numbers, got {jnp.result_type(rois)}.")
-    traced = isinstance(rois, jax.core.Tracer)
-    if traced or not getattr(rois, "is_fully_addressable", True):
+    if rois.ndim != 2 or rois.shape[1] != 5:
+        raise ValueError(f"rois must be {_ROIS}, got shape {rois.shape}.")
+    if not any(jnp.issubdtype(rois.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise ValueError(f"rois must be integers or floating point, got {rois.dtype}.")
+    if isinstance(rois, jax.core.Tracer) or not rois.is_fully_addressable:
         return  # then a region without an image pools to zero
-    indices = np.asarray(rois)[:, 0].astype(np.float64)
+    indices = np.asarray(jax.device_get(rois)[:, 0], np.float64)
     for row in np.flatnonzero(~((indices >= 0) & (indices < images)))[:1]:
         raise ValueError(
             f"rois has the batch index {indices[row]:g} in row {row}, but x has {images} images."

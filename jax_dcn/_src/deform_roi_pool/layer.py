@@ -59,8 +59,8 @@ def check_options(layer: DeformRoIPoolOptions) -> None:
         raise ValueError("group_size has no effect with aligned=True: leave it out.")
 
 
-def check_channels(layer: DeformRoIPoolOptions, x: jax.Array) -> None:
-    """Raises `ValueError` for images with other channels than the options say."""
+def images(layer: DeformRoIPoolOptions, x: jax.Array) -> jax.Array:
+    """The images as an array. Raises `ValueError` for other channels than the options say."""
     channels = layer.output_dim * layer.group_size**2
     x = arguments.array("x", x, "[N, H, W, C]")
     if x.ndim != 4 or x.shape[-1] != channels:
@@ -68,6 +68,7 @@ def check_channels(layer: DeformRoIPoolOptions, x: jax.Array) -> None:
             f"x must be [N, H, W, {channels}] for output_dim={layer.output_dim} and "
             f"group_size={layer.group_size}, got shape {x.shape}."
         )
+    return x
 
 
 def branch_features(layer: DeformRoIPoolOptions) -> dict[str, tuple[int, ...]]:

@@ -93,15 +93,22 @@ class DeformRoIPool(nn.Module):
 
     def __call__(self, x: jax.Array, rois: jax.Array) -> jax.Array:
         """Images `[N, H, W, group_size**2 * D]` and regions `[R, 5]` to `[R, P, P, D]`."""
-        roi_layers.check_channels(self, x)
-        (x,) = promote_dtype(x, dtype=self.dtype)
-        offset, mask = self.offset_and_mask(x, rois)
+        x = self._images(x)
+        offset, mask = self._offset_and_mask(x, rois)
         return roi_layers.pool(self, x, rois, offset, mask)
 
     def offset_and_mask(
         self, x: jax.Array, rois: jax.Array
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """The offset `[R, P, P, 1, 2]`, `(dy, dx)` over `trans_std`, and the mask `[R, P, P]`."""
+        return self._offset_and_mask(self._images(x), rois)
+
+    def _images(self, x: jax.Array) -> jax.Array:
+        return promote_dtype(roi_layers.images(self, x), dtype=self.dtype)[0]
+
+    def _offset_and_mask(
+        self, x: jax.Array, rois: jax.Array
+    ) -> tuple[jax.Array | None, jax.Array | None]:
         if not self.deformable:
             return None, None
         flat = roi_layers.branch_input(roi_layers.pool(self, x, rois))

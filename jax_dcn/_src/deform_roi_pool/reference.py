@@ -22,6 +22,10 @@ from jax_dcn._src.operator.blockwise import blockwise
 from jax_dcn._src.public import public
 
 
+# Sums are in float32 on platforms whose products are narrower by default, too.
+_sum = partial(jnp.einsum, precision="highest")
+
+
 @public("jax_dcn.reference")
 def deform_roi_pool(
     x: jax.Array, rois: jax.Array, offset: jax.Array, mask: jax.Array, *, geometry: RoIGeometry
@@ -104,9 +108,10 @@ def _means(
     sums_of = _gathered_sums if geometry.samples else _dense_sums
     sums = sums_of(x, roi[0].astype(jnp.int32), rows, columns, geometry.group_size)
     means = sums * _inverse_or_zero(rows.divisor * columns.divisor)[..., None]
-    total = rows.total + columns.total
+    is_nan = jnp.isnan(rows.total) | jnp.isnan(columns.total)
     # The sum of both displacements, squared, so that both have a derivative that is NaN.
-    undefined = jnp.where(jnp.isnan(total), total + displacement.sum(-1), 0) ** 2
+    total = rows.total + columns.total + displacement.sum(-1)
+    undefined = jnp.where(is_nan, total, 0) ** 2
     return (means + undefined[..., None]).reshape(*means.shape[:2], -1)
 
 
@@ -132,7 +137,7 @@ def _gathered_sums(
     # Selected, not multiplied by zero: an infinity that is not read must not become a NaN.
     read = (row_read[..., :, None] & column_read[..., None, :])[..., None]
     values = jnp.where(read, values, 0)
-    return jnp.einsum("abkyxd,abky,abkx->abkd", values, row_weight, column_weight)
+    return _sum("abkyxd,abky,abkx->abkd", values, row_weight, column_weight)
 
 
 def _pixels(samples: Samples) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -154,7 +159,7 @@ def _dense_sums(
     row_weights = _weights_of_image(rows, x.shape[1])
     column_weights = _weights_of_image(columns, x.shape[2])
     pixels = x.at[image, :, :, 0, 0].get(mode="clip")
-    return jnp.einsum("abky,yxkd,abkx->abkd", row_weights, pixels, column_weights)
+    return _sum("abky,yxkd,abkx->abkd", row_weights, pixels, column_weights)
 
 
 def _weights_of_image(samples: Samples, pixels: int) -> jax.Array:
