@@ -94,6 +94,26 @@ def test_discrete_reads_the_pixel_half_a_pixel_further_and_gives_locations_no_gr
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("method", ["bilinear", "discrete"])
+def test_levels_may_have_free_sizes(method):
+    value, locations, weights = arrays()
+
+    def f(value, locations, weights, level):
+        shapes = (level.shape, *SHAPES[1:])
+        return ms_deform_attn(
+            value, locations, weights, spatial_shapes=shapes, method=method, implementation="xla"
+        )
+
+    (h,) = jax.export.symbolic_shape("h")
+    size = value.shape[1] - SHAPES[0][0] * SHAPES[0][1] + h * SHAPES[0][1]
+    of_value = jax.ShapeDtypeStruct((BATCH, size, *value.shape[2:]), value.dtype)
+    level = jax.ShapeDtypeStruct((h, SHAPES[0][1]), value.dtype)
+    exported = jax.export.export(jax.jit(f))(of_value, locations, weights, level)
+    actual = exported.call(value, locations, weights, np.zeros(SHAPES[0]))
+    expected = ms_deform_attn(value, locations, weights, spatial_shapes=SHAPES, method=method)
+    np.testing.assert_allclose(actual, expected, atol=1e-13)
+
+
 def test_one_pixel_before_the_first_every_gradient_is_zero():
     value, locations, weights = arrays()
     locations[0, 0, 0, 0, 0] = 0.4
@@ -130,6 +150,7 @@ WRONG = {
     "dtype": (dict(weights=WEIGHTS > 0), "weights must have a dtype of"),
     "spatial_shapes": (dict(spatial_shapes=None), "spatial_shapes must be a non-empty sequence"),
     "points": (dict(points=(2, 2)), "points must be None with locations"),
+    "points of each level": (dict(points=POINTS), "points must be None with locations"),
     "points by level": (dict(points=(1, 3, 2)), "points must be None with locations"),
     "method": (dict(method="nearest"), "method must be one of ('bilinear', 'discrete')"),
 }

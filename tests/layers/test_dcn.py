@@ -156,6 +156,10 @@ def test_batch_norm_follows_the_mode():
     np.testing.assert_allclose(layer(X), trained, atol=1e-5)
     moved = updates["batch_stats"]["dw_conv_1_0"]["mean"]
     np.testing.assert_allclose(layer.dw_conv[1][0].mean[...], moved, atol=1e-6)
+    # A picture of the samples shows the trained statistics, and does not change them.
+    expected = twin.apply(variables | updates, X, method="sampling_positions")[0]
+    np.testing.assert_allclose(layer.sampling_positions(X)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(layer.dw_conv[1][0].mean[...], moved, atol=1e-6)
     layer.eval()
     evaluated = twin.apply(variables | updates, X, use_running_average=True)
     np.testing.assert_allclose(layer(X), evaluated, atol=1e-5)

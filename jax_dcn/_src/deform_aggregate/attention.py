@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn._src.arguments import array, choice
+from jax_dcn._src.arguments import array, choice, is_sequence
 from jax_dcn._src.deform_aggregate.function import aggregate
 from jax_dcn._src.deform_aggregate.geometry import (
     AggregateGeometry,
@@ -149,7 +149,9 @@ def _flat_samples(
 def _check_points(points: Any, locations: jax.Array, levels: int, value_rank: int) -> None:
     """Refuses points by level that differ, where the axes of `locations` say that they are equal."""
     by_level = locations.ndim == value_rank + 2
-    if points is not None and by_level and list(points) != [locations.shape[-2]] * levels:
+    if points is None or not by_level:
+        return
+    if not is_sequence(points) or list(points) != [locations.shape[-2]] * levels:
         raise ValueError(
             f"points must be None with locations {_LOCATIONS}, which have "
             f"{locations.shape[-2]} points for each level, got {points!r}."
@@ -158,12 +160,16 @@ def _check_points(points: Any, locations: jax.Array, levels: int, value_rank: in
 
 def _pixel(locations: jax.Array, geometry: AggregateGeometry) -> jax.Array:
     """The pixel `(y, x)` that the discrete method reads, without a gradient."""
-    # Sizes (width, height) of the level of each sample.
-    sizes = np.repeat(np.array(geometry.shapes)[:, ::-1], geometry.points, axis=0)
-    pixel = jax.lax.stop_gradient(jnp.trunc(locations * _like(sizes, locations) + 0.5))
-    return jnp.clip(pixel, jnp.zeros_like(pixel), _like(sizes - 1, locations))[..., ::-1]
+    sizes = _sizes_of_samples(locations, geometry)
+    pixel = jax.lax.stop_gradient(jnp.trunc(locations * sizes + 0.5))
+    return jnp.clip(pixel, jnp.zeros_like(pixel), sizes - 1)[..., ::-1]
 
 
-def _like(sizes: np.ndarray, array: jax.Array) -> jax.Array:
-    """`sizes [T, 2]` with the rank and the dtype of `array`."""
-    return jnp.asarray(sizes, array.dtype).reshape((1,) * (array.ndim - 2) + sizes.shape)
+def _sizes_of_samples(locations: jax.Array, geometry: AggregateGeometry) -> jax.Array:
+    """`(width, height)` of the level of each sample, `[1, ..., 1, T, 2]`; a size may be free."""
+    sizes = [
+        jnp.asarray(size, locations.dtype)
+        for shape, points in zip(geometry.shapes, geometry.points, strict=True)
+        for size in shape[::-1] * points
+    ]
+    return jnp.stack(sizes).reshape((1,) * (locations.ndim - 2) + locations.shape[-2:])

@@ -191,9 +191,10 @@ class DCNv3(nnx.Module):
         y = dcnv3(projected, offset, mask, **layers.operator_options(self))
         return self.output_proj(_mixed(self, y, projected, features))
 
-    def _features(self, x: jax.Array) -> jax.Array:
+    def _features(self, x: jax.Array, **options: bool) -> jax.Array:
         layer: Any = self.dw_conv
-        return self.act(layer[1][layers.NORMS[self.norm]](layer[0](x)))
+        options = options if self.norm == "batch" else {}
+        return self.act(layer[1][layers.NORMS[self.norm]](layer[0](x), **options))
 
     def _predicted(self, features: jax.Array) -> Pair:
         wide = branch_input(features)
@@ -202,7 +203,7 @@ class DCNv3(nnx.Module):
     def offset_and_mask(self, x: jax.Array) -> Pair:
         """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
         layers.check_call(self, x)
-        return self._predicted(self._features(x))
+        return self._predicted(self._features(x, use_running_average=True))
 
     def sampling_positions(self, x: jax.Array) -> Pair:
         """Where every output position samples `x`, to draw it.

@@ -77,11 +77,11 @@ def grid_sample(
         return _padded(coordinate, size[axis], padding_mode, align_corners)
 
     positions, weights = _SAMPLES[mode](coordinates, inside)
-    queries = (*x.shape[:-3], grid.shape[-3] * grid.shape[-2], 1, -1)
+    queries = (*x.shape[:-3], grid.shape[-3] * grid.shape[-2], 1)
     y = deform_aggregate(
         x.reshape(*x.shape[:-3], size[0] * size[1], x.shape[-1]),
-        jnp.stack(positions, axis=-1).reshape(*queries[:-1], positions[0].shape[-1], 2),
-        None if weights is None else weights.reshape(*queries[:-1], weights.shape[-1]),
+        jnp.stack(positions, axis=-1).reshape(*queries, positions[0].shape[-1], 2),
+        None if weights is None else weights.reshape(*queries, weights.shape[-1]),
         shapes=(size,),
         implementation=implementation,
     )
