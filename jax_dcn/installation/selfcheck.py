@@ -93,7 +93,8 @@ def _error(problem: Problem, device: jax.Device, dtype: np.dtype, implementation
     arrays = problem.arrays(dtype)
     actual = _results(problem, device, implementation, arrays)
     expected = _judge(problem, [array.astype(np.float32) for array in arrays])
-    return max(_relative(a, e) for a, e in zip(actual, expected, strict=True))
+    errors = [_relative(a, e) for a, e in zip(actual, expected, strict=True)]
+    return float(np.max(errors))  # NaN if one is NaN
 
 
 def _judge(problem: Problem, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jax_dcn
@@ -63,10 +64,13 @@ def test_selfcheck_passes_here(capsys):
     assert "deform_conv2d native, cpu, bfloat16: ok" in capsys.readouterr().out
 
 
-def test_selfcheck_finds_a_wrong_gradient(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "spoil", [jax.lax.stop_gradient, lambda x: x + 0 * jnp.sqrt(x - x)], ids=["zero", "nan"]
+)
+def test_selfcheck_finds_a_wrong_gradient(spoil, monkeypatch, capsys):
     def planted(*arrays, implementation):
         x, *others = arrays
-        x = jax.lax.stop_gradient(x) if implementation == "native" else x
+        x = spoil(x) if implementation == "native" else x
         return operator.problem.function(x, *others, implementation=implementation)
 
     operator = OPERATORS["deform_conv2d"]

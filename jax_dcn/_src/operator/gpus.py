@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The GPUs of this process: whether they can run the CUDA kernels that are installed, and tables of GPUs."""
+"""The GPUs that JAX uses: whether they can run the CUDA kernels that are installed, and tables of GPUs."""
 
 import ctypes
 import re
@@ -14,7 +14,7 @@ _WITHOUT_A_GPU = 90  # for programs that are compiled for another machine: a gue
 
 
 def why_not(built: str) -> str | None:
-    """Why the GPUs of this process cannot run kernels; `None` where all can, or where there are none.
+    """Why the GPUs of all processes cannot run kernels; `None` where all can, or without GPUs.
 
     `built` is the description of the library of kernels: `"CUDA 13.0 for sm_80, sm_90"`.
     """
@@ -51,10 +51,10 @@ def capability(device: Any) -> int:
 
 
 def entry(table: Mapping[int, Entry]) -> Entry:
-    """The entry of a table by compute capability for the GPU of this process.
+    """The entry of a table by compute capability, for the first GPU of all processes.
 
-    GPUs in between take the entry of the next older one. Without a GPU, it is that of compute capability
-    9.0.
+    All processes must compile the same program. GPUs in between take the entry of the next older one.
+    Without a GPU: the entry of compute capability 9.0.
     """
     here = [capability(device) for device in devices()][:1] or [_WITHOUT_A_GPU]
     return table[max((known for known in table if known <= here[0]), default=min(table))]

@@ -117,11 +117,14 @@ def _how_to_get(platform: str) -> str:
 
 
 def _of_another_version(extension: types.ModuleType) -> str | None:
-    """A wheel of kernels calls them as the package of the same version does."""
+    """Why a wheel of kernels of another version cannot be used."""
     kernels, package = extension.__name__.split(".")[0].replace("_", "-"), "jax-dcn"
     if kernels == package:
         return None
-    versions = [importlib.metadata.version(name) for name in (kernels, package)]
+    try:
+        versions = [importlib.metadata.version(name) for name in (kernels, package)]
+    except importlib.metadata.PackageNotFoundError as error:
+        return f"{kernels} and {package} have versions that cannot be compared: {error}"
     if versions[0] == versions[1]:
         return None
     return (
