@@ -26,6 +26,7 @@ from jax_dcn._src.operator.folding import (
     mapped_first,
     mapped_size,
 )
+from jax_dcn._src.operator.merging import merged, parted
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
 
@@ -83,13 +84,13 @@ def _as_features(primitive, operands, axes, *, geometry, **params):
         if name not in _OF_FEATURES:
             return operand
         moved = mapped_first(operand, axis, size)
-        by_group = moved.reshape(*moved.shape[:-1], groups, moved.shape[-1] // groups)
-        by_group = jnp.moveaxis(by_group, 0, -2)
-        return by_group.reshape(*by_group.shape[:-3], -1)
+        by_group = jnp.moveaxis(parted(moved, moved.ndim - 1, groups), 0, -2)
+        return merged(merged(by_group, by_group.ndim - 3), by_group.ndim - 3)
 
     def unfolded(result):
-        by_group = result.reshape(*result.shape[:-1], groups, size, -1)
-        return jnp.moveaxis(by_group, -2, 0).reshape(size, *result.shape[:-1], -1)
+        axis = result.ndim - 1
+        by_group = parted(parted(result, axis, groups), axis + 1, size)
+        return merged(jnp.moveaxis(by_group, -2, 0), axis + 1)
 
     folds = map(folded, arrays.operands, operands, axes)
     results = primitive.bind(*folds, geometry=geometry, **params)

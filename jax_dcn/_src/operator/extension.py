@@ -76,9 +76,12 @@ class OperatorPrimitive(Primitive):
         f = self._function(platform, implementation, *merged, **params)
         return tuple(self._reshaped(arrays.results, _as_tuple(f(*merged, **params)), batch))
 
-    def compute_on_xla(self, *operands, implementation=(), **params) -> tuple[jax.Array, ...]:
-        """The results by the reference, which JAX can differentiate."""
-        return self.compute(None, *operands, implementation=("xla",), **params)
+    def on_xla(self, operands: Sequence[jax.Array], **params) -> Callable:
+        """The function by the reference, which JAX can differentiate, for operands of these types."""
+        f = functools.partial(self.compute, None)
+        params = params | {"implementation": ("xla",)}
+        split = self.explicit_split(list(map(jax.typeof, operands)), params)
+        return functools.partial(f, **params) if split is None else split.shard_map(f, **params)
 
     def explicit_split(self, avals: Sequence[Any], params: dict) -> sharding.Split | None:
         """The split along the axes of the mesh that are in the types; `None` where there are none."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.merging import merged, parted, whole
 from jax_dcn._src.operator.sizes import is_free
 
 # Bytes that the copies of unmapped operands may take. Small calls are faster as one call.
@@ -52,21 +53,14 @@ def bind_folded(primitive, operands, axes, into, **params):
     ]
     results = primitive.bind(*folded, **params)
     places = [r.ndim + into[name] for name, r in zip(arrays.results, results, strict=True)]
-    return [_unfolded(r, size, place) for r, place in zip(results, places, strict=True)], places
+    return [parted(r, p, size) for r, p in zip(results, places, strict=True)], places
 
 
 def _folded(operand, mapped_axis, size, into):
     """Merges the mapped axis into the axis `into`, of which it becomes the slower part."""
     place = operand.ndim - (mapped_axis is not None) + into
     moved = jnp.moveaxis(mapped_first(operand, mapped_axis, size), 0, place)
-    merged = moved.shape[place] * moved.shape[place + 1]
-    return moved.reshape(*moved.shape[:place], merged, *moved.shape[place + 2 :])
-
-
-def _unfolded(result, size, place):
-    """Splits the mapped axis, of this size, off the axis at `place`."""
-    shape = result.shape
-    return result.reshape(*shape[:place], size, shape[place] // size, *shape[place + 1 :])
+    return merged(moved, place)
 
 
 def mapped_arrays(primitive, axes, **params):
@@ -118,7 +112,7 @@ def bounded(copied):
 def _looped(bind, operands, axes):
     """Calls `bind` for one element of the mapped axis after the other."""
     mapped = {
-        i: jnp.moveaxis(operand, axis, 0)
+        i: whole(jnp.moveaxis(operand, axis, 0), 0)
         for i, (operand, axis) in enumerate(zip(operands, axes, strict=True))
         if axis is not None
     }

@@ -48,11 +48,13 @@ def _jvp_of_linear(
         linear = map(extension.instantiate_zeros, tangents[count:])
         return results, primitive.bind(*operands[:count], *linear, **params)
 
-    def reference(*active):
-        values = dict(enumerate(operands)) | dict(zip(indices, active, strict=True))
-        return primitive.compute_on_xla(*values.values(), **params)
+    reference = primitive.on_xla(operands, **params)
 
-    return results, jax.jvp(reference, tuple(operands[i] for i in indices), tuple(dots))[1]
+    def f(*active):
+        values = dict(enumerate(operands)) | dict(zip(indices, active, strict=True))
+        return reference(*values.values())
+
+    return results, jax.jvp(f, tuple(operands[i] for i in indices), tuple(dots))[1]
 
 
 def _transpose_of_jvp(backward_p: OperatorPrimitive, cotangents, *operands, wrt, **params):

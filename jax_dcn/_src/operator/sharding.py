@@ -158,7 +158,7 @@ def split(axes: Axes, specs: Sequence[Sequence[PartitionSpec]], mesh: Mesh | Abs
     mesh_axes: dict[str, MeshAxes] = {}
     for name, parts in axes.parts.items():
         wanted = (
-            _longest_divisor(entry, taken, parts, sizes)
+            longest_divisor(entry, taken, parts, sizes)
             for names, spec in arrays
             for candidate, entry in zip(names, spec, strict=False)
             if candidate == name
@@ -170,17 +170,18 @@ def split(axes: Axes, specs: Sequence[Sequence[PartitionSpec]], mesh: Mesh | Abs
     return Split(axes, mesh, mesh_axes)
 
 
-def _longest_divisor(entry: Any, taken: set[str], parts: int, sizes: Mapping[str, int]) -> MeshAxes:
+def longest_divisor(entry: Any, taken: set[str], parts: int, sizes: Mapping[str, int]) -> MeshAxes:
     """The leading mesh axes, in an entry of a spec, that are not taken and split `parts` evenly."""
     found: MeshAxes = ()
-    for axis in _mesh_axes(entry):
+    for axis in entry_axes(entry):
         if axis in taken or parts % math.prod(sizes[a] for a in (*found, axis)):
             break
         found = (*found, axis)
     return found
 
 
-def _mesh_axes(entry: Any) -> MeshAxes:
+def entry_axes(entry: Any) -> MeshAxes:
+    """The axes of the mesh in an entry of a spec."""
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)

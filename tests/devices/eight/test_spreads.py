@@ -2,6 +2,7 @@
 """Every operator on several devices: what they send each other, and how results are split."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -60,6 +61,20 @@ def test_tangents_split_as_the_operator_does(operator, spread):
     tangent = lambda *arrays: jax.jvp(f, arrays, arrays)
     sent, _, splits = run(operator, spread.case, tangent, spread.split)
     assert sent == [] and splits == [spread.result] * 2
+
+
+@every(lambda operator: operator.spreads[-1:], "spread")
+def test_second_derivatives_are_those_of_one_device(operator, spread):
+    f, cotangent = spread.case.function(), spread.case.cotangent("float32")
+
+    def gradients_of_gradients(*arrays):
+        g, values = operator.of_differentiable(f, arrays), operator.differentiable(arrays)
+        indices = range(len(values))
+        loss = lambda *values: (jnp.sin(g(*values)) * cotangent).sum()
+        squares = lambda *values: sum((g * g).sum() for g in jax.grad(loss, indices)(*values))
+        return jax.grad(squares, indices)(*values)
+
+    run(operator, spread.case, gradients_of_gradients, spread.split, AxisType.Explicit)
 
 
 @every(lambda operator: operator.whole.items(), "name, spec")

@@ -131,6 +131,31 @@ def test_vmap_keeps_the_sharding(spec, kind):
     assert collectives(program) == [] and y.sharding.is_equivalent_to(placed[0].sharding, y.ndim)
 
 
+STACKED_KERNELS = [
+    P("model"),
+    P(None, None, None, None, "data"),
+    P("model", None, None, None, "data"),
+    P(None, None, None, "model"),
+]
+
+
+@pytest.mark.parametrize("spec", STACKED_KERNELS, ids=str)
+@pytest.mark.parametrize("axis", [None, 0], ids=["shared", "mapped"])
+def test_vmap_of_kernels_is_that_of_one_device(axis, spec):
+    x, kernel, offset, _, _ = SPREAD.arrays()
+    arrays = (x if axis is None else np.stack([x, -x]), np.stack([kernel, 2 * kernel]), offset)
+    specs = P() if axis is None else P(spec[0]), spec, P()
+    mapped = jax.vmap(lambda *arrays: operator(SPREAD)(*arrays), (axis, 0, None))
+    expected = mapped(*arrays)
+    with jax.set_mesh(EXPLICIT):
+        placed = [
+            jax.device_put(array, NamedSharding(EXPLICIT, s))
+            for array, s in zip(arrays, specs, strict=True)
+        ]
+        y = jax.jit(mapped)(*placed)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
 def batches(kind: AxisType) -> list[jax.Array]:
     """Three batches, one after the other, the images of each spread over four devices."""
     specs = [P(None, "data") if name in IMAGES else P() for name in ARGUMENTS]
