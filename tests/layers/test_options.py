@@ -186,6 +186,11 @@ def test_calls_that_do_not_fit_name_the_argument():
     offset = jnp.zeros((2, 7, 6, 1, 9, 2), jnp.float32)
     for call, message in [
         (lambda: layer(X[..., 1:]), "for in_features=4, got shape (2, 7, 6, 3)"),
+        (lambda: layer([[1.0]]), "x must be [..., H, W, 4] for in_features=4, got shape (1, 1)"),
+        (
+            lambda: LinenConv(6, 3).init(jax.random.key(0), X[0, 0]),
+            "x must be [..., H, W, C], got shape (6, 4)",
+        ),
         (lambda: layer(X, offset), "offset is predicted by the layer"),
         (lambda: layer(X, guide=X[:, 1:]), "guide must have the size of x"),
         (

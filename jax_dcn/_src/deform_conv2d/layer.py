@@ -103,25 +103,37 @@ def check_features(layer: DeformConvOptions, in_features: Any, out_features: Any
 
 def check_call(
     layer: DeformConvOptions,
-    x: jax.Array,
-    offset: jax.Array | None,
-    mask: jax.Array | None,
-    guide: jax.Array | None,
-) -> None:
-    """Raises `ValueError` for arguments of a call that do not fit the options."""
-    x = arguments.array("x", x, "[..., H, W, C]")
+    x: Any,
+    offset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    guide: jax.Array | None = None,
+) -> jax.Array:
+    """`x` as an array; raises `ValueError` for arguments of a call that do not fit the options."""
+    x = _images(layer, x)
     if layer.offset_branch:
         for name, value in (("offset", offset), ("mask", mask)):
             if value is not None:
                 raise ValueError(f"{name} is predicted by the layer: pass offset_branch=False.")
         _check_guide(layer, x, guide)
-        return
+        return x
     if offset is None:
         raise ValueError("offset is required with offset_branch=False.")
     if guide is not None:
         raise ValueError("guide has no effect with offset_branch=False.")
     if mask is not None and not layer.modulated:
         raise ValueError("mask is given, but the layer has modulated=False.")
+    return x
+
+
+def _images(layer: DeformConvOptions, x: Any) -> jax.Array:
+    # A layer of Flax NNX knows its channels.
+    channels = getattr(layer, "in_features", None)
+    axes = f"[..., H, W, {channels or 'C'}]"
+    images = arguments.array("x", x, axes)
+    if images.ndim < 3 or channels not in (None, images.shape[-1]):
+        reason = f" for in_features={channels}" if channels else ""
+        raise ValueError(f"x must be {axes}{reason}, got shape {images.shape}.")
+    return images
 
 
 def check_predicts(layer: DeformConvOptions) -> None:
@@ -181,7 +193,7 @@ def _branch_dtype(layer: DeformConvOptions) -> Any:
 
 def branch_input(layer: DeformConvOptions, x: jax.Array) -> jax.Array:
     """Images or a guide as input of the offset branch: padded, and by default at least float32."""
-    padded = _padded(layer, x)[0]
+    padded = _padded(layer, jnp.asarray(x))[0]
     return padded.astype(sum_dtype(padded)) if layer.offset_dtype is None else padded
 
 

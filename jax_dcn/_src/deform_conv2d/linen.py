@@ -18,10 +18,11 @@ from jax_dcn._src.public import public
 from jax_dcn._src.sampling.bilinear import Boundary
 
 _OPTIONS = OPTIONS | {"out_channels": "features", "out_features": "features"}
+_REASONS = dict.fromkeys(("in_channels", "in_features"), "the layer learns the channels from x")
 
 
 @public("jax_dcn.linen")
-@renamed_options(_OPTIONS)
+@renamed_options(_OPTIONS, _REASONS)
 class DeformConv(nn.Module):
     r"""Convolution that predicts, at every output position, where its taps sample the input.
 
@@ -141,7 +142,7 @@ class DeformConv(nn.Module):
           mask: With `offset_branch=False`, the mask `[..., Ho, Wo, G, K]`, or none.
           guide: Features `[..., H, W, guide_features]` to predict offsets from, instead of `x`.
         """
-        self._check(x, offset, mask, guide)
+        x = self._checked(x, offset, mask, guide)
         if self.offset_branch:
             offset, mask = self._predicted(x if guide is None else guide)
         assert offset is not None  # which was checked
@@ -156,9 +157,12 @@ class DeformConv(nn.Module):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return layers.convolve(self, x, kernel, offset, mask, bias)
 
-    def _check(self, x: Any, offset: Any = None, mask: Any = None, guide: Any = None) -> None:
-        layers.check_call(self, x, offset, mask, guide)
+    def _checked(
+        self, x: Any, offset: Any = None, mask: Any = None, guide: Any = None
+    ) -> jax.Array:
+        x = layers.check_call(self, x, offset, mask, guide)
         layers.check_features(self, x.shape[-1], self.features)
+        return x
 
     def _predicted(self, features: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         predicted = self.offset_conv(layers.branch_input(self, features))
@@ -169,7 +173,7 @@ class DeformConv(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """The offsets `[..., Ho, Wo, G, K, 2]` in pixels and the mask `[..., Ho, Wo, G, K]`."""
         layers.check_predicts(self)
-        self._check(x, guide=guide)
+        x = self._checked(x, guide=guide)
         return self._predicted(x if guide is None else guide)
 
     def sampling_positions(

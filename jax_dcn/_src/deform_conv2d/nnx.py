@@ -155,16 +155,19 @@ class DeformConv(nnx.Module):
             nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
         )
         if offset_branch:
-            self.offset_conv = nnx.Conv(
-                guide_features or in_features,
-                layers.offset_features(self),
-                layers.kernel_size(self),
-                **layers.convolution_options(self),
-                kernel_init=nnx.initializers.zeros_init(),
-                # Zeros need no randomness: a network of these layers starts with the kernels that one
-                # of ordinary convolutions gets from the same `rngs`.
-                rngs=nnx.Rngs(0),
-            )
+            self.offset_conv = self._offset_branch()
+
+    def _offset_branch(self) -> nnx.Conv:
+        return nnx.Conv(
+            self.guide_features or self.in_features,
+            layers.offset_features(self),
+            layers.kernel_size(self),
+            **layers.convolution_options(self),
+            kernel_init=nnx.initializers.zeros_init(),
+            # Zeros need no randomness: a network of these layers starts with the kernels that one
+            # of ordinary convolutions gets from the same `rngs`.
+            rngs=nnx.Rngs(0),
+        )
 
     def __call__(
         self,
@@ -182,7 +185,7 @@ class DeformConv(nnx.Module):
           mask: With `offset_branch=False`, the mask `[..., Ho, Wo, G, K]`, or none.
           guide: Features `[..., H, W, guide_features]` to predict offsets from, instead of `x`.
         """
-        self._check(x, offset, mask, guide)
+        x = layers.check_call(self, x, offset, mask, guide)
         if self.offset_branch:
             offset, mask = self._predicted(x if guide is None else guide)
         assert offset is not None  # which was checked
@@ -190,14 +193,6 @@ class DeformConv(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         return layers.convolve(self, x, kernel, offset, mask, bias)
-
-    def _check(self, x: Any, offset: Any = None, mask: Any = None, guide: Any = None) -> None:
-        layers.check_call(self, x, offset, mask, guide)
-        if x.ndim < 3 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"x must be [..., H, W, {self.in_features}] for in_features={self.in_features}, got "
-                f"shape {x.shape}."
-            )
 
     def _predicted(self, features: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         predicted = self.offset_conv(layers.branch_input(self, features))
@@ -215,7 +210,7 @@ class DeformConv(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """The offsets `[..., Ho, Wo, G, K, 2]` in pixels and the mask `[..., Ho, Wo, G, K]`."""
         layers.check_predicts(self)
-        self._check(x, guide=guide)
+        x = layers.check_call(self, x, guide=guide)
         return self._predicted(x if guide is None else guide)
 
     def sampling_positions(
