@@ -2,6 +2,7 @@
 """Checks of single arguments: an error names the argument, what is expected and what came."""
 
 import functools
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +15,9 @@ import numpy as np
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """The dtypes that every operator takes."""
 
+LIMIT = 2**31
+"""Positions and sizes along an axis are less, so that they fit into 32 bits."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -21,12 +25,16 @@ def renamed(names: Mapping[str, str], reasons: Mapping[str, str] | None = None) 
     """Decorates a function whose arguments have other names in other libraries.
 
     Args:
-      names: Names that the function does not have, and the names to write instead.
+      names: Names that the function does not have, and the names to write instead. A name is left
+        out where the function does not have the name to write instead.
       reasons: Names of other libraries without a counterpart, and why there is none.
     """
-    unknown = {name: f"write {new}= instead" for name, new in names.items()} | dict(reasons or {})
 
     def decorate(f: F) -> F:
+        known = inspect.signature(f).parameters
+        unknown = {name: f"write {new}= instead" for name, new in names.items() if new in known}
+        unknown |= reasons or {}
+
         @functools.wraps(f)
         def checked(*arguments: Any, **options: Any) -> Any:
             for name in options:
@@ -94,6 +102,8 @@ def positive_pair(name: str, value: Any) -> tuple[int, int]:
     pair = (value, value) if is_integer(value) else value
     if not is_pair(pair) or not all(is_integer(v) and v > 0 for v in pair):
         raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}.")
+    if max(pair) >= LIMIT:
+        raise ValueError(f"{name} must be less than 2**31, got {value!r}.")
     return int(pair[0]), int(pair[1])
 
 

@@ -11,7 +11,8 @@ GOOD = dict(x=X, kernel=KERNEL, offset=OFFSET, mask=MASK, bias=BIAS, **CASE.opti
 
 WRONG = {
     "x": (X[0, 0], "x must have at least 3 axes, [..., H, W, C], got shape (10, 12)"),
-    "x size": (X[:, :0], "x is smaller than the kernel"),
+    "x rows": (X[:, :0], "x must be [..., H, W, C] with pixels, got shape"),
+    "x columns": (X[:, :, :0], "x must be [..., H, W, C] with pixels, got shape"),
     "x dtype": (X.astype(int), "x must have a dtype of"),
     "kernel": (KERNEL[0], "kernel must be [kh, kw, C // feature_group_count, O], got shape"),
     "kernel channels": (KERNEL[:, :, 1:], "expected (2, 3, 6, 10), got (2, 3, 5, 10)"),
@@ -36,8 +37,11 @@ WRONG = {
     "bias": (BIAS[1:], "bias must have one value for each of kernel's output channels"),
     "bias dtype": (BIAS.astype("float64"), "bias must have the dtype of x"),
     "strides": (0, "strides must be a positive integer or a pair of them, got 0"),
+    "strides size": (2**31, "strides must be less than 2**31, got 2147483648"),
     "strides type": (1.5, "strides must be a positive integer"),
     "kernel_dilation": ((1, 2, 3), "kernel_dilation must be a positive integer or a pair"),
+    "kernel_dilation size": ((2, 2**40), "kernel_dilation must be less than 2**31, got (2, 109"),
+    "padding size": (2**31, "all less than 2**31, got 2147483648"),
     "padding": ("full", 'padding must be "SAME", "SAME_LOWER", "VALID", an integer >= 0'),
     "padding sign": (-1, 'padding must be "SAME", "SAME_LOWER", "VALID", an integer >= 0'),
     "padding pairs": (((1, 2), (3,)), 'padding must be "SAME", "SAME_LOWER", "VALID"'),

@@ -5,8 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
-from jax_dcn._src.arguments import choice, is_integer, is_pair, is_sequence
-from jax_dcn._src.operator.sizes import is_free
+from jax_dcn._src.arguments import choice, is_integer, is_sequence
+from jax_dcn._src.operator.sizes import is_free, is_image_size
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.bilinear import BOUNDARIES
 
@@ -55,7 +55,7 @@ def aggregate_geometry(
 
 def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
     """The sizes of maps as pairs of integers; `name` is the argument's name in the error."""
-    if is_sequence(shapes) and len(shapes) and all(map(_is_size, shapes)):
+    if is_sequence(shapes) and len(shapes) and all(map(is_image_size, shapes)):
         return tuple((_known(height), _known(width)) for height, width in shapes)
     raise ValueError(
         f"{name} must be a non-empty sequence of (height, width), positive integers known when the "
@@ -79,10 +79,6 @@ def _points(points: Any, samples: int, maps: int, of: str) -> tuple[int, ...]:
             f"number of samples in {of}, got {tuple(points)}."
         )
     return tuple(map(int, points))
-
-
-def _is_size(value: Any) -> bool:
-    return is_pair(value) and all(is_free(v) or (is_integer(v) and v > 0) for v in value)
 
 
 def _known(size: Any) -> Any:

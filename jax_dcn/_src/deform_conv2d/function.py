@@ -121,7 +121,8 @@ def deform_conv2d(
         boundary=boundary,
     )
     output_size = geometry.output_size(x.shape[-3:-1], kernel.shape[:2])
-    _check_kernel(x, kernel, bias, geometry.feature_group_count)
+    hint = kernel_hint(x, kernel, offset, geometry.feature_group_count)
+    _check_kernel(x, kernel, bias, geometry.feature_group_count, hint)
     _check_output_size(x, kernel, output_size)
     _check_offset(x, kernel, offset, mask, output_size)
     _check_dtypes(x, kernel, bias)
@@ -169,12 +170,14 @@ def _convolve(
 def _check_ranks(x: jax.Array, kernel: jax.Array) -> None:
     if x.ndim < 3:
         raise ValueError(f"x must have at least 3 axes, [..., H, W, C], got shape {x.shape}.")
+    if 0 in x.shape[-3:-1]:
+        raise ValueError(f"x must be [..., H, W, C] with pixels, got shape {x.shape}.")
     if kernel.ndim != 4 or 0 in kernel.shape[:2]:
         raise ValueError(f"kernel must be {_KERNEL}, got shape {kernel.shape}.")
 
 
 def _check_kernel(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, feature_groups: int
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, feature_groups: int, hint: str
 ) -> None:
     channels, features = x.shape[-1], kernel.shape[-1]
     if not channels or not features:
@@ -184,15 +187,13 @@ def _check_kernel(
     if channels % feature_groups or features % feature_groups:
         raise ValueError(
             f"feature_group_count must divide the channels of x and the output channels of kernel, "
-            f"got feature_group_count={feature_groups} for {channels} and {features} channels."
-            + kernel_hint(x, kernel, feature_groups)
+            f"got feature_group_count={feature_groups} for {channels} and {features} channels.{hint}"
         )
     if kernel.shape[2] != channels // feature_groups:
         expected = (*kernel.shape[:2], channels // feature_groups, features)
         raise ValueError(
             f"kernel does not fit x, which has {channels} channels, with "
-            f"feature_group_count={feature_groups}: expected {expected}, got {kernel.shape}."
-            + kernel_hint(x, kernel, feature_groups)
+            f"feature_group_count={feature_groups}: expected {expected}, got {kernel.shape}.{hint}"
         )
     if bias is not None and bias.shape != (features,):
         raise ValueError(

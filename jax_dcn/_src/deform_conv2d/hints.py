@@ -24,10 +24,11 @@ OPTIONS = ARGUMENTS | {
 }
 
 
-def kernel_hint(x: jax.Array, kernel: jax.Array, feature_groups: int) -> str:
+def kernel_hint(x: jax.Array, kernel: jax.Array, offset: jax.Array, feature_groups: int) -> str:
     """A sentence for a kernel that does not fit `x`; empty where the reason is unknown."""
     channels, shape = x.shape[-1], kernel.shape
-    if shape[1] * feature_groups == channels:
+    fits_transposed = shape[1] * feature_groups == channels and shape[0] % feature_groups == 0
+    if fits_transposed and offset.shape[-2:-1] != (shape[0] * shape[1],):
         return (
             " The kernel looks like [O, C // groups, kh, kw]: write kernel.transpose(2, 3, 1, 0)."
         )

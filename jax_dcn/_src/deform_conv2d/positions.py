@@ -14,7 +14,7 @@ from jax_dcn._src.deform_conv2d import samples
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
 from jax_dcn._src.deform_conv2d.hints import ARGUMENTS
 from jax_dcn._src.operator.dtypes import sum_dtype
-from jax_dcn._src.operator.sizes import fits
+from jax_dcn._src.operator.sizes import fits, is_image_size
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.window import Padding, Size
 
@@ -117,8 +117,10 @@ def _regular(
 ) -> jax.Array:
     """Positions of the undisplaced samples, with the rank of `array`, which is the argument `name`."""
     taps = arguments.positive_pair("kernel_size", kernel_size)
-    if not arguments.is_pair(image_size):
-        raise ValueError(f"image_size must be (height, width), got {image_size!r}.")
+    if not is_image_size(image_size):
+        raise ValueError(
+            f"image_size must be (height, width), positive integers, got {image_size!r}."
+        )
     geometry = conv_geometry(
         image_size, taps, strides=strides, padding=padding, kernel_dilation=kernel_dilation
     )

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax import export
 
+from jax_dcn._src.arguments import is_integer, is_pair
+
 # In `jax.core` before JAX 0.10.
 _Inconclusive = (
     getattr(jax.errors, "InconclusiveDimensionOperation", None)
@@ -22,6 +24,11 @@ def fits(shape: Sequence[Any], expected: Sequence[Any]) -> bool:
 def is_free(*sizes: Any) -> bool:
     """Whether a size is a symbol."""
     return any(map(export.is_symbolic_dim, sizes))
+
+
+def is_image_size(value: Any) -> bool:
+    """Whether `value` is `(height, width)`, each a positive integer or a symbol."""
+    return is_pair(value) and all(is_free(v) or (is_integer(v) and v > 0) for v in value)
 
 
 def _may_equal(a: Any, b: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax import export, lax
 
-from jax_dcn._src.arguments import is_integer, is_pair
+from jax_dcn._src.arguments import LIMIT, is_integer, is_pair
 
 Size = Sequence[int]
 """`(height, width)`."""
@@ -57,13 +57,13 @@ def written_padding(
     pairs = (padding, padding) if is_integer(padding) else padding
     if is_pair(pairs):
         pairs = tuple((p, p) if is_integer(p) else p for p in pairs)
-        if all(is_pair(p) and all(is_integer(v) and v >= 0 for v in p) for p in pairs):
+        if all(is_pair(p) and all(is_integer(v) and 0 <= v < LIMIT for v in p) for p in pairs):
             (top, bottom), (left, right) = pairs
             return (int(top), int(bottom)), (int(left), int(right))
     listed = ", ".join(f'"{name}"' for name in names)
     raise ValueError(
         f"padding must be {listed}, an integer >= 0, (height, width) or ((top, bottom), (left, "
-        f"right)), got {padding!r}."
+        f"right)), all less than 2**31, got {padding!r}."
     )
 
 
