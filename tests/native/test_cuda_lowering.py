@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_dcn import deform_aggregate, deform_conv2d, deform_roi_align, deform_roi_pool
-from jax_dcn._src.deform_conv2d import cost
+from jax_dcn._src.deform_conv2d import cost, fused
 from jax_dcn._src.operator import libraries
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 
@@ -136,6 +136,17 @@ def test_gradients_take_the_paths_of_their_parts(monkeypatch, mix, expected, pro
     monkeypatch.setenv(cost.VARIABLE, f"forward=fused,{mix}")
     text = lowered(jax.grad(loss(FUSED), argnums=range(5)), *abstract(FUSED, "bfloat16"))
     assert sorted(targets(text)) == expected and text.count("dot_general") == products
+
+
+def test_a_backward_pass_can_be_called_again(fused_path):
+    def gradients(*arrays):
+        primals = dict(zip(ARGUMENTS, arrays[:4], strict=False))
+        backward = fused.MixedBackward(primals, tuple(primals), FUSED.geometry, None)
+        return backward(arrays[4]), backward(arrays[4])
+
+    grad_y = jax.ShapeDtypeStruct((2, *FUSED.output, 128), "bfloat16")
+    first, second = jax.eval_shape(gradients, *abstract(FUSED, "bfloat16")[:4], grad_y)
+    assert first == second and set(first) == set(ARGUMENTS[:4])
 
 
 def test_full_precision_is_not_fused(fused_path):

@@ -94,40 +94,44 @@ class MixedBackward:
         precision: jax.lax.PrecisionLike,
     ):
         paths = cost.paths(*primals.values(), wrt=wrt, geometry=geometry)
-        by_path = {"fused": FusedBackward, "columns": Backward}
-        names = {p: tuple(n for n in wrt if paths[cost.part_of(n)] == p) for p in by_path}
+        fused = [name for name in wrt if paths[cost.part_of(name)] == "fused"]
+        self.primals, self.geometry, self.fuses_kernel = primals, geometry, "kernel" in fused
+        names = {
+            FusedBackward: tuple(name for name in fused if name != "kernel"),
+            Backward: tuple(name for name in wrt if name not in fused),
+        }
         self.backwards = [
-            of_path(primals, names[path], geometry, precision)
-            for path, of_path in by_path.items()
-            if names[path]
+            of_path(primals, asked, geometry, precision)
+            for of_path, asked in names.items()
+            if asked
         ]
 
     def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
         """The cotangents by name."""
-        return {n: g for backward in self.backwards for n, g in backward(grad_y).items()}
+        grads = {}
+        if self.fuses_kernel:
+            x, kernel, offset, mask = self.primals.values()
+            grads["kernel"] = grad_kernel(self.geometry, x, kernel, offset, mask, grad_y)
+        for backward_of_path in self.backwards:
+            grads |= backward_of_path(grad_y)
+        return grads
 
 
 class FusedBackward(Backward):
-    """The cotangents of the primals, without a matrix product of XLA.
+    """The cotangents of x, offset and mask, without a matrix product of XLA.
 
     The gradient of x is computed chunk by chunk, from the columns' gradient. Without the gradient of
     x there is one chunk.
     """
 
+    def __init__(self, primals: dict[str, jax.Array], wrt: tuple[str, ...], *options: Any):
+        super().__init__(primals, wrt, *options)
+        if "x" not in wrt:
+            self.chunks = self.chunks.whole()
+
     def __call__(self, grad_y: jax.Array) -> dict[str, jax.Array]:
         """The cotangents by name."""
-        grads = {}
-        if "kernel" in self.wrt:
-            x, kernel, offset, mask = self.primals.values()
-            grads["kernel"] = grad_kernel(self.geometry, x, kernel, offset, mask, grad_y)
-        self.wrt = tuple(name for name in self.wrt if name != "kernel")
-        return grads | (self._samples_backward(grad_y) if self.wrt else {})
-
-    def _samples_backward(self, grad_y: jax.Array) -> dict[str, jax.Array]:
-        """The cotangents of x, offset and mask."""
         scratch = (self.chunks.columns,) if "x" in self.wrt else ()
-        if not scratch:
-            self.chunks = self.chunks.whole()
 
         def step(sums, of_chunk):
             operands = (*self.primals.values(), *of_chunk, grad_y)
