@@ -32,6 +32,22 @@ def test_one_export_of_any_number_of_images_holds_several_platforms():
     np.testing.assert_allclose(exported.call(*arrays), program(*arrays), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("axes", [(0, 0, 0), (None, 0, None)], ids=["each", "shared"])
+def test_export_of_any_number_of_kernels(axes, implementation):
+    arrays = EXPORTED.arrays()[:3]
+    f = jax.jit(jax.vmap(EXPORTED.function(implementation), axes))
+    (n,) = export.symbolic_shape("n")
+    mapped = [
+        a if axis is None else np.stack([a, -a]) for a, axis in zip(arrays, axes, strict=True)
+    ]
+    shapes = [
+        jax.ShapeDtypeStruct(a.shape if axis is None else (n, *a.shape), a.dtype)
+        for a, axis in zip(arrays, axes, strict=True)
+    ]
+    exported = export.export(f, disabled_checks=export_disabled_checks)(*shapes)
+    np.testing.assert_allclose(exported.call(*mapped), f(*mapped), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif("cuda" in libraries._unavailable, reason=libraries._unavailable.get("cuda", ""))
 @pytest.mark.parametrize(
     ("f", "calls"),

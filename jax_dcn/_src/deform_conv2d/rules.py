@@ -22,6 +22,7 @@ from jax_dcn._src.operator.folding import (
     bind_batched,
     bind_folded,
     bounded,
+    looped,
     mapped_arrays,
     mapped_first,
     mapped_size,
@@ -29,6 +30,7 @@ from jax_dcn._src.operator.folding import (
 from jax_dcn._src.operator.merging import merged, parted
 from jax_dcn._src.operator.native import Native
 from jax_dcn._src.operator.sharding import Axes
+from jax_dcn._src.operator.sizes import is_free
 
 # --------------------------------------------------------------------------------------- batching
 
@@ -99,7 +101,10 @@ def _as_features(primitive, operands, axes, *, geometry, **params):
 
 def _as_groups(primitive, operands, axes, *, geometry, **params):
     """Folds the mapped axis, along which kernels differ, into the groups."""
-    groups = mapped_size(operands, axes) * geometry.feature_group_count
+    size = mapped_size(operands, axes)
+    if is_free(size):  # implementations know the number of groups when a program is lowered
+        return looped(primitive, operands, axes, geometry=geometry, **params)
+    groups = size * geometry.feature_group_count
     geometry = dataclasses.replace(geometry, feature_group_count=groups)
     return bind_folded(primitive, operands, axes, _GROUP_AXIS, geometry=geometry, **params)
 

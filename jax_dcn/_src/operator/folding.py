@@ -102,15 +102,15 @@ def bounded(copied):
             once = sum(map(_bytes, copied(primitive, operands, axes, **params)))
             if is_free(size, once) or size * once <= _COPY_BYTES:
                 return rule(primitive, operands, axes, **params)
-            return _looped(functools.partial(primitive.bind, **params), operands, axes)
+            return looped(primitive, operands, axes, **params)
 
         return batching
 
     return decorate
 
 
-def _looped(bind, operands, axes):
-    """Calls `bind` for one element of the mapped axis after the other."""
+def looped(primitive, operands, axes, **params):
+    """Binds `primitive` for one element of the mapped axis after the other: `(results, axes)`."""
     mapped = {
         i: whole(jnp.moveaxis(operand, axis, 0), 0)
         for i, (operand, axis) in enumerate(zip(operands, axes, strict=True))
@@ -121,7 +121,7 @@ def _looped(bind, operands, axes):
 
     def one(mapped):
         values = mapped | {i: value.astype(operands[i].dtype) for i, value in wide.items()}
-        return bind(*(values[i] for i in range(len(operands))))
+        return primitive.bind(*(values[i] for i in range(len(operands))), **params)
 
     results = jax.lax.map(one, mapped)
     return results, (0,) * len(results)
