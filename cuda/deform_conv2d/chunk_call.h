@@ -2,9 +2,9 @@
 // XLA calls on a chunk of columns: the problem and the chunk, read from the arguments and checked,
 // and where the arrays are.
 //
-// Every call begins with the operands x, kernel, of which only the shape is used, offset, mask, and
-// the start of the chunk, s32[2]. Columns have the shape of DeformConv2dChunk, which tells the size
-// of the chunk.
+// Every call begins with the operands x, kernel, offset, mask, and the start of the chunk, s32[2].
+// Only samples_backward reads the elements of the kernel. Columns have the shape of
+// DeformConv2dChunk, which tells the size of the chunk.
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_CHUNK_CALL_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_CHUNK_CALL_H_
 

@@ -151,7 +151,7 @@ __device__ __forceinline__ bool MayTouch(const BinAxis<A>& axis, int64_t first, 
   return high >= static_cast<A>(first - 1) && low <= static_cast<A>(first + pixels);
 }
 
-// The bins, in order, that may touch a tile: a block looks at as many as it has threads at once.
+// Whether a bin may touch a tile.
 template <typename T, typename A>
 __device__ __forceinline__ bool BinTouches(const DeformRoIPoolProblem& problem,
                                            const DeformRoIPoolPrimals<T, A>& primals,
@@ -226,6 +226,7 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
     const int64_t group_begin = tile.begin / size, groups = (tile.end - 1) / size + 1 - group_begin;
     for (int pixel = 0; pixel < kTilePixels; ++pixel) sums[pixel * blockDim.x] = 0;
     const int64_t candidates = problem.regions * problem.bins() * groups;
+    // The bins in order: a block looks at as many as it has threads at once.
     for (int64_t begin = 0; begin < candidates; begin += blockDim.x) {
       const int64_t candidate = begin + threadIdx.x;
       const bool touches =

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The launch of a kernel, and the shared memory of a block: only these two need syntax of the CUDA
-// compiler. All other code of a kernel file is plain C++, which the tests run on the host.
+// The launch of a kernel, and the shared memory of a block. Only the declaration of shared memory
+// needs syntax of the CUDA compiler. All other code of a kernel file is plain C++, which the tests
+// run on the host.
 #ifndef JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_
 #define JAX_DCN_CUDA_RUNTIME_LAUNCH_CUH_
 
@@ -64,8 +65,10 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
                    const Arguments&... arguments) {
   constexpr size_t kWithoutAsking = 48 << 10;
   if (shape.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+    // The limit belongs to the kernel, not to this launch: threads that launch with blocks of
+    // different size ask for the same limit.
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};
