@@ -20,7 +20,8 @@ struct ConvGeometry {
 
   JAX_DCN_INLINE int64_t OutputSize(int axis, int64_t image_size, int64_t kernel_size) const {
     const int64_t reach = kernel_dilation[axis] * (kernel_size - 1) + 1;
-    return (image_size + padding[axis][0] + padding[axis][1] - reach) / strides[axis] + 1;
+    const int64_t steps = image_size + padding[axis][0] + padding[axis][1] - reach;
+    return steps < 0 ? 0 : steps / strides[axis] + 1;
   }
 };
 
@@ -47,7 +48,6 @@ struct DeformConv2dProblem {
   JAX_DCN_INLINE int64_t SampleIndex(int64_t pixel, int64_t group, int64_t tap) const {
     return (pixel * offset_groups + group) * taps() + tap;
   }
-  JAX_DCN_INLINE int64_t ImageOf(int64_t pixel) const { return pixel / (out_height * out_width); }
 };
 
 // Operands of the forward pass, at which derivatives are taken.
@@ -94,33 +94,17 @@ struct DeformConv2d {
   using Cotangents = DeformConv2dCotangents<T>;
 };
 
-// An output position: its image, and where its first tap starts, in pixels of x.
+// Where the first tap of an output position starts, in pixels of x.
 struct OutputPixel {
-  int64_t image, h, w;
+  int64_t h, w;
 };
 
-JAX_DCN_INLINE OutputPixel OutputPixelAt(const ConvGeometry& geometry, int64_t image, int64_t out_y,
-                                         int64_t out_x) {
-  return {image, out_y * geometry.strides[0] - geometry.padding[0][0],
-          out_x * geometry.strides[1] - geometry.padding[1][0]};
-}
-
 JAX_DCN_INLINE OutputPixel OutputPixelAt(const DeformConv2dProblem& problem, int64_t pixel) {
-  const int64_t row = pixel / problem.out_width, out_x = pixel - row * problem.out_width;
-  const int64_t image = row / problem.out_height, out_y = row - image * problem.out_height;
-  return OutputPixelAt(problem.geometry, image, out_y, out_x);
-}
-
-// The read that a tap makes, `displacement` (dy, dx) from its place in the grid.
-template <typename A>
-JAX_DCN_INLINE BilinearSample<A> SampleOf(const DeformConv2dProblem& problem,
-                                          const OutputPixel& pixel, int64_t tap_y, int64_t tap_x,
-                                          const A* displacement) {
   const ConvGeometry& geometry = problem.geometry;
-  const int64_t h = pixel.h + tap_y * geometry.kernel_dilation[0];
-  const int64_t w = pixel.w + tap_x * geometry.kernel_dilation[1];
-  return SampleAt(problem.map(), static_cast<A>(h) + displacement[0],
-                  static_cast<A>(w) + displacement[1]);
+  const int64_t row = pixel / problem.out_width, out_x = pixel - row * problem.out_width;
+  const int64_t out_y = row % problem.out_height;
+  return {out_y * geometry.strides[0] - geometry.padding[0][0],
+          out_x * geometry.strides[1] - geometry.padding[1][0]};
 }
 
 }  // namespace jax_dcn

@@ -12,6 +12,7 @@
 
 #include "common/deform_aggregate/problem.h"
 #include "cpu/deform_aggregate/query_samples.h"
+#include "cpu/runtime/arrays.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
 #include "cpu/runtime/vector_blocks.h"
@@ -310,7 +311,7 @@ class ImageCotangent {
 
   // Adds the samples of all queries to the cotangent itself.
   void AddInPlace(Executor& executor, const SampleMaps<A>& maps) const {
-    Clear(executor);
+    ParallelForAll(executor, 0, Cleared(grad_x_, problem_.batch * problem_.image_size()));
     Arena needed;
     Scratch(problem_, maps, 0, needed);
     const int64_t items = problem_.batch * problem_.groups * blocks_;
@@ -320,15 +321,6 @@ class ImageCotangent {
       const Block block = BlockOf(item);
       T* first = grad_x_ + block.image * problem_.image_size() + block.channel;
       SumQueries(block, {0, problem_.queries}, {first, problem_.channels}, scratch);
-    });
-  }
-
-  void Clear(Executor& executor) const {
-    constexpr int64_t kStrip = int64_t{1} << 16;  // elements of one work item
-    const int64_t size = problem_.batch * problem_.image_size();
-    ParallelFor(executor, CeilDiv(size, kStrip), 0, [&](int64_t item, char*) {
-      const int64_t begin = item * kStrip, count = Min(kStrip, size - begin);
-      __builtin_memset(grad_x_ + begin, 0, count * sizeof(T));
     });
   }
 

@@ -115,7 +115,7 @@ class Aggregation {
   void Sum(int64_t image, Range queries, Scratch& scratch) const {
     const int64_t channels = problem_.group_channels(), count = problem_.samples;
     scratch.samples.Locate(primals_, {image, queries, {0, problem_.groups}});
-    WeightedImage<T, A> images[2];
+    WeightedImage<T, A> images[2] = {};
     const int64_t index = problem_.SampleIndex(image, queries.begin, 0);
     const int image_count = Weigh(scratch, index, images);
     T* y = y_ + (image * problem_.queries + queries.begin) * problem_.channels;

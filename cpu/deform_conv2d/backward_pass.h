@@ -161,8 +161,9 @@ struct BackwardPass {
   int64_t first_pixel = 0, first_image = 0;  // of x and x_sums
   int32_t *counts = nullptr, *rows = nullptr;
   MaskedSample<A>* samples = nullptr;  // [strips, G, K, ListSize()]; SamplesOf gives one list
-  Range* reaches =
-      nullptr;  // [strips, G]: the pixels of x that are read; begins at INT64_MAX if none
+  // [strips, G]: the elements of x between the first and the last that is read; begins at INT64_MAX
+  // if none is read
+  Range* reaches = nullptr;
   A** part_sums = nullptr;  // [parts]: the sums of each part for the gradient of x
   A* dots = nullptr;        // [blocks, strips, K, strip pixels, 4]
   Row* panels = nullptr;    // [strips, feature groups, panels, strip pixels, kPanel]

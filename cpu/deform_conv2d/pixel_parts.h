@@ -43,7 +43,7 @@ class PixelParts {
     const int64_t images = CeilDiv(batch_, Max(1, phases)), items = Max(1, images * blocks);
     const int64_t wanted = Min(CeilDiv(kPartsOfBlocks, items), problem.out_height / kPartRows);
     parts_of_image_ = Max(1, Min(Max(wanted, CeilDiv(image_bytes, kPhaseBytes)), image_));
-    images_of_part_ = parts_of_image_ > 1 ? 1 : Max(1, items / kPartsOfBlocks);
+    images_of_part_ = parts_of_image_ > 1 ? 1 : Max(1, Min(images, items / kPartsOfBlocks));
     const int64_t pixels = CeilDiv(images_of_part_ * image_, parts_of_image_);
     strips_of_part_ = Max(1, CeilDiv(pixels, most_strip_pixels));
     strip_pixels_ = CeilDiv(pixels, strips_of_part_);
