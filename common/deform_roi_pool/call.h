@@ -108,6 +108,10 @@ class DeformRoIPoolCall : public OperatorCall {
     if (p.height < 1 || p.width < 1 || p.channels < 1) {
       throw Refusal("x must have pixels and channels");
     }
+    constexpr int64_t kMostPixels = 1 << 24;  // along an axis: float32 counts no further
+    if (p.height > kMostPixels || p.width > kMostPixels) {
+      throw Refusal("x must have at most 2^24 pixels along an axis");
+    }
     if (p.channels % p.cells() != 0) {
       throw Refusal("the square of group_size must divide the channels of x");
     }

@@ -206,8 +206,7 @@ JAX_DCN_INLINE AxisPixels<A> PixelsOf(const RoIGeometry& geometry, const BinAxis
     ++inside;
     const bool before = position < 0;
     position = before ? A(0) : (position > last ? last : position);
-    // Beyond 2^24 pixels, the last one may be rounded up.
-    const int64_t whole = static_cast<int64_t>(position), low = whole < size ? whole : size - 1;
+    const int64_t low = static_cast<int64_t>(position);
     const A fraction = position - static_cast<A>(low);
     // The derivative at a whole number is the right-hand one if aligned, and else zero.
     const bool between = low < size - 1 && (geometry.aligned ? !before : fraction > 0);

@@ -71,6 +71,12 @@ def test_any_region_is_safe(name):
         assert np.isfinite(grad_x).all()
 
 
+def test_kernels_refuse_more_pixels_than_float32_counts():
+    x, roi = np.zeros((1, 1, 2**24 + 1, 1), np.float32), np.array([[0, 2, 0, 5, 1]], np.float32)
+    with pytest.raises(Exception, match=re.escape("at most 2^24 pixels along an axis")):
+        deform_roi_align(x, roi, spatial_scale=1, pooled_size=1, implementation="native")
+
+
 def test_pixels_beside_those_read_do_not_matter():
     x = np.full((1, 4, 5, 1), np.nan)
     x[0, 1:3, 1:4] = 2.0
