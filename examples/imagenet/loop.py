@@ -76,6 +76,7 @@ class Loop(abc.ABC):
             for step, batch in enumerate(self.batches(first), first + 1):
                 self.state, losses = self.train_step(self.state, self.placement.put_batch(batch))
                 log.advance()
+                self._check(step, losses["loss"])
                 self._report(log, step, losses)
                 self._keep(log, step)
 
@@ -86,17 +87,25 @@ class Loop(abc.ABC):
         self.state = self.checkpoints.restore(self.state, self.description)
         return latest
 
-    def _report(self, log: Log, step: int, losses: dict[str, jax.Array]) -> None:
+    def _check(self, step: int, loss: jax.Array) -> None:
+        """Refuses to log, to test or to keep what a loss that is not finite leaves."""
+        settings = self.settings
         # Reading a loss waits for the step: not too often.
+        if not self._due(
+            step, settings.log_every, settings.evaluate_every, settings.checkpoint_every
+        ):
+            return
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss of step {step} is {float(loss)}: lower --learning-rate, or lengthen the "
+                "warm-up."
+            )
+
+    def _report(self, log: Log, step: int, losses: dict[str, jax.Array]) -> None:
         if not self._due(step, self.settings.log_every):
             return
         values = {name: float(loss) for name, loss in losses.items()}
         values["learning_rate"] = float(self.schedule(step - 1))
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"The loss of step {step} is {values['loss']}: lower --learning-rate, or lengthen "
-                "the warm-up."
-            )
         log.write(step, **values, images_per_second=log.images_per_second(step))
         log.show(step, **values)
 
@@ -105,11 +114,18 @@ class Loop(abc.ABC):
         if result or self._due(step, self.settings.checkpoint_every):
             self.checkpoints.save(self.state, self.description, result)
 
-    def _due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.steps
+    def _due(self, step: int, *intervals: int) -> bool:
+        return step == self.steps or any(step % every == 0 for every in intervals)
 
     def _test(self, log: Log, step: int) -> dict[str, float]:
-        result = self.test()
+        try:
+            result = self.test()
+        except Exception:
+            # Processes save together, and others are in the test still.
+            if jax.process_count() == 1:
+                self.checkpoints.save(self.state, self.description)
+                log.say(f"Keeps step {step} without its test, which `eval` can make.")
+            raise
         log.write(step, **result)
         log.say(f"step {step}: {self.show(result)}")
         return result
