@@ -68,8 +68,8 @@ def decode(data: str | pathlib.Path | bytes, name: str = "") -> np.ndarray:
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = str(error).rstrip(".")
         raise UserError(
-            f"Cannot decode {name or data} ({reason}): replace the file or delete it, then run "
-            "the same command again."
+            f"Cannot decode {name or data} ({reason}): replace the file, or take the image out of "
+            "the data set; then run the same command again."
         ) from error
 
 
@@ -136,12 +136,13 @@ class ArrayRecordReader:
         import grain
 
         root = pathlib.Path(folder)
-        paths = sorted(root.glob(f"{split}-*.arrayrecord"))
+        paths = sorted(root.glob(f"{split}-*-of-*.arrayrecord"))
         if not paths:
             raise UserError(
-                f"There is no {split}-*.arrayrecord in {root.resolve()}: write it with `python -m "
-                f"examples.imagenet pack IMAGES {folder}`."
+                f"There is no {split}-*-of-*.arrayrecord in {root.resolve()}: write it with "
+                f"`python -m examples.imagenet pack IMAGES {folder}`."
             )
+        _check_whole(paths, split)
         self.class_names = (root / "classes.txt").read_text().splitlines()
         self._records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
 
@@ -151,6 +152,18 @@ class ArrayRecordReader:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         label, image = unpack_record(self._records[index])
         return decode(image, f"record {index}"), label
+
+
+def _check_whole(paths: Sequence[pathlib.Path], split: str) -> None:
+    """Refuses a part of the files of a split: training would take them for a smaller data set."""
+    count = int(paths[0].stem.rpartition("-of-")[2])
+    names = [f"{split}-{index:05}-of-{count:05}.arrayrecord" for index in range(count)]
+    lost = sorted(set(names) - {path.name for path in paths})
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {count} files are not in {paths[0].parent.resolve()}, the first of "
+            f"them {lost[0]}: copy all of them, or pack the images again."
+        )
 
 
 def pack_record(label: int, image: bytes) -> bytes:

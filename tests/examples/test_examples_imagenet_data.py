@@ -183,7 +183,7 @@ def test_corrupt_image_is_named(tmp_path, workers):
     corrupt = tmp_path / "train" / "cat" / "2.jpg"
     corrupt.write_bytes(corrupt.read_bytes()[:300])
     reader = open_reader(str(tmp_path), "train")
-    with pytest.raises(UserError, match=r"Cannot decode .*cat/2.jpg \(.*replace the file"):
+    with pytest.raises(UserError, match=r"Cannot decode .*cat/2.jpg \(.*replace the file, or take"):
         list(batches_of(reader, range(2), workers=workers))
 
 
@@ -282,8 +282,17 @@ def test_dataset_of_tfds_is_read_with_its_classes(monkeypatch):
     np.testing.assert_array_equal(image, np.full((4, 5, 3), 7))
 
 
+def test_part_of_the_packed_files_is_refused(tmp_path):
+    write_images(tmp_path / "images", {"cat": ["1.png", "2.png"], "dog": ["3.png"]})
+    pack(tmp_path / "images", tmp_path / "packed", files=3)
+    (tmp_path / "packed" / "train-00001-of-00003.arrayrecord").unlink()
+    with pytest.raises(UserError, match=r"^1 of 3 files .*them train-00001-of-00003\.arrayrecord"):
+        open_reader(f"arrayrecord:{tmp_path / 'packed'}", "train")
+    assert len(open_reader(f"arrayrecord:{tmp_path / 'packed'}", "validation")) == 3
+
+
 def test_missing_packed_images_say_how_to_make_them(tmp_path):
-    with pytest.raises(UserError, match=r"no train-\*.arrayrecord .*pack"):
+    with pytest.raises(UserError, match=r"no train-\*-of-\*.arrayrecord .*pack"):
         open_reader(f"arrayrecord:{tmp_path}", "train")
 
 
