@@ -69,11 +69,14 @@ RESULTS = [
     result(2, [2, 2, 30, 28], 0.6, category_id=2),
     result(3, [2, 2, 30, 28], 0.99, category_id=2),  # In an empty image.
     result(3, [2, 2, 30, 28], 0.99, category_id=7),
+    result(0, [0, 0, 90, 90], 0.97) | {"segmentation": rle([80, 80, 9, 9])},  # In a large box.
 ]
 
 
 def by_pycocotools(tmp_path, results, kind) -> COCOeval:
-    """As a program that reads files calls pycocotools."""
+    """As a program that reads files calls pycocotools, which measures masks by their boxes if any."""
+    if kind == "segm":
+        results = [{name: x for name, x in entry.items() if name != "bbox"} for entry in results]
     (tmp_path / "truth.json").write_text(json.dumps(CONTENT))
     (tmp_path / "results.json").write_text(json.dumps(results))
     coco = COCO(str(tmp_path / "truth.json"))
@@ -109,6 +112,20 @@ def test_classes_of_one_name_are_told_apart():
     assert measured == {
         f"one ({number})": expected[name] for number, name in [(1, "one"), (2, "two"), (7, "none")]
     }
+
+
+def test_size_of_a_mask_is_its_own_and_not_that_of_its_box():
+    wrong = result(0, [40, 40, 50, 50], 0.9) | {"segmentation": rle([60, 60, 10, 10])}
+    content = data_set([truth(0, [10, 10, 20, 20])])
+    measured = measure(content, [result(0, [10, 10, 20, 20], 0.5), wrong], masks=True).summary
+    # Among small boxes there is no wrong one.
+    assert measured["AP_small"] == pytest.approx(1)
+    assert measured["mask_AP_small"] == measured["mask_AP"] == pytest.approx(0.5)
+
+
+def test_annotations_may_be_numbered_from_zero():
+    entries = [entry | {"id": entry["id"] - 1} for entry in CONTENT["annotations"]]
+    assert measure(CONTENT | {"annotations": entries}, RESULTS) == measure(CONTENT, RESULTS)
 
 
 def test_nothing_found_is_measured_as_zero():

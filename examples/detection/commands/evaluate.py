@@ -66,8 +66,6 @@ def evaluate(
         if jax.process_index() == 0:
             print(f"step {network.step}, {len(reader)} images: {show(measured.summary)}")
             print(table(measured))
-            if any(entry.get("id") == 0 for entry in reader.content["annotations"]):
-                print("pycocotools counts the annotation with the id 0 as missed: number from 1.")
             if results is not None:
                 _write(results, found)
 

@@ -3,7 +3,6 @@
 
 import collections
 import contextlib
-import copy
 import io
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -80,7 +79,7 @@ def _evaluate(
     """Compares. `largest` is the largest area that counts; every detection gets this area."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports as it goes.
         truth = _index(content, _completed(content["annotations"]))
-        found = truth.loadRes(copy.deepcopy(list(results))) if results else _index(content, [])
+        found = truth.loadRes(_given(results, kind)) if results else _index(content, [])
         evaluation = COCOeval(truth, found, kind)
         if largest is not None:
             for entry in found.dataset["annotations"]:
@@ -102,14 +101,17 @@ def _index(content: Entry, annotations: list[Entry]) -> COCO:
 
 
 def _completed(annotations: Sequence[Entry]) -> list[Entry]:
-    """Annotations with what pycocotools cannot do without."""
-    is_numbered = all("id" in entry for entry in annotations)
+    """Annotations with what pycocotools cannot do without; an object of the id 0 would be missed."""
     return [
-        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3]}
-        | entry
-        | ({} if is_numbered else {"id": place})
+        {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3]} | entry | {"id": place}
         for place, entry in enumerate(annotations, start=1)
     ]
+
+
+def _given(results: Sequence[Entry], kind: str) -> list[Entry]:
+    """Copies of results, to which pycocotools adds areas: of the box, if there is one."""
+    hidden = "bbox" if kind == "segm" else None
+    return [{name: x for name, x in entry.items() if name != hidden} for entry in results]
 
 
 def _mean(precision: np.ndarray) -> float:
