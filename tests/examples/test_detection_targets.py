@@ -141,6 +141,17 @@ def bent(errors, bend) -> float:
     return sum(s**2 / (2 * bend) if s < bend else s - bend / 2 for s in sizes)
 
 
+def in_padded_image(shapes, size) -> np.ndarray:
+    """Which anchors mmdetection 3 trains: those of cells in the image, padded to multiples of 32."""
+    height, width = (-(-length // 32) * 32 for length in size)
+    cells = [
+        y * stride < height and x * stride < width
+        for shape, stride in zip(shapes, STRIDES, strict=True)
+        for y, x in np.ndindex(*shape)
+    ]
+    return np.repeat(cells, 3)
+
+
 @RULES
 def test_losses_of_all_anchors_equal_the_loop(rule):
     random = np.random.default_rng(3)
@@ -151,7 +162,7 @@ def test_losses_of_all_anchors_equal_the_loop(rule):
     ]
     objects = np.stack([random_boxes(3, 4), random_boxes(3, 5)])
     labels = np.array([[0, 2, 1], [1, -1, -1]])
-    size = (64, 80)
+    image_sizes = [(64, 80), (60, 34)]  # A fifth of the canvas is beyond the second.
     every = np.concatenate(
         [anchors(*s, stride, rule) for s, stride in zip(shapes, STRIDES, strict=True)]
     )
@@ -159,9 +170,9 @@ def test_losses_of_all_anchors_equal_the_loop(rule):
     classes, moves, count = 0.0, 0.0, 0
     for image in range(2):
         real = objects[image][labels[image] >= 0]
-        last = np.array([size[1], size[0]])
-        usable = np.ones(len(every), bool)
+        usable = in_padded_image(shapes, image_sizes[image])
         if rule is SEED:
+            last = np.array(image_sizes[image][::-1])
             usable = np.all((every[:, :2] >= 0) & (every[:, 2:] < last), axis=1)
         kinds = np.full(len(every), -2)
         kinds[usable] = matched(every[usable], real, rule, 0.7, 0.3, 0.3)
@@ -180,7 +191,7 @@ def test_losses_of_all_anchors_equal_the_loop(rule):
     truth = Truth(jnp.asarray(objects), jnp.asarray(labels), None)
     maps = [tuple(map(jnp.asarray, level)) for level in rpn]
     keys = jax.random.split(jax.random.key(0), 2)
-    sizes = jnp.asarray([size, size], float)
+    sizes = jnp.asarray(image_sizes, float)
     call = jax.jit(rpn_losses, static_argnums=(3, 4))
     got = call(maps, sizes, truth, rule, 2 * len(every), keys)
     np.testing.assert_allclose(got["rpn_class"], classes / count, rtol=1e-6)

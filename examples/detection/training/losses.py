@@ -36,6 +36,7 @@ _REGION_OVERLAPS = (0.5, 0.6, 0.7)
 _HEAD_WEIGHTS = (1.0, 0.5, 0.25)
 _POSITIVE_ANCHORS = 0.5
 _POSITIVE_REGIONS = 0.25
+_PADDED_TO = 32  # Pixels of which the padded length of an image is a multiple.
 
 
 class Truth(NamedTuple):
@@ -89,9 +90,7 @@ def rpn_losses(
     every = _anchors(rpn, rule)
 
     def of_image(logits, deltas, size, boxes, labels, key):
-        usable = None
-        if rule.anchors_inside:
-            usable = jnp.all(every == clip(every, size, rule), axis=-1)
+        usable = _usable(every, size, rule)
         matches = match(every, boxes, labels >= 0, rule, usable=usable, **_ANCHOR_OVERLAPS)
         chosen = choose(key, matches, count, int(count * _POSITIVE_ANCHORS))
         targets = boxes[matches.target[chosen.index]]
@@ -114,6 +113,16 @@ def _anchors(rpn: list[tuple[jax.Array, jax.Array]], rule: Conventions) -> jax.A
     shapes = [logits.shape[1:3] for logits, _ in rpn]
     levels = [anchors(*shape, stride, rule) for shape, stride in zip(shapes, STRIDES, strict=True)]
     return jnp.asarray(np.concatenate(levels))
+
+
+def _usable(every: jax.Array, size: jax.Array, rule: Conventions) -> jax.Array:
+    """Which of all anchors are trained in an image of `size`, `[A]`."""
+    if rule.anchors_inside:
+        return jnp.all(every == clip(every, size, rule), axis=-1)
+    # Anchors beyond an image's own padding, where a larger image needs the canvas, are not trained.
+    padded = jnp.ceil(size / _PADDED_TO) * _PADDED_TO
+    middle = jnp.round((every[:, :2] + every[:, 2:]) / 2)
+    return jnp.all(middle < padded[None, ::-1], axis=-1)
 
 
 def _of_all_levels(maps: Sequence[jax.Array], width: tuple[int, ...]) -> jax.Array:
