@@ -268,21 +268,21 @@ def test_losses_of_all_regions_equal_the_loop(model):
         assert np.isfinite(got["mask"]) and got["mask"] > 0.5
 
 
-def test_mask_of_a_region_is_the_part_of_the_objects_mask_that_is_in_the_region():
+@RULES
+def test_mask_of_a_region_is_the_part_of_the_objects_mask_that_is_in_the_region(rule):
     # An object at (10, 20) to (50, 100), whose mask is everything left of x = 30.
     mask = np.zeros((1, 112, 112), bool)
     mask[0, :, :56] = True
-    target = jnp.array([10.0, 20, 50, 100])
-    cut_out = jax.jit(mask_of_region, static_argnums=4)
+    target = jnp.array([10.0, 20, 50 - rule.extent, 100 - rule.extent])
+    cut_out = jax.jit(mask_of_region, static_argnums=(4, 5))
     for box, expected in (
         ((10, 20, 50, 100), (0, 14)),  # The object: the left half.
         ((20, 0, 40, 60), (0, 14)),
         ((30, 20, 50, 100), (0, 0)),
         ((0, 20, 20, 100), (14, 28)),  # Its left half is beside the object.
     ):
-        cut = np.asarray(
-            cut_out(jnp.asarray(mask), jnp.int32(0), target, jnp.array(box, float), 28)
-        )
+        region = jnp.array(box) - jnp.array([0, 0, rule.extent, rule.extent])
+        cut = np.asarray(cut_out(jnp.asarray(mask), jnp.int32(0), target, region, 28, rule))
         columns = np.flatnonzero(cut.any(0))
         assert (columns[0], columns[-1] + 1) == expected if expected[1] else not columns.size
         if box[1] == 0:  # A third of the region is above the object.

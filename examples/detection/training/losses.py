@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The losses of a detector, as in mmdetection."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -151,7 +152,7 @@ def region_losses(
         suffix = f"_{stage}" if last else ""
         found |= {name + suffix: _HEAD_WEIGHTS[stage] * loss for name, loss in of_stage.items()}
         if stage == 0 and head.mask_head is not None:
-            found |= {"mask": _mask_loss(head, pyramid, sampled, truth)}
+            found |= {"mask": _mask_loss(head, pyramid, sampled, truth, rule)}
         if stage < last:
             regions = _refined(sampled, deltas, image_sizes, rule, stage)
     return found
@@ -218,7 +219,7 @@ def _box_losses(
 
 
 def _mask_loss(
-    head: RoIHead, pyramid: list[jax.Array], sampled: _Sampled, truth: Truth
+    head: RoIHead, pyramid: list[jax.Array], sampled: _Sampled, truth: Truth, rule: Conventions
 ) -> jax.Array:
     """The mean over all pixels of the masks of positive regions, which come first."""
     count = max(1, int(sampled.boxes.shape[1] * _POSITIVE_REGIONS))
@@ -226,21 +227,21 @@ def _mask_loss(
     logits = by_image(head.mask_head(head.mask_roi_extractor(pyramid, boxes, positive)), boxes)
     own = jnp.maximum(sampled.labels[:, :count], 0)[..., None, None, None]
     logits = jnp.take_along_axis(logits, own, axis=-1)[..., 0]
-    cut = jax.vmap(jax.vmap(mask_of_region, (None, 0, 0, 0, None)), (0, 0, 0, 0, None))
-    goal = cut(
-        truth.masks,
-        sampled.objects[:, :count],
-        sampled.targets[:, :count],
-        boxes,
-        logits.shape[-1],
-    )
+    cut = functools.partial(mask_of_region, cells=logits.shape[-1], rule=rule)
+    rows, targets = sampled.objects[:, :count], sampled.targets[:, :count]
+    goal = jax.vmap(jax.vmap(cut, (None, 0, 0, 0)))(truth.masks, rows, targets, boxes)
     pixels = optax.sigmoid_binary_cross_entropy(logits, goal.astype(logits.dtype))
     total = jnp.maximum(jnp.sum(positive), 1)
     return _total(jnp.mean(pixels, axis=(2, 3)), positive) / total
 
 
 def mask_of_region(
-    masks: jax.Array, row: jax.Array, target: jax.Array, box: jax.Array, cells: int
+    masks: jax.Array,
+    row: jax.Array,
+    target: jax.Array,
+    box: jax.Array,
+    cells: int,
+    rule: Conventions,
 ) -> jax.Array:
     """The part of an object's mask that is in a region, `[cells, cells]`, booleans.
 
@@ -250,11 +251,12 @@ def mask_of_region(
       target: Its box.
       box: The region.
       cells: Height and width of the result.
+      rule: How boxes are measured.
     """
-    size = jnp.maximum(target[2:] - target[:2], 1e-6)
+    size = jnp.maximum(sizes(target, rule), 1e-6)
     middle = (jnp.arange(cells, dtype=box.dtype) + 0.5) / cells
     # Positions of the middles `(x, y)` in cells of the object's mask.
-    place = box[:2, None] + middle[None] * (box[2:] - box[:2])[:, None]
+    place = box[:2, None] + middle[None] * sizes(box, rule)[:, None]
     place = (place - target[:2, None]) / size[:, None] * masks.shape[-1] - 0.5
     every = jnp.arange(masks.shape[-1], dtype=box.dtype)
     columns, rows = jnp.maximum(1 - jnp.abs(place[..., None] - every[None, None]), 0)
