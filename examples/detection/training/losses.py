@@ -291,10 +291,7 @@ def _goal(
 
 def _bent(error: jax.Array, bend: float) -> jax.Array:
     """The absolute error; below `bend`, if positive, a parabola with the same slope there."""
-    size = jnp.abs(error)
-    if not bend:
-        return size
-    return jnp.where(size < bend, size**2 / (2 * bend), size - bend / 2)
+    return optax.huber_loss(error, delta=bend) / bend if bend else jnp.abs(error)
 
 
 def _total(values: jax.Array, chosen: jax.Array) -> jax.Array:
