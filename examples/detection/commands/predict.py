@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from examples.detection.commands.evaluate import encode, load, of_image
-from examples.detection.data.images import fit, normalise
+from examples.detection.data.images import fit, normalise, on_canvas
 from examples.detection.data.masks import paste
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.detect import Detections, Images, detect
@@ -84,10 +84,9 @@ def images_of(architecture: Architecture, pixels: np.ndarray) -> Images:
     """An image `[H, W, 3]` of uint8 as a batch of one, on the canvas that all images share."""
     view, scale = fit(pixels, architecture.view)
     height, width = view.shape[:2]
-    canvas = np.zeros((1, *architecture.view.canvas(height > width), 3), np.uint8)
-    canvas[0, :height, :width] = view
+    canvas = on_canvas(view, architecture.view.canvas(height > width))
     size = jnp.array([[height, width]], jnp.float32)
-    return normalise(jnp.asarray(canvas), size, jnp.array([scale], jnp.float32))
+    return normalise(jnp.asarray(canvas[None]), size, jnp.array([scale], jnp.float32))
 
 
 def find_in(loaded: Loaded, pixels: np.ndarray, score_threshold: float) -> Detections:

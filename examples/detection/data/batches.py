@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from examples.detection.data.coco import CocoReader, Objects
-from examples.detection.data.images import fit
+from examples.detection.data.images import fit, on_canvas
 from examples.detection.model.architecture import View
 from examples.imagenet.data import Batch, Share, read_blocks
 
@@ -101,11 +101,9 @@ class Blocks:
             return _empty(canvas)
         index = int(self.chosen[number])
         pixels, scale = fit(self.reader.pixels(index), self.view)
-        height, width = pixels.shape[:2]
         flipped = self.flip and np.random.default_rng(seed).random() < 0.5
-        image = np.zeros((*canvas, 3), np.uint8)
-        image[:height, :width] = pixels[:, ::-1] if flipped else pixels
-        size = np.array([height, width], np.float32)
+        image = on_canvas(pixels[:, ::-1] if flipped else pixels, canvas)
+        size = np.array(pixels.shape[:2], np.float32)
         scale = np.array(scale, np.float32)
         if self.max_objects is None:
             return dict(image=image, size=size, scale=scale, index=np.int32(index))

@@ -19,12 +19,17 @@ def batch(pixels: Sequence[np.ndarray], view: View) -> Images:
     views, scales = zip(*(fit(image, view) for image in pixels), strict=True)
     sizes = np.array([view.shape[:2] for view in views])
     height, width = map(padded_length, sizes.max(0))
-    canvas = np.zeros((len(views), height, width, 3), np.uint8)
-    for whole, part in zip(canvas, views, strict=True):
-        whole[: part.shape[0], : part.shape[1]] = part
+    canvases = np.stack([on_canvas(image, (height, width)) for image in views])
     return normalise(
-        jnp.asarray(canvas), jnp.asarray(sizes, jnp.float32), jnp.asarray(scales, jnp.float32)
+        jnp.asarray(canvases), jnp.asarray(sizes, jnp.float32), jnp.asarray(scales, jnp.float32)
     )
+
+
+def on_canvas(view: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """An image `[H, W, 3]`, padded at the right and at the bottom to `canvas` `(height, width)`."""
+    whole = np.zeros((*canvas, 3), np.uint8)
+    whole[: view.shape[0], : view.shape[1]] = view
+    return whole
 
 
 @jax.jit
