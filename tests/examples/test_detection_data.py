@@ -91,15 +91,21 @@ def folder(tmp_path_factory):
 
 def test_objects_are_those_that_mmdetection_trains_on(folder):
     reader = CocoReader(folder, "train")
-    assert reader.class_names == ["early", "late"] and reader.category_ids == [4, 11]
     assert [image["id"] for image in reader.images] == list(SIZES)
     first = reader.objects(0)
     np.testing.assert_array_equal(
         first.boxes, [[5, 6, 25, 16], [30, 2, 42.5, 32], [50, 30, 80, 60]]
     )
-    assert first.labels.tolist() == [0, 1, 0] and first.masks is None
+    assert first.labels.tolist() == [1, 0, 1] and first.masks is None
     for empty in (2, 3):  # Without annotations, and with a crowd alone.
         assert reader.objects(empty).boxes.shape == (0, 4)
+
+
+def test_classes_have_the_order_of_the_file_as_in_pycocotools(folder):
+    coco = COCO(str(folder / "annotations" / "instances_train2017.json"))
+    reader = CocoReader(folder, "train")
+    assert reader.category_ids == coco.getCatIds() == [11, 4]
+    assert reader.class_names == ["late", "early"]
 
 
 def test_last_pixel_belongs_to_boxes_of_the_seed(folder):
@@ -120,6 +126,22 @@ def test_masks_are_those_of_pycocotools_stretched_over_the_box(folder):
     whole = coco.annToMask(coco.loadAnns([1])[0])
     assert whole[6:16, 5:25].all() and whole.sum() == 200
     assert objects.masks.shape == (3, 10, 10) and objects.masks[0].all()
+
+
+@pytest.mark.parametrize("extent", [0.0, 1.0])
+def test_mask_of_an_object_that_leaves_the_image_fills_the_part_of_its_box_in_the_image(
+    tmp_path, extent
+):
+    # Of the box 10 columns and 8 rows are in the image; the object has the first 5 and the last 4.
+    outline = [[40, 36, 45, 36, 45, 40, 40, 40]]
+    entry = annotation(1, [40, 32, 30, 24], segmentation=outline)
+    read_changed(tmp_path, {"annotations": [entry]})
+    objects = CocoReader(tmp_path, "train", extent).objects(0, cells=20)
+    expected = np.zeros((20, 20), bool)
+    expected[10:, :10] = True
+    np.testing.assert_array_equal(objects.masks, [expected])
+    placed = place_objects(objects, np.array([2.0, 2]), np.array([80, 100]), False, extent)
+    np.testing.assert_array_equal(placed.boxes, [[80, 64, 100 - extent, 80 - extent]])
 
 
 def test_polygons_and_run_lengths_of_either_kind_give_the_same_mask(folder, tmp_path):
@@ -199,7 +221,7 @@ def test_training_batches_hold_resized_images_and_their_objects(folder):
         assert (height, width) == tuple(int(n * expected + 0.5) for n in SIZES[number])
         assert not image[height:].any() and not image[:, width:].any()
         if number == 7:  # Of its three objects two find room.
-            assert batch["labels"][row].tolist() == [0, 1]
+            assert batch["labels"][row].tolist() == [1, 0]
             left, right = batch["boxes"][row, 0, [0, 2]]
             flipped = image[0, 0, 0] > image[0, width - 1, 0]
             scale = width / 60

@@ -33,11 +33,12 @@ class Objects(NamedTuple):
     labels: np.ndarray
     """`[G]`, int32: places in `class_names`."""
     masks: np.ndarray | None
-    """`[G, M, M]`, booleans, each stretched over its box; `None` unless asked for."""
+    """`[G, M, M]`, booleans, each stretched over the part of its box that is in the image; `None`
+    unless asked for."""
 
 
 class CocoReader:
-    """The images of one split, in the order of the JSON file.
+    """The images and classes of one split, in the order of the JSON file.
 
     Args:
       data: A folder with `annotations/*SPLIT*.json` and a folder of images whose name starts with
@@ -51,9 +52,8 @@ class CocoReader:
         self._folder = _images(data, split, self.path)
         self.extent = extent
         self.content = _read(self.path)
-        categories = sorted(self.content["categories"], key=lambda category: category["id"])
-        self.class_names = [category["name"] for category in categories]
-        self.category_ids = [category["id"] for category in categories]
+        self.class_names = [category["name"] for category in self.content["categories"]]
+        self.category_ids = [category["id"] for category in self.content["categories"]]
         self.images = self.content["images"]
         self._annotations = _by_image(self.content["annotations"], self.category_ids)
 
@@ -82,17 +82,24 @@ class CocoReader:
         """
         image = self.images[index]
         kept = [entry for entry in self._of(index) if _is_object(entry, image)]
-        corners = np.array([entry["bbox"] for entry in kept], np.float32).reshape(-1, 4)
-        ends = corners[:, :2] + corners[:, 2:] - self.extent
-        boxes = np.concatenate([corners[:, :2], ends], axis=1)
+        regions = np.array([entry["bbox"] for entry in kept], np.float32).reshape(-1, 4)
+        regions[:, 2:] += regions[:, :2]
+        boxes = regions - np.array([0, 0, self.extent, self.extent], np.float32)
         labels = [self.category_ids.index(entry["category_id"]) for entry in kept]
-        masks = None
-        if cells is not None:
-            whole = [_mask(entry, image, self.path) for entry in kept]
-            regions = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
-            masks = [in_box(mask, box, cells) for mask, box in zip(whole, regions, strict=True)]
-            masks = np.array(masks, bool).reshape(-1, cells, cells)
+        masks = None if cells is None else self._masks(kept, regions, image, cells)
         return Objects(boxes, np.array(labels, np.int32), masks)
+
+    def _masks(
+        self, entries: Sequence[dict], regions: np.ndarray, image: dict[str, Any], cells: int
+    ) -> np.ndarray:
+        """Masks `[G, cells, cells]` of annotations whose boxes end at the edges of `regions`."""
+        # Batches cut boxes at the edges of the image.
+        regions = np.clip(regions, 0, 2 * [image["width"], image["height"]])
+        masks = [
+            in_box(_mask(entry, image, self.path), region, cells)
+            for entry, region in zip(entries, regions, strict=True)
+        ]
+        return np.array(masks, bool).reshape(-1, cells, cells)
 
     def to_train_on(self) -> np.ndarray:
         """The images with an annotation, crowds included, and a side of 32 pixels at least."""
