@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Images and objects in COCO's format reach a detector as pycocotools and mmdetection read them."""
 
+import dataclasses
 import json
+import pickle
+import shutil
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -12,6 +16,7 @@ from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
 from examples.detection.commands.predict import images_of
+from examples.detection.commands.train import Training
 from examples.detection.data import compose as compose_module
 from examples.detection.data.batches import (
     NOTHING,
@@ -26,6 +31,7 @@ from examples.detection.data.images import normalise, resize
 from examples.detection.data.outlines import counts_of
 from examples.detection.model.architecture import Architecture, View
 from examples.detection.model.boxes import CONVENTIONS
+from examples.detection.training.recipes import COMPOSED
 from examples.imagenet.data import Share
 from examples.imagenet.errors import OptionError, UserError
 
@@ -161,8 +167,8 @@ def test_polygons_and_run_lengths_of_either_kind_give_the_same_mask(folder, tmp_
     entries = [
         annotation(7, [5, 10, 15, 20], id=i, segmentation=form) for i, form in enumerate(forms)
     ]
-    for name in ("annotations", "train"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").symlink_to(folder / "train2017")
     (tmp_path / "annotations" / "train.json").write_text(
         json.dumps(content | {"annotations": entries})
     )
@@ -227,6 +233,14 @@ def test_training_batches_hold_resized_images_and_their_objects(folder):
             scale = width / 60
             expected = np.array([60 - 25, 60 - 5] if flipped else [5, 25]) * scale
             np.testing.assert_allclose([left, right], expected, rtol=1e-6)
+
+
+def test_training_says_how_many_images_have_objects_without_room(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Training, "_build", lambda self: None)
+    for most, said in ((2, True), (3, False)):  # One image has nine annotations, three of objects.
+        Training(dataclasses.replace(COMPOSED, data=folder, max_objects=most), None)
+        note = f"1 of 5 images have more objects than --max-objects {most}: the rest is trained as"
+        assert (note in capsys.readouterr().err) == said
 
 
 def test_batches_depend_on_step_and_seed_alone(folder):
@@ -412,16 +426,14 @@ def test_ink_of_a_mask_differs_from_the_photograph(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (lambda root: (root / "annotations" / "train.json").unlink(), "no annotations/.*train"),
-        (lambda root: (root / "train").rmdir(), "no folder train"),
+        (lambda root: shutil.rmtree(root / "train"), "no folder train"),
+        (lambda root: (root / "train" / "a.png").unlink(), "1 of 1 images .* the first of them a"),
         (lambda root: (root / "annotations" / "train.json").write_text("{"), "no JSON that can"),
         (lambda root: (root / "annotations" / "train.json").write_text("{}"), "no list 'images'"),
     ],
 )
 def test_wrong_folders_are_answered_in_a_sentence(tmp_path, change, message):
-    for name in ("annotations", "train"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "annotations" / "train.json").write_text(json.dumps(BARE))
-    CocoReader(tmp_path, "train")
+    read_changed(tmp_path, {})
     change(tmp_path)
     with pytest.raises(UserError, match=message):
         CocoReader(tmp_path, "train")
@@ -466,6 +478,7 @@ def test_fields_that_are_wrong_or_missing_are_named(tmp_path, kind, change, mess
 def read_changed(root, change) -> CocoReader:
     for name in ("annotations", "train"):
         (root / name).mkdir(exist_ok=True)
+    (root / "train" / "a.png").touch()
     (root / "annotations" / "train.json").write_text(json.dumps(BARE | change))
     return CocoReader(root, "train")
 
@@ -492,14 +505,50 @@ def test_objects_come_from_the_instances_and_the_folder_of_their_name(folder, tm
     (tmp_path / "annotations" / "instances_train2017.json").write_text(text)
     for name in ("captions_train2017", "person_keypoints_train2017"):
         (tmp_path / "annotations" / f"{name}.json").write_text("{}")
-    for name in ("train", "train2017"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "train2017" / "7.png").write_bytes((folder / "train2017" / "7.png").read_bytes())
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train2017").symlink_to(folder / "train2017")
     reader = CocoReader(tmp_path, "train")
     assert reader.path.name == "instances_train2017.json" and reader.pixels(0).shape == (40, 60, 3)
     (tmp_path / "annotations" / "instances_train2014.json").write_text(text)
     with pytest.raises(UserError, match=r"2014\.json, instances_train2017\.json: keep one"):
         CocoReader(tmp_path, "train")
+
+
+def test_images_may_be_in_folders_of_their_own_and_lost_ones_are_counted(tmp_path):
+    read_changed(tmp_path, {})
+    for name in ("one", "two"):
+        (tmp_path / "train" / name).mkdir()
+        (tmp_path / "train" / name / "a.png").touch()
+    names = ["a.png", "one/a.png", "./two/a.png", str(tmp_path / "train" / "a.png")]
+    lost = ["two/b.png", "three/a.png", "b.png"]
+
+    def read(names):
+        images = [BARE["images"][0] | {"id": i, "file_name": n} for i, n in enumerate(names)]
+        return read_changed(tmp_path, {"images": images})
+
+    assert len(read(names)) == 4
+    with pytest.raises(UserError, match=r"^3 of 7 images of .*, the first of them two/b\.png"):
+        read([*names, *lost])
+
+
+def test_copy_of_a_worker_takes_about_the_memory_of_the_file(tmp_path):
+    random = np.random.default_rng(0)
+    images = [BARE["images"][0] | {"id": i, "url": f"https://example.com/{i}"} for i in range(50)]
+    entries = [
+        annotation(i, [5, 6, 20, 10], segmentation=random.uniform(0, 40, (1, 80)).round(2).tolist())
+        for i in range(50)
+        for _ in range(7)
+    ]
+    reader = read_changed(tmp_path, {"images": images, "annotations": entries})
+    sent = pickle.dumps(reader)
+    tracemalloc.start()
+    received = pickle.loads(sent)
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert used < 1.1 * reader.path.stat().st_size
+    for array, expected in zip(received.objects(9, 5), reader.objects(9, 5), strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert received.content == reader.content
 
 
 def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from examples.detection.commands.evaluate import make_finder, open_split, show
 from examples.detection.commands.weights import initial_weights
-from examples.detection.data.batches import training_batches, training_plan
+from examples.detection.data.batches import note_left_out, training_batches, training_plan
 from examples.detection.data.coco import SPLITS
 from examples.detection.training.checkpoint import Checkpoints
 from examples.detection.training.recipes import Preset, Settings
@@ -43,6 +43,7 @@ class Training(Loop):
         self.readers = {
             split: open_split(settings.data, split, settings.architecture) for split in SPLITS
         }
+        note_left_out(self.readers["train"], settings.max_objects)
         plan, _ = training_plan(self.readers["train"], settings.batch_size, settings.seed)
         self.steps = settings.total_steps(plan.steps)
         class_names = list(self.readers["train"].class_names)

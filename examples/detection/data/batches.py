@@ -2,9 +2,11 @@
 """Batches of images and objects: a step's batch depends on the seed and the step alone."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 
 from examples.detection.data.coco import CocoReader, Objects
@@ -154,6 +156,17 @@ def training_plan(reader: CocoReader, batch_size: int, seed: int) -> tuple[Plan,
     """Which images every step sees, and their places in the reader."""
     chosen = reader.to_train_on()
     return Plan(_sizes(reader, chosen), batch_size, seed), chosen
+
+
+def note_left_out(reader: CocoReader, max_objects: int) -> None:
+    """Says how many images to train on have objects that find no room."""
+    count = reader.crowded(max_objects)
+    if count and jax.process_index() == 0:
+        print(
+            f"Note: {count} of {len(reader)} images have more objects than --max-objects "
+            f"{max_objects}: the rest is trained as background.",
+            file=sys.stderr,
+        )
 
 
 def training_batches(

@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 
 from examples.detection.data.masks import in_box
 from examples.detection.data.outlines import fault_of, is_outline, mask_of
+from examples.detection.data.packed import Packed
 from examples.imagenet.errors import UserError
 from examples.imagenet.readers import decode
 
@@ -51,14 +53,24 @@ class CocoReader:
         self.path = _annotations(data, split)
         self._folder = _images(data, split, self.path)
         self.extent = extent
-        self.content = _read(self.path)
-        self.class_names = [category["name"] for category in self.content["categories"]]
-        self.category_ids = [category["id"] for category in self.content["categories"]]
-        self.images = self.content["images"]
-        self._annotations = _by_image(self.content["annotations"], self.category_ids)
+        content = self.content
+        self.class_names = [category["name"] for category in content["categories"]]
+        self.category_ids = [category["id"] for category in content["categories"]]
+        images = content["images"]
+        _check_files(self._folder, [image["file_name"] for image in images], self.path)
+        self.images = Packed({name: image[name] for name in _FIELDS["images"]} for image in images)
+        by_image = _by_image(content["annotations"], self.category_ids)
+        annotations = [by_image.get(image["id"], []) for image in images]
+        self._annotations = Packed(annotations)
+        self._counts = np.array(list(map(len, annotations)))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The whole file, read again each time: only measuring needs all of its objects."""
+        return _read(self.path)
 
     def pixels(self, index: int) -> np.ndarray:
         """The image `[H, W, 3]`, uint8."""
@@ -81,7 +93,7 @@ class CocoReader:
           cells: Height and width of the masks, `None` for none.
         """
         image = self.images[index]
-        kept = [entry for entry in self._of(index) if _is_object(entry, image)]
+        kept = [entry for entry in self._annotations[index] if _is_object(entry, image)]
         regions = np.array([entry["bbox"] for entry in kept], np.float32).reshape(-1, 4)
         regions[:, 2:] += regions[:, :2]
         boxes = regions - np.array([0, 0, self.extent, self.extent], np.float32)
@@ -104,19 +116,22 @@ class CocoReader:
     def to_train_on(self) -> np.ndarray:
         """The images with an annotation, crowds included, and a side of 32 pixels at least."""
         large = [min(image["height"], image["width"]) >= _SMALLEST for image in self.images]
-        chosen = [index for index in range(len(self)) if large[index] and self._of(index)]
-        if not chosen:
+        chosen = np.flatnonzero(np.array(large) & (self._counts > 0))
+        if not len(chosen):
             raise UserError(f"{self.path} has no image with annotations to train on.")
-        return np.array(chosen)
+        return chosen
+
+    def crowded(self, most: int) -> int:
+        """How many images to train on have more objects than `most`."""
+        chosen = self.to_train_on()
+        chosen = chosen[self._counts[chosen] > most]
+        return sum(len(self.objects(index).labels) > most for index in chosen)
 
     def check_masks(self) -> None:
         """Refuses annotations without a mask, or with one that is damaged."""
-        for index, image in enumerate(self.images):
-            for entry in self._of(index):
+        for image, entries in zip(self.images, self._annotations, strict=True):
+            for entry in entries:
                 _check_outline(entry, image, self.path)
-
-    def _of(self, index: int) -> list[dict[str, Any]]:
-        return self._annotations.get(self.images[index]["id"], [])
 
 
 def _annotations(data: pathlib.Path, split: str) -> pathlib.Path:
@@ -143,6 +158,24 @@ def _images(data: pathlib.Path, split: str, annotations: pathlib.Path) -> pathli
         )
     same_name = [path for path in found if annotations.stem.endswith(path.name)]
     return (same_name or found)[0]
+
+
+def _check_files(folder: pathlib.Path, names: Sequence[str], path: pathlib.Path) -> None:
+    """Refuses a folder without all images: training might ask for the lost one hours later."""
+    # Folders are listed: to ask for every file takes minutes on a network disk.
+    parts = {os.path.dirname(name) for name in names}
+    listed = {
+        os.path.join(part, name)
+        for part in parts
+        if (folder / part).is_dir()
+        for name in os.listdir(folder / part)
+    }
+    lost = [name for name in names if name not in listed and not (folder / name).exists()]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(names)} images of {path} are not in {folder}, the first of them "
+            f"{lost[0]}: copy the images, or take their entries out of the file."
+        )
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
