@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_dcn._src.arguments import array, choice, is_sequence
 from jax_dcn._src.deform_aggregate.function import aggregate
