@@ -14,7 +14,9 @@ from examples.attention.data import Images, compose_images
 from examples.attention.draw import draw_looks
 from examples.attention.model import Finder
 from examples.attention.train import overlaps, train
-from examples.imagenet.errors import UserError
+from examples.imagenet.command_line import in_words
+from examples.imagenet.errors import check_option
+from examples.imagenet.settings import LARGEST_SEED
 
 _SHOWN = 5  # Images of the picture.
 
@@ -43,12 +45,11 @@ def find_digits(
       learning_rate: Of Adam, at most.
       seed: Of images, parameters and batches.
     """
-    for name in ("steps", "train_images", "val_images", "batch_size"):
-        if locals()[name] < 1:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} must be at least 1, got {locals()[name]}.")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file: choose another --output.")
+    sizes = dict(train_images=train_images, val_images=val_images, batch_size=batch_size)
+    for name, value in dict(steps=steps, **sizes).items():
+        check_option(name, value, 1)
+    check_option("learning_rate", learning_rate, 0)
+    check_option("seed", seed, 0, LARGEST_SEED)
     output.mkdir(parents=True, exist_ok=True)
     learn = compose_images("train", train_images, seed)
     test = compose_images("val", val_images, seed)
@@ -71,19 +72,9 @@ def _report(name: str, found: list[float]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example and returns the exit code."""
-    try:
-        tyro.cli(
-            find_digits,
-            prog="python -m examples.attention",
-            args=None if arguments is None else list(arguments),
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted: nothing was saved.", file=sys.stderr)
-        return 130
-    return 0
+    return in_words(
+        lambda: tyro.cli(find_digits, prog="python -m examples.attention", args=arguments)
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 """Checkpoints of a run: the latest ones, to resume from, and the best one, to use."""
 
 import dataclasses
+import math
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,8 @@ class Description:
     class_names: list[str]
     dtype: str = "float32"
     """Of the computation in training and in its tests."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The other options that decide what is trained."""
 
     def check_equal(self, other: "Description", folder: pathlib.Path) -> None:
         """Refuses to go on with the checkpoints of another network."""
@@ -40,6 +44,14 @@ class Description:
                 f"{folder.resolve()} holds checkpoints of another network ({'; '.join(differences)}"
                 "): choose another --output, or the same network."
             )
+
+    def changes(self, other: "Description") -> list[str]:
+        """What a run with the options of `other` changes, an option each."""
+        return [
+            f"--{name.replace('_', '-')} is {value}, and was {self.options[name]}."
+            for name, value in other.options.items()
+            if self.options.get(name, value) != value
+        ]
 
 
 def _flat(description: Description) -> dict[str, Any]:
@@ -57,9 +69,14 @@ class Checkpoints:
     """The dataclass that says which network a checkpoint holds."""
     metric: str = "top1"
     """What makes a checkpoint the best."""
+    other: str = (
+        "a detector: commands of `python -m examples.detection` use it, and `train --initial` there "
+        "starts with it"
+    )
+    """What a checkpoint holds that has another dataclass."""
 
     def __init__(self, folder: pathlib.Path, *, write: bool = False):
-        self.folder = folder
+        self.folder, self._write = folder, write
         if not write and not folder.is_dir():
             raise UserError(f"There is no run in {folder.resolve()}: check the path.")
         keep = [
@@ -80,8 +97,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _, error: BaseException | None, __) -> None:
         self._manager.close()  # Waits for what is being written.
+        # Step 0 is that of weights which were not trained here.
+        if isinstance(error, KeyboardInterrupt) and self._write and self.latest:
+            error.add_note(f"The same command goes on after step {self.latest}.")
 
     @property
     def latest(self) -> int | None:
@@ -97,6 +117,8 @@ class Checkpoints:
 
     def save_weights(self, weights: Weights, description: Description) -> None:
         """Starts to write a network that was not trained here, as a checkpoint of step 0."""
+        if self.latest is not None:
+            raise UserError(f"{self.folder} has checkpoints already: choose another folder.")
         self._save(0, description, None, weights=weights)
 
     def _save(self, step: int, description: Description, metrics, **items: Any) -> None:
@@ -108,7 +130,11 @@ class Checkpoints:
 
     def restore(self, like: TrainState, description: Description) -> TrainState:
         """The state of the latest checkpoint, placed as `like` is."""
-        self.description(self.latest).check_equal(description, self.folder)
+        before = self.description(self.latest)
+        before.check_equal(description, self.folder)
+        if jax.process_index() == 0:
+            for change in before.changes(description):
+                print(f"Note: {change}", file=sys.stderr)
         weights, training = _items(like)
         restored = self._restore(self.latest, weights=weights, training=training)
         if like.average is None:
@@ -136,11 +162,17 @@ class Checkpoints:
         # JSON has lists where a dataclass has tuples.
         lists = {name: value for name, value in content["model"].items() if isinstance(value, list)}
         tuples = {name: tuple(value) for name, value in lists.items()}
-        model = self.model(**content["model"] | tuples)
-        return Description(model, content["class_names"], content.get("dtype", "float32"))
+        try:
+            model = self.model(**content["model"] | tuples)
+        except TypeError as error:
+            raise UserError(f"{self.folder} holds {self.other}.") from error
+        # Checkpoints of earlier versions have neither.
+        dtype, options = content.get("dtype", "float32"), content.get("options", {})
+        return Description(model, content["class_names"], dtype, options)
 
     def _quality(self, metrics: dict[str, float]) -> float:
-        return metrics[self.metric]
+        # A run of another program has other measures, until its description is read.
+        return metrics.get(self.metric, -math.inf)
 
     def _restore(self, step: int, **like: Any) -> Any:
         items = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in like.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, lack_of_memory
 
 
 def run_command(
@@ -38,7 +38,13 @@ def in_words(call: Callable[[], object]) -> int:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error
         print(f"error: {reason}.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on where this one stopped.", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        message = lack_of_memory(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print("\nInterrupted.", *getattr(error, "__notes__", ()), file=sys.stderr)
         return 130
     return 0

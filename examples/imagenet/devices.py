@@ -16,8 +16,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from examples.imagenet.data import Share
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, lack_of_memory
 from examples.imagenet.settings import Processes
+
+_GOES_ON = "Training goes on from the last checkpoint."
 
 
 def connect(processes: Processes) -> None:
@@ -61,13 +63,12 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, UserError):
         return f"{here}: {error}"
     if isinstance(error, KeyboardInterrupt):
-        return f"{here} was interrupted: start all again, to go on from the last checkpoint."
+        return f"{here} was interrupted: start all again. {_GOES_ON}"
+    if message := lack_of_memory(error):
+        return f"{here}: {message}"
     if isinstance(error, jax.errors.JaxRuntimeError):
         reason = str(error).splitlines()[0]
-        return (
-            f"{here} lost another one, or a device ({reason}): start all again, to go on from the "
-            "last checkpoint."
-        )
+        return f"{here} lost another one, or a device ({reason}): start all again. {_GOES_ON}"
     return "".join(traceback.format_exception(error))
 
 

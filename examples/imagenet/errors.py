@@ -2,6 +2,8 @@
 """The exceptions that the commands turn into a message instead of a traceback."""
 
 import math
+import pathlib
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -17,6 +19,10 @@ class OptionError(UserError):
     code = 2  # As for options that nobody knows.
 
 
+PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
+"""Ends of the names of files that pictures are written to."""
+
+
 def check_option(
     name: str, value: float | None, least: float = -math.inf, most: float = math.inf
 ) -> None:
@@ -25,3 +31,20 @@ def check_option(
         return
     bound = f"at least {least}" if not value >= least else f"at most {most}"
     raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {value}.")
+
+
+def check_suffix(path: pathlib.Path, suffixes: Collection[str]) -> None:
+    """Refuses a file whose name does not end as one of the files that can be written."""
+    if path.suffix not in suffixes:
+        raise UserError(f"{path} must end in {' or '.join(suffixes)}.")
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """What to do about an error that lack of memory made; `None` for every other error."""
+    if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        return None
+    reason = (str(error).splitlines() or ["MemoryError"])[0].rstrip(".")
+    return (
+        f"Too little memory ({reason}): lower --batch-size, or raise --accumulate, where the "
+        "command has these options."
+    )

@@ -6,7 +6,7 @@ import pathlib
 import tyro
 from tqdm import tqdm
 
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_option
 from examples.imagenet.readers import SPLITS, FolderReader, pack_record
 
 
@@ -23,18 +23,26 @@ def pack(
       output: Folder to fill.
       files: How many files the training images go into; the validation images go into one.
     """
+    check_option("files", files, 1)
     readers = {split: FolderReader(str(images), split) for split in SPLITS}
-    output.mkdir(parents=True, exist_ok=True)
-    if any(output.iterdir()):
+    if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: choose another folder.")
-    (output / "classes.txt").write_text(
-        "".join(f"{name}\n" for name in readers["train"].class_names)
-    )
+    part = _empty_folder(pathlib.Path(f"{output}.part"))
+    (part / "classes.txt").write_text("".join(f"{name}\n" for name in readers["train"].class_names))
     for split, count in (("train", files), ("validation", 1)):
         for index in range(count):
-            path = output / f"{split}-{index:05}-of-{count:05}.arrayrecord"
+            path = part / f"{split}-{index:05}-of-{count:05}.arrayrecord"
             _pack_file(readers[split], range(index, len(readers[split]), count), path)
+    part.rename(output)
     print(f"Wrote {output}.")
+
+
+def _empty_folder(part: pathlib.Path) -> pathlib.Path:
+    """The folder, without the files that an interrupted command left there."""
+    part.mkdir(parents=True, exist_ok=True)
+    for path in part.glob("*.arrayrecord"):
+        path.unlink()
+    return part
 
 
 def _pack_file(reader: FolderReader, indices: range, path: pathlib.Path) -> None:

@@ -3,9 +3,10 @@
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,22 @@ class Run:
         """How many steps the run takes."""
         return self.steps or max(1, round(self.epochs * steps_of_epoch))
 
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide what is trained, besides the network, as JSON keeps them."""
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _NOT_DECISIVE
+        }
+        return json.loads(json.dumps(options, default=str))
+
+
+_NOT_DECISIVE = {"model", "architecture", "output", "processes", "workers"} | {
+    "checkpoint_every",
+    "evaluate_every",
+    "log_every",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Testing:
@@ -209,7 +226,8 @@ _TRIAL = dataclasses.replace(
 PRESETS = {
     "imagenet": Settings(),
     "digits": _TRIAL,
-    "generated": dataclasses.replace(_TRIAL, data="generated", steps=20),
+    # Twenty steps.
+    "generated": dataclasses.replace(_TRIAL, data="generated", epochs=1.28),
 }
 DESCRIPTIONS = {
     "imagenet": "ResNet-50 with deformable convolutions of version 2 in c3 to c5, 90 epochs.",

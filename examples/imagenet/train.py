@@ -3,9 +3,6 @@
 
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
-
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import Batch, training_batches
 from examples.imagenet.devices import place
@@ -14,7 +11,7 @@ from examples.imagenet.loop import Loop
 from examples.imagenet.readers import SPLITS, open_reader
 from examples.imagenet.settings import Preset, Settings
 from examples.imagenet.state import learning_rate, make_optimizer, make_train_step, split
-from examples.imagenet.weights import initial_weights
+from examples.imagenet.weights import initial_weights, widened
 
 
 def train(settings: Preset) -> None:
@@ -37,7 +34,7 @@ class Training(Loop):
         images = len(self.readers["train"])
         self.steps = settings.total_steps(images / settings.batch_size)
         names = list(self.readers["train"].class_names)
-        self.description = Description(settings.model, names, settings.dtype)
+        self.description = Description(settings.model, names, settings.dtype, settings.decisive())
         check_classes(self.readers["validation"].class_names, self.description)
         self.schedule = learning_rate(settings, images)
         self._build()
@@ -49,9 +46,7 @@ class Training(Loop):
         weights = split(model)[1]
         if settings.initial is not None:
             weights = initial_weights(settings.initial, weights, self.placement)
-        # Batch normalisation makes its statistics in float32 whatever it is told.
-        wide = jnp.promote_types(settings.dtype, jnp.float32)
-        weights = jax.tree.map(lambda array: array.astype(wide), weights)
+        weights = widened(weights, settings.dtype)
         optimizer = make_optimizer(settings, self.schedule)
         train_step = make_train_step(model, optimizer, settings)
         self.prepare(weights, optimizer, train_step, settings.average > 0)

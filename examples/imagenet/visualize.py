@@ -2,6 +2,7 @@
 """Draws where the deformable layers of a network look, and how much each tap counts."""
 
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from examples.imagenet.errors import UserError, check_option
+from examples.imagenet.errors import PICTURES, UserError, check_option, check_suffix
 from examples.imagenet.predict import load_on_one_device, view_of
 from examples.imagenet.samples import Samples, samples_of, trace
 from examples.imagenet.state import normalise
@@ -38,8 +39,9 @@ def visualize(
     check_option("layers", layers, 1)
     for share in at:
         check_option("at", share, 0, 1)
+    check_suffix(output, PICTURES)
     network = load_on_one_device(run, step)
-    if network.description.model.conv == "ordinary":
+    if not is_deformable(network.description.model):
         raise UserError(f"{run} holds an ordinary network, which has no samples to draw.")
     view = view_of(network, image)
     images = normalise(jnp.asarray(view[None]))
@@ -47,6 +49,11 @@ def visualize(
     output.parent.mkdir(parents=True, exist_ok=True)
     draw(view, samples, np.array(at), output)
     print(f"Wrote {output}.")
+
+
+def is_deformable(model: Any) -> bool:
+    """Whether the network that these options describe has deformable convolutions."""
+    return model.conv != "ordinary" and model.stages != ()
 
 
 def draw(view: np.ndarray, layers: list[Samples], at: np.ndarray, path: pathlib.Path) -> None:

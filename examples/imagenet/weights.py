@@ -2,9 +2,11 @@
 """Weights from elsewhere, and weights and programs for elsewhere."""
 
 import json
+import logging
 import pathlib
 import re
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from flax import nnx
 
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import Placement
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import UserError, check_suffix
 from examples.imagenet.evaluate import Network, load
 from examples.imagenet.predict import load_on_one_device
 from examples.imagenet.readers import open_reader
@@ -22,7 +24,14 @@ from examples.imagenet.settings import Model
 from examples.imagenet.state import Arrays, Weights, make_predictor, split
 from jax_dcn.interop.onnx import to_onnx
 from jax_dcn.interop.torch_weights import read_state_dict, to_flax
-from jax_dcn.nnx import DeformConv
+
+_NAMED = 4  # Names of arrays in a list, at most.
+_MAY_BE_ABSENT = re.compile(r"\boffset_conv\.|\.roi_layers\.|^roi_head\.mask_head\.")
+"""Parts that a network may have more than another network, whose weights it starts with."""
+_OF_CLASSES = re.compile(
+    r"^(fc|roi_head\.bbox_head\.(\d+\.)?fc_(cls|reg)|roi_head\.mask_head\.conv_logits)\."
+)
+"""Layers whose shapes follow from the number of classes."""
 
 
 def import_weights(
@@ -58,8 +67,6 @@ def import_weights(
     except ValueError as error:
         raise UserError(f"{error}\nChoose the --depth, --conv and --stages of {source}.") from error
     with Checkpoints(output, write=True) as checkpoints:
-        if checkpoints.latest is not None:
-            raise UserError(f"{output} has checkpoints already: choose another folder.")
         arrays = jax.tree.map(jnp.asarray, split(network)[1])
         checkpoints.save_weights(arrays, Description(model, names))
     print(f"Wrote {output}.")
@@ -88,37 +95,80 @@ def _numbers(weights: dict[str, np.ndarray], prefix: str) -> list[str]:
 
 
 def initial_weights(run: pathlib.Path, fresh: Weights, placement: Placement) -> Weights:
-    """The weights of another run, to start with.
+    """The weights of another run, to start with."""
+    kept = load(run, None, placement, "float32").weights
+    return over_fresh(run, fresh, kept, "--depth, --width and --conv")
 
-    What it does not have stays fresh: the offset branch, if its convolutions are ordinary, and the
-    head, if it knows other classes.
+
+def over_fresh(run: pathlib.Path, fresh: Weights, kept: Weights, options: str) -> Weights:
+    """The weights `kept` of a run where they fit, the `fresh` ones elsewhere.
+
+    Fresh are the offset branches, the branches of pooling and the mask head, if the run has none,
+    and the heads, if the run has another number of classes.
+
+    Args:
+      run: Folder of the run.
+      fresh: Weights of the network that starts.
+      kept: Weights of the run.
+      options: What to choose as in the run, if other arrays do not fit.
     """
-    return over_fresh(run, fresh, load(run, None, placement, "float32").weights)
-
-
-def over_fresh(run: pathlib.Path, fresh: Weights, kept: Weights) -> Weights:
-    """The weights `kept` of a run where they fit, the `fresh` ones elsewhere."""
-    misfits = [name for new, old in zip(fresh, kept, strict=True) for name in _misfits(new, old)]
+    mine, theirs = (weights.params | weights.stats for weights in (fresh, kept))
+    misfits = _misfits(mine, theirs)
     if misfits:
+        name, more = misfits[0], len(misfits) - 1
+        there, here = (_shape(arrays, name) or "none" for arrays in (theirs, mine))
+        others = f" and {more} more arrays" if more else ""
         raise UserError(
-            f"The network in {run} differs from that of this run in {misfits[0]} and "
-            f"{len(misfits) - 1} more: choose its --depth and --width."
+            f"The network in {run} differs from that of this run in {name} (there {there}, here "
+            f"{here}){others}: choose its {options}."
         )
-    return Weights(*(_over(new, old) for new, old in zip(fresh, kept, strict=True)))
+    if jax.process_index() == 0:
+        print(f"From {run}: {_summary(mine, theirs)}")
+    return Weights(*(_over(part, theirs) for part in fresh))
 
 
-def _misfits(fresh: Arrays, kept: Arrays) -> list[str]:
-    names = sorted(fresh.keys() | kept.keys())
-    may_be_fresh = re.compile(r"\boffset_conv\.|\b(fc|fc_cls|fc_reg|conv_logits|roi_layers)\b")
-    return [name for name in names if not (_fits(fresh, kept, name) or may_be_fresh.search(name))]
+def _misfits(mine: Arrays, theirs: Arrays) -> list[str]:
+    names = sorted(mine.keys() | theirs.keys())
+    return [
+        name for name in names if not (_fits(mine, theirs, name) or _may_differ(mine, theirs, name))
+    ]
 
 
-def _over(fresh: Arrays, kept: Arrays) -> Arrays:
-    return {name: kept[name] if _fits(fresh, kept, name) else fresh[name] for name in fresh}
+def _may_differ(mine: Arrays, theirs: Arrays, name: str) -> bool:
+    in_both = name in mine and name in theirs
+    return bool(_OF_CLASSES.match(name) or (_MAY_BE_ABSENT.search(name) and not in_both))
 
 
-def _fits(fresh: Arrays, kept: Arrays, name: str) -> bool:
-    return name in fresh and name in kept and fresh[name].shape == kept[name].shape
+def _fits(mine: Arrays, theirs: Arrays, name: str) -> bool:
+    return name in mine and _shape(mine, name) == _shape(theirs, name)
+
+
+def _shape(arrays: Arrays, name: str) -> tuple[int, ...] | None:
+    return arrays[name].shape if name in arrays else None
+
+
+def _over(fresh: Arrays, theirs: Arrays) -> Arrays:
+    return {name: theirs[name] if _fits(fresh, theirs, name) else fresh[name] for name in fresh}
+
+
+def _summary(mine: Arrays, theirs: Arrays) -> str:
+    """How many arrays are taken from a run, and which are not."""
+    fresh = [name for name in mine if not _fits(mine, theirs, name)]
+    lists = {"Fresh": fresh, "Not used": list(theirs.keys() - mine.keys())}
+    words = [f" {title}: {_some(names)}." for title, names in lists.items() if names]
+    return f"{len(mine) - len(fresh)} arrays.{''.join(words)}"
+
+
+def _some(names: list[str]) -> str:
+    shown = sorted(names)[:_NAMED] + ["..."] * (len(names) > _NAMED)
+    return f"{len(names)} ({', '.join(shown)})"
+
+
+def widened(weights: Weights, dtype: str) -> Weights:
+    """The weights for training in `dtype`, in at least float32."""
+    # Batch normalisation makes its statistics in float32 whatever it is told.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jax.tree.map(lambda array: array.astype(wide), weights)
 
 
 def export(
@@ -142,14 +192,18 @@ def export(
         ".stablehlo": _program_as_bytes,
         ".onnx": _as_onnx,
     }
-    if output.suffix not in writers:
-        raise UserError(f"{output} must end in {', '.join(writers)}.")
+    check_suffix(output, writers)
     network = load_on_one_device(run, step)
+    write_export(output, writers[output.suffix](network), network.description.class_names)
+
+
+def write_export(output: pathlib.Path, content: bytes, about: Any) -> None:
+    """Writes a file and, beside the file, what its user has to know, as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(writers[output.suffix](network))
-    names = output.with_suffix(".json")
-    names.write_text(json.dumps(network.description.class_names, indent=1) + "\n")
-    print(f"Wrote {output} and {names}.")
+    output.write_bytes(content)
+    beside = output.with_suffix(".json")
+    beside.write_text(json.dumps(about, indent=1) + "\n")
+    print(f"Wrote {output} and {beside}.")
 
 
 def _weights_as_bytes(network: Network) -> bytes:
@@ -162,19 +216,22 @@ def _weights_as_bytes(network: Network) -> bytes:
 def _as_onnx(network: Network) -> bytes:
     predict, weights = make_predictor(network.model), network.weights
     size = network.description.model.image_size
+    shape = ("count", size, size, 3)
+    return onnx_as_bytes(lambda images: jax.nn.softmax(predict(weights, images)), shape)
+
+
+def onnx_as_bytes(call: Callable, *arguments: Any, **options: Any) -> bytes:
+    """What `to_onnx` makes of a call, as a file holds it."""
+    # jax2onnx warns of its optional parts that do not fit this version of JAX.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
-        model = to_onnx(
-            lambda images: jax.nn.softmax(predict(weights, images)), ("count", size, size, 3)
-        )
+        return to_onnx(call, *arguments, **options).SerializeToString()
     except ImportError as error:
         raise UserError(str(error)) from error
-    return model.SerializeToString()
 
 
 def _program_as_bytes(network: Network) -> bytes:
-    for _, layer in nnx.iter_modules(network.model):
-        if isinstance(layer, DeformConv):
-            layer.implementation = "xla"  # Runs where this package is not installed.
+    make_portable(network.model)
     predict = make_predictor(network.model)
     weights = jax.tree.map(np.asarray, network.weights)
     size = network.description.model.image_size
@@ -182,3 +239,10 @@ def _program_as_bytes(network: Network) -> bytes:
     images = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
     program = jax.jit(lambda images: jax.nn.softmax(predict(weights, images)))
     return jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(images).serialize()
+
+
+def make_portable(model: nnx.Module) -> None:
+    """Lets a network run where this package is not installed."""
+    for _, layer in nnx.iter_modules(model):
+        if hasattr(layer, "implementation"):
+            layer.implementation = "xla"

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Pools a box of a photograph, and a misplaced copy of it whose bins learn to reach the first.
+"""Command line: `python -m examples.roi_pool --help`."""
 
-`python -m examples.roi_pool` prints how far the pooled colours are apart, before and after, and draws
-the boxes with the positions that their bins sample.
-"""
-
-import argparse
 import functools
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -15,9 +11,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import tyro
 from sklearn.datasets import load_sample_image
 
 import jax_dcn
+from examples.imagenet.command_line import in_words
+from examples.imagenet.errors import PICTURES, check_option, check_suffix
 from examples.roi_pool.draw import draw_box, draw_pooled
 
 SCALE = 1 / 4  # the features are the photograph, shrunk as by the first layers of a detector
@@ -70,37 +69,52 @@ def fit_offset(x: jax.Array, roi: jax.Array, target: jax.Array, steps: int) -> j
     return run(jnp.full((1, BINS, BINS, 1, 2), 1e-3))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of gradient descent")
-    parser.add_argument("--output", type=pathlib.Path, default="roi_pool.png", help="the picture")
-    options = parser.parse_args(arguments)
+def find_box(*, steps: int = 300, output: pathlib.Path = pathlib.Path("roi_pool.png")) -> None:
+    """Pools a box of a photograph, and a misplaced copy whose bins learn to reach the first box.
 
+    Prints how far the pooled colours are apart, before and after, and draws the boxes with the
+    positions that their bins sample.
+
+    Args:
+      steps: Steps of gradient descent.
+      output: The picture.
+    """
+    check_option("steps", steps, 0)
+    check_suffix(output, PICTURES)
+    output.parent.mkdir(parents=True, exist_ok=True)
     photograph = load_sample_image("flower.jpg")
     x = features(photograph)
     target, before = pool(x, region(BOX)), pool(x, region(MISPLACED))
-    offset = fit_offset(x, region(MISPLACED), target, options.steps)
+    offset = fit_offset(x, region(MISPLACED), target, steps)
     after = displaced_pool(x, region(MISPLACED), offset)
     for name, pooled in {"undisplaced": before, "displaced": after}.items():
-        print(
-            f"{name} bins: colours differ by {float(jnp.sqrt(jnp.mean((pooled - target) ** 2))):.3f}"
-        )
+        difference = float(jnp.sqrt(jnp.mean((pooled - target) ** 2)))
+        print(f"{name} bins: colours differ by {difference:.3f}")
+    columns = {
+        "a box": (BOX, None, target),
+        "misplaced": (MISPLACED, None, before),
+        "misplaced, bins displaced": (MISPLACED, offset, after),
+    }
+    draw(photograph, columns, output)
+    print(f"Wrote {output}.")
 
-    figure, axes = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained")
-    rows = zip(
-        axes.T,
-        ("a box", "misplaced", "misplaced, bins displaced"),
-        ((BOX, None, target), (MISPLACED, None, before), (MISPLACED, offset, after)),
-        strict=True,
-    )
-    for (above, below), title, (box, displacement, pooled) in rows:
-        draw_box(above, photograph, box, displacement, BINS, TRANS_STD)
+
+def draw(photograph: np.ndarray, columns: dict[str, tuple], output: pathlib.Path) -> None:
+    """Draws a box with its offset, and what its bins pool, in each column."""
+    figure, axes = plt.subplots(2, len(columns), figsize=(10.5, 5.6), layout="constrained")
+    for (above, below), (title, column) in zip(axes.T, columns.items(), strict=True):
+        box, offset, pooled = column
+        draw_box(above, photograph, box, offset, BINS, TRANS_STD)
         above.set_title(title, fontsize=10)
         draw_pooled(below, pooled[0])
-    figure.savefig(options.output, dpi=80)
+    figure.savefig(output, dpi=80)
     plt.close(figure)
-    print(f"wrote {options.output}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the example and returns the exit code."""
+    return in_words(lambda: tyro.cli(find_box, prog="python -m examples.roi_pool", args=arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -62,7 +62,8 @@ def run_interrupted(monkeypatch, capsys):
         with monkeypatch.context() as patch:
             patch.setattr(Log, "write", interrupt)
             assert run(*command) == 130
-        assert "same command" in capsys.readouterr().err
+        message = "\nInterrupted. The same command goes on after step 10.\n"
+        assert capsys.readouterr().err.endswith(message)
         assert run(*command) == 0
         assert f"Resumes after step 10 of {steps}." in capsys.readouterr().out
 

@@ -30,10 +30,14 @@ def test_boxes_surround_the_digit_and_stay_in_the_image():
     assert len({image.tobytes() for image in images.pixels}) == 5
 
 
-@pytest.mark.parametrize("option", ["--steps", "--val-images", "--batch-size"])
-def test_numbers_below_one_are_refused(option, capsys):
-    assert main([option, "0"]) == 1
-    assert capsys.readouterr().err == f"error: {option} must be at least 1, got 0.\n"
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [("--steps", 1), ("--val-images", 1), ("--batch-size", 1), ("--seed", 0)],
+)
+def test_numbers_below_the_least_are_refused(option, least, capsys):
+    assert main([option, str(least - 1)]) == 2
+    expected = f"error: {option} must be at least {least}, got {least - 1}.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_output_that_is_a_file_is_refused(tmp_path, capsys):

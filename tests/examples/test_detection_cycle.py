@@ -17,6 +17,7 @@ import pytest
 import tyro
 from PIL import Image
 from pycocotools import mask as run_lengths
+from safetensors.numpy import save_file
 
 from examples.detection.__main__ import _COMMANDS, main
 from examples.detection.commands.evaluate import load as load_run, make_finder
@@ -28,6 +29,7 @@ from examples.detection.data.measure import measure
 from examples.detection.model.detect import Detections
 from examples.detection.results import main as compare
 from examples.detection.training.recipes import COMPOSED, Preset
+from examples.imagenet.__main__ import main as classify
 from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import place
 from examples.imagenet.errors import UserError
@@ -35,6 +37,7 @@ from examples.imagenet.evaluate import check_classes
 from examples.imagenet.settings import Model
 from examples.imagenet.state import split
 from tests.examples.checkpoints import arrays_of, assert_same_arrays
+from tests.examples.small_detectors import CLASSES, FLAGS, SMALL as PUBLISHED, small_detector
 from tests.examples.step_losses import step_losses
 
 pytestmark = pytest.mark.usefixtures("like_the_commands")
@@ -309,15 +312,27 @@ def test_run_starts_from_the_weights_of_another(trained):
         np.testing.assert_array_equal(value, expected, err_msg=name)
 
 
-def test_backbone_may_be_a_classifier_of_the_other_example(tmp_path):
-    classifier = Model(depth=10, width=8, image_size=32)
-    kept = split(classifier.build(3, seed=7))[1]
-    with Checkpoints(tmp_path, write=True) as checkpoints:
-        checkpoints.save_weights(kept, Description(classifier, ["a", "b", "c"]))
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A run of the other example, and its weights."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model = Model(depth=10, width=8, image_size=32, stages=(4, 5))
+    weights = split(model.build(3, seed=7))[1]
+    with Checkpoints(folder, write=True) as checkpoints:
+        checkpoints.save_weights(weights, Description(model, ["a", "b", "c"]))
+    return folder, weights
+
+
+def test_backbone_may_be_a_classifier_of_the_other_example(classifier, capsys):
+    folder, kept = classifier
     architecture = dataclasses.replace(COMPOSED.architecture, width=8, stages=(3, 4, 5))
-    settings = dataclasses.replace(COMPOSED, architecture=architecture, backbone=tmp_path)
+    settings = dataclasses.replace(COMPOSED, architecture=architecture, backbone=folder)
     fresh = split(architecture.build(4))[1]
     weights = initial_weights(settings, fresh, place(1))
+    taken = len(kept.params) + len(kept.stats) - 2  # Without the head.
+    names = [f"layer2.0.conv{n}.offset_conv.{part}" for n in (1, 2) for part in ("bias", "kernel")]
+    expected = f"From {folder}: {taken} arrays. Fresh: 4 ({', '.join(names)}).\n"
+    assert capsys.readouterr().out == expected
     for kind, of_classifier, of_detector in zip(fresh, kept, weights, strict=True):
         assert kind.keys() == of_detector.keys()
         for name, value in of_detector.items():
@@ -325,10 +340,60 @@ def test_backbone_may_be_a_classifier_of_the_other_example(tmp_path):
             np.testing.assert_array_equal(value, own, err_msg=name)
 
 
+def test_run_of_the_other_program_is_refused_with_what_takes_it(
+    classifier, composed, trained, tmp_path, capsys
+):
+    image = composed / "val" / "000001.png"
+    assert run("predict", classifier[0], image) == 1
+    assert (
+        "holds a classifier: commands of `python -m examples.imagenet`" in capsys.readouterr().err
+    )
+    assert classify(["predict", str(trained), str(image)]) == 1
+    assert "holds a detector: commands of `python -m examples.detection`" in capsys.readouterr().err
+    for option, folder, named in (
+        ("initial", classifier[0], "--backbone"),
+        ("backbone", trained, "--initial"),
+    ):
+        settings = dataclasses.replace(COMPOSED, **{option: folder})
+        with pytest.raises(UserError, match=f"`train {named}`"):
+            initial_weights(settings, split(settings.architecture.build(4))[1], place(1))
+
+
+def test_published_detector_is_tuned_on_other_classes(composed, tmp_path, capsys):
+    save_file(small_detector(PUBLISHED), tmp_path / "published.safetensors")
+    command = ["import-weights", tmp_path / "published.safetensors", tmp_path / "run", *FLAGS]
+    assert run(*command, "--data", composed) == 1
+    assert f"knows {CLASSES} classes, and {composed} has 10" in capsys.readouterr().err
+    content = json.loads((composed / "annotations" / "val.json").read_text())
+    names = ["first", "second", "third"]
+    categories = [{"id": index, "name": name} for index, name in enumerate(names)]
+    copy_with(content | {"categories": categories, "annotations": []}, composed, tmp_path)
+    assert run(*command, "--data", tmp_path) == 0
+    kept = load_run(tmp_path / "run", None, place(1))
+    assert kept.description.class_names == names
+    capsys.readouterr()
+    training = training_of(["coco", *FLAGS, "--initial", str(tmp_path / "run")], composed)
+    heads = [f"roi_head.bbox_head.fc_{kind}" for kind in ("cls", "reg")]
+    fresh = [f"{head}.{part}" for head in heads for part in ("bias", "kernel")]
+    assert f" arrays. Fresh: 4 ({', '.join(fresh)}).\n" in capsys.readouterr().out
+    for name, value in training.state.weights.params.items():
+        assert (name in fresh) or np.array_equal(value, kept.weights.params[name]), name
+
+
+def test_demo_of_other_images_is_not_the_demo_that_is_there(
+    composed, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("examples.detection.commands.demo.train", lambda _: pytest.fail("trains"))
+    (tmp_path / "data").symlink_to(composed)
+    for options in ("--images 5", "--images 12 --seed 1"):
+        assert run("demo", "--output", tmp_path, *options.split()) == 1
+        assert re.search(r"12 training images .* seed 0.*another --output", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train coco --data nowhere", "no annotations/.*train.*compose"),
+        ("train composed --data nowhere", "no annotations/.*train.*compose"),
         ("train composed --data {data} --depth 19", "depth must be one of"),
         ("train composed --data {data} --model cascade --pool mmcv", "cascade pools by"),
         ("train composed --data {data} --num-processes 2", "needs --coordinator"),

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from examples.digits import compare
-from examples.digits.__main__ import main
+from examples.digits.__main__ import _parse, main
 from examples.digits.data import CANVAS, CLASSES, DIGIT, Scans, Warp, load_scans, warp_images
 from examples.digits.models import NETWORKS
 from examples.digits.report import Result, load_parameters, paired_gains, save_parameters, table
@@ -91,8 +91,8 @@ def test_ctrl_c_says_what_was_saved(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare, "train", interrupted_train)
     monkeypatch.setattr(compare, "accuracy", lambda *_: 0.5)
     assert main(tiny_run) == 130
-    printed = capsys.readouterr().out
-    assert "Interrupted." in printed and str(tmp_path / "results.json") in printed
+    printed, message = capsys.readouterr()
+    assert message.endswith("\nInterrupted.\n") and str(tmp_path / "results.json") in printed
     assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 1
 
 
@@ -120,16 +120,39 @@ def test_table_pairs_networks_by_seed():
     assert "62.5 % ± 17.7" in table(results)
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "1"], ["--seeds", "0"], ["--part", "train"]])
+@pytest.mark.parametrize("arguments", [["--steps", "1"], ["--seeds", "0"], ["--warps", "0"]])
 def test_command_line_refuses_nonsense(arguments, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {arguments[0]} must be at least ")
     with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-    assert arguments[0] in capsys.readouterr().err
+        main(["--part", "train"])
+
+
+def test_quick_run_takes_the_steps_that_are_given():
+    quick, given = _parse(["--quick"]), _parse(["--quick", "--steps", "500"])
+    assert (quick.seeds, quick.steps, quick.warps) == (1, 20, 1)
+    assert (given.seeds, given.steps, given.warps) == (1, 500, 1)
+
+
+@pytest.mark.parametrize("program", [main, pool_boxes])
+def test_output_that_cannot_be_written_is_an_error(program, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    output = file if program is main else file / "picture.png"
+    assert program(["--output", str(output)]) == 1
+    assert capsys.readouterr().err == f"error: File exists: {file}.\n"
+
+
+def test_boxes_are_pooled_with_steps_and_pictures_that_there_are(capsys):
+    assert pool_boxes(["--steps", "-1"]) == 2
+    assert capsys.readouterr().err == "error: --steps must be at least 0, got -1.\n"
+    assert pool_boxes(["--output", "picture.txt"]) == 1
+    assert "picture.txt must end in .png or " in capsys.readouterr().err
 
 
 def test_displaced_bins_find_the_box_that_was_missed(optax_promotion, tmp_path, capsys):
-    picture = tmp_path / "pooled.png"
-    pool_boxes(["--steps", "60", "--output", str(picture)])
+    picture = tmp_path / "new" / "pooled.png"
+    assert pool_boxes(["--steps", "60", "--output", str(picture)]) == 0
     before, after = (float(n) for n in re.findall(r"differ by ([0-9.]+)", capsys.readouterr().out))
     assert after < 0.6 * before
     assert 1000 < picture.stat().st_size < 500_000

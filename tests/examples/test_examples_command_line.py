@@ -7,6 +7,7 @@ import re
 import pytest
 
 from examples.detection.__main__ import main as detection
+from examples.detection.training import recipes
 from examples.imagenet import settings
 from examples.imagenet.__main__ import main as imagenet
 from examples.imagenet.command_line import in_words
@@ -126,7 +127,13 @@ def _help(main, command, capsys) -> list[str]:
         (OptionError("--top must be at least 1."), 2, "error: --top must be at least 1.\n"),
         (FileExistsError(17, "File exists", "out"), 1, "error: File exists: out.\n"),
         (OSError("disk"), 1, "error: disk.\n"),
-        (KeyboardInterrupt(), 130, "\nInterrupted: the same command goes on"),
+        (KeyboardInterrupt(), 130, "\nInterrupted.\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes.\n<stack>"),
+            1,
+            "error: Too little memory (RESOURCE_EXHAUSTED: Out of memory: 9 bytes): lower --batch-size,",
+        ),
+        (MemoryError(), 1, "error: Too little memory (MemoryError): lower --batch-size,"),
     ],
 )
 def test_programs_end_with_a_sentence_and_a_code(error, code, message, capsys):
@@ -137,9 +144,13 @@ def test_programs_end_with_a_sentence_and_a_code(error, code, message, capsys):
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_faults_of_the_program_are_not_hidden():
-    with pytest.raises(KeyError):
-        in_words(lambda: {}["nothing"])
+@pytest.mark.parametrize("error", [KeyError("nothing"), RuntimeError("INTERNAL: fault")])
+def test_faults_of_the_program_are_not_hidden(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        in_words(fail)
     assert in_words(lambda: None) == 0
 
 
@@ -149,3 +160,48 @@ def test_bounds_belong_to_the_range_and_nothing_given_is_in_it():
     for value in (1.9, 4.1, float("nan")):
         with pytest.raises(OptionError, match=r"--top must be at (least 2|most 4), got"):
             check_option("top", value, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [*settings.PRESETS.values(), *recipes.PRESETS.values()],
+    ids=[*settings.PRESETS, *recipes.PRESETS],
+)
+def test_epochs_decide_the_steps_of_every_preset(preset):
+    assert dataclasses.replace(preset, epochs=3.0).total_steps(100) == 300
+    assert dataclasses.replace(preset, epochs=3.0, steps=7).total_steps(100) == 7
+
+
+def test_small_presets_take_the_steps_that_their_pages_say():
+    images = {"generated": 1000, "composed": 4000}
+    steps = {"generated": 20, "composed": 2000}
+    for name, preset in (settings.PRESETS | recipes.PRESETS).items():
+        if name in images:
+            assert preset.total_steps(images[name] / preset.batch_size) == steps[name]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["coco", "coco --norm learned", "coco --frozen-stages -1", "composed --norm kept"],
+)
+def test_layers_that_keep_random_weights_are_refused(options, capsys):
+    message = "give --backbone or --initial, or train from scratch with --norm learned"
+    assert detection(["train", *options.split(), "--data", "nowhere"]) == 2
+    assert message in capsys.readouterr().err
+    # Speed does not depend on weights.
+    assert detection(["bench", *options.split(), "--data", "nowhere"]) == 1
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith("Note: ") and message in note and "no annotations" in error
+
+
+@pytest.mark.parametrize(
+    "options", ["--backbone a", "--initial a", "--norm learned --frozen-stages -1"]
+)
+def test_backbones_with_weights_or_that_learn_are_trained(options, capsys):
+    assert detection(["train", "coco", *options.split(), "--data", "nowhere"]) == 1
+    assert "no annotations" in capsys.readouterr().err
+
+
+def test_backbone_is_of_one_run(capsys):
+    assert detection(["train", "coco", "--data", "a", "--backbone", "b", "--initial", "c"]) == 2
+    assert capsys.readouterr().err.startswith("error: Give --backbone or --initial:")

@@ -18,11 +18,15 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_sample_images
 
+from examples.imagenet import pack
 from examples.imagenet.__main__ import main
+from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.data import centre_view
 from examples.imagenet.devices import together
 from examples.imagenet.errors import UserError
-from examples.imagenet.readers import decode
+from examples.imagenet.readers import decode, open_reader
+from examples.imagenet.settings import Model
+from examples.imagenet.state import split
 from tests.examples.checkpoints import arrays_of, assert_same_arrays
 
 pytestmark = pytest.mark.usefixtures("like_the_commands")
@@ -182,6 +186,10 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
         (UserError("No images."), "error: Process 0: No images."),
         (KeyboardInterrupt(), "error: Process 0 was interrupted: start all again"),
         (jax.errors.JaxRuntimeError("UNKNOWN: reset"), "lost another one, or a device .*reset"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+            "^error: Process 0: Too little memory .*: lower --batch-size",
+        ),
         (KeyError("name"), "KeyError: 'name'"),
     ],
 )
@@ -280,7 +288,8 @@ def test_network_starts_from_the_weights_of_another(photographs, uninterrupted, 
         ("eval nowhere --data generated", "no run in .*nowhere"),
         ("predict nowhere image.jpg", "no run in .*nowhere"),
         ("import-weights nowhere.safetensors output", "no file nowhere.safetensors"),
-        ("export nowhere network.pth", "must end in .safetensors, .stablehlo, .onnx"),
+        ("export nowhere network.pth", "must end in .safetensors or .stablehlo or .onnx"),
+        ("visualize nowhere image.jpg --output looks.txt", "must end in .png or .*svg"),
         ("pack nowhere output", "no folder train in .*nowhere"),
     ],
 )
@@ -295,6 +304,48 @@ def test_checkpoint_of_another_network_is_not_resumed(photographs, uninterrupted
     assert run(*other, "--data", photographs, "--output", uninterrupted) == 1
     error = capsys.readouterr().err
     assert "holds checkpoints of another network (width 8, not 4)" in error and "--output" in error
+
+
+def test_options_that_a_resumed_run_changes_are_named(photographs, uninterrupted, capsys):
+    command = [*TRAIN, "--data", photographs, "--output", uninterrupted]
+    assert run(*command, "--seed", 1, "--no-flip", "--log-every", 7, "--workers", 2) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note")]
+    assert notes == ["Note: --flip is False, and was True.", "Note: --seed is 1, and was 0."]
+
+
+def test_interruption_promises_to_go_on_where_a_run_was_trained_alone(tmp_path):
+    description = Description(Model(), ["a"])
+    with pytest.raises(KeyboardInterrupt) as end, Checkpoints(tmp_path, write=True) as checkpoints:
+        checkpoints.save_weights(split(Model(10, width=8).build(1))[1], description)
+        raise KeyboardInterrupt
+    assert not hasattr(end.value, "__notes__")
+
+
+def test_network_without_deformable_layers_has_nothing_to_draw(photographs, tmp_path, capsys):
+    model = Model(depth=10, width=8, image_size=32, stages=())
+    with Checkpoints(tmp_path, write=True) as checkpoints:
+        checkpoints.save_weights(split(model.build(2))[1], Description(model, ["a", "b"]))
+    assert run("visualize", tmp_path, photographs / "val" / "china" / "1.jpg") == 1
+    assert "holds an ordinary network" in capsys.readouterr().err
+
+
+def test_interrupted_packing_can_be_done_again(photographs, tmp_path, monkeypatch):
+    pack_file, packed = pack._pack_file, tmp_path / "packed"
+
+    def interrupted(reader, indices, path):
+        if "00001" in path.name:
+            raise KeyboardInterrupt
+        pack_file(reader, indices, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "_pack_file", interrupted)
+        assert run("pack", photographs, packed, "--files", 3) == 130
+    assert not packed.exists()
+    assert run("pack", photographs, packed, "--files", 2) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert len(open_reader(f"arrayrecord:{packed}", "train")) == 24
+    assert run("pack", photographs, packed) == 1
+    assert run("pack", photographs, tmp_path / "other", "--files", 0) == 2
 
 
 def test_corrupt_jpeg_stops_a_command_with_its_name(photographs, uninterrupted, tmp_path, capsys):

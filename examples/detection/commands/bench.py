@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How many images a second can be read, trained on and searched here."""
 
+import sys
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from examples.detection.commands.train import Training
-from examples.detection.training.recipes import Preset
+from examples.detection.training.recipes import KEEPS_RANDOM_WEIGHTS, Preset
 from examples.imagenet.bench import STEPS, UNTIMED, report
 from examples.imagenet.data import read_ahead
 
@@ -18,6 +19,8 @@ def bench(settings: Preset) -> None:
 
     A run takes as long as the slower of reading and training. Nothing is written.
     """
+    if settings.keeps_random_weights:
+        print(f"Note: {KEEPS_RANDOM_WEIGHTS}", file=sys.stderr)
     steps = settings.steps or STEPS
     training = Training(settings, None)
     training.steps = 1 + read_ahead(settings.workers) + UNTIMED + steps

@@ -12,7 +12,7 @@ from examples.detection.commands.train import train
 from examples.detection.data.coco import CocoReader
 from examples.detection.data.compose import compose
 from examples.detection.training.recipes import COMPOSED
-from examples.imagenet.errors import check_option
+from examples.imagenet.errors import UserError, check_option
 
 _COLUMNS, _ROWS = 6, 3
 _MAGNIFIED = 2
@@ -22,7 +22,7 @@ def demo(
     output: pathlib.Path = pathlib.Path("build/detection-demo"),
     *,
     images: int = 4000,
-    steps: int = COMPOSED.steps,
+    steps: int = 2000,
     seed: int = 0,
 ) -> None:
     """Trains a small deformable detector on composed images, and draws its detections: minutes.
@@ -38,12 +38,25 @@ def demo(
     check_option("images", images, 1)
     settings = dataclasses.replace(COMPOSED, output=output / "run", steps=steps, seed=seed)
     data = output / "data"
-    if not (data / "annotations" / "val.json").exists():
-        compose(data, train=images, val=200, seed=seed)
+    _compose_once(data, images, seed)
     train(dataclasses.replace(settings, data=data))
     picture = output / "detections.png"
     Image.fromarray(montage(output / "run", data)).save(picture)
     print(f"Wrote {picture}.")
+
+
+def _compose_once(data: pathlib.Path, images: int, seed: int) -> None:
+    """Composes the images, or makes sure that the images of an earlier demo are the same."""
+    if not (data / "annotations" / "val.json").exists():
+        compose(data, train=images, val=200, seed=seed)
+        return
+    content = CocoReader(data, "train").content
+    count, about = len(content["images"]), content["info"]["description"]
+    if count != images or not about.endswith(f", seed {seed}"):
+        raise UserError(
+            f"{data} holds {count} training images ({about}), not {images} of seed {seed}: choose "
+            "another --output, or the same --images and --seed."
+        )
 
 
 def montage(run: pathlib.Path, data: pathlib.Path, score_threshold: float = 0.5) -> np.ndarray:

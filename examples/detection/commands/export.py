@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Detectors as files for use without this program."""
 
-import json
-import logging
 import pathlib
 from collections.abc import Callable
 
@@ -15,10 +13,9 @@ from flax import nnx
 from examples.detection.commands.predict import Loaded, load_detector
 from examples.detection.data.images import normalise
 from examples.detection.model.detect import run as run_stages
-from examples.detection.model.networks import Detector, RoIExtractor
-from examples.imagenet.errors import UserError, check_option
-from jax_dcn.interop.onnx import to_onnx
-from jax_dcn.nnx import DeformConv, DeformRoIPool
+from examples.detection.model.networks import Detector
+from examples.imagenet.errors import UserError, check_option, check_suffix
+from examples.imagenet.weights import make_portable, onnx_as_bytes, write_export
 
 _SCORE_THRESHOLD = 0.05
 
@@ -55,20 +52,15 @@ def export(
         ".stablehlo": _program,
         ".onnx": _onnx,
     }
-    if output.suffix not in writers:
-        raise UserError(f"{output} must end in {' or '.join(writers)}.")
+    check_suffix(output, writers)
     check_option("score_threshold", score_threshold, 0, 1)
     if output.suffix == ".onnx" and score_threshold is not None:
         raise UserError("--score-threshold has no effect on a file .onnx, which has raw scores.")
     loaded = load_detector(run, step)
     canvas = loaded.architecture.view.canvas(high)
-    output.parent.mkdir(parents=True, exist_ok=True)
     threshold = _SCORE_THRESHOLD if score_threshold is None else score_threshold
-    output.write_bytes(writers[output.suffix](loaded, canvas, threshold))
-    about = output.with_suffix(".json")
-    content = {"class_names": loaded.class_names, "canvas": canvas}
-    about.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"Wrote {output} and {about}.")
+    content = writers[output.suffix](loaded, canvas, threshold)
+    write_export(output, content, {"class_names": loaded.class_names, "canvas": canvas})
 
 
 def _program(loaded: Loaded, canvas: tuple[int, int], score_threshold: float) -> bytes:
@@ -88,13 +80,6 @@ def _program(loaded: Loaded, canvas: tuple[int, int], score_threshold: float) ->
     return exporter(pixels, sizes).serialize()
 
 
-def make_portable(detector: Detector) -> None:
-    """Lets a detector run where this package is not installed."""
-    for _, layer in nnx.iter_modules(detector):
-        if isinstance(layer, DeformConv | DeformRoIPool | RoIExtractor):
-            layer.implementation = "xla"
-
-
 class RawHeads(nnx.Module):
     """The part of a detector whose shapes follow from the shape of the image."""
 
@@ -111,11 +96,5 @@ class RawHeads(nnx.Module):
 def _onnx(loaded: Loaded, canvas: tuple[int, int], _: float) -> bytes:
     heads = RawHeads(loaded.detector)
     heads.eval()
-    # jax2onnx warns of its optional parts that do not fit this version of JAX.
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     names = [f"{kind}{level}" for kind in ("P", "rpn_cls", "rpn_reg") for level in range(2, 7)]
-    try:
-        model = to_onnx(heads, (1, *canvas, 3), input_names=["image"], output_names=names)
-    except ImportError as error:
-        raise UserError(str(error)) from error
-    return model.SerializeToString()
+    return onnx_as_bytes(heads, (1, *canvas, 3), input_names=["image"], output_names=names)

@@ -13,7 +13,7 @@ from examples.detection.data.masks import paste
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.boxes import Conventions
 from examples.detection.model.detect import Images, Stages, run
-from examples.imagenet.errors import UserError, check_option
+from examples.imagenet.errors import check_option, check_suffix
 from examples.imagenet.readers import decode
 
 
@@ -44,8 +44,7 @@ def stages(
       resize: Resize the image to `short` pixels, at most `long`; else keep the size.
     """
     check_option("score_threshold", score_threshold, 0, 1)
-    if output.suffix != ".npz":
-        raise UserError(f"{output} must end in .npz.")
+    check_suffix(output, [".npz"])
     pixels = decode(image)
     detector = load_published(weights, architecture, key).detector
     rule = architecture.rule

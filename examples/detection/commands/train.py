@@ -3,23 +3,22 @@
 
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
-
 from examples.detection.commands.evaluate import make_finder, open_split, show
 from examples.detection.commands.weights import initial_weights
 from examples.detection.data.batches import note_left_out, training_batches, training_plan
 from examples.detection.data.coco import SPLITS
 from examples.detection.training.checkpoint import Checkpoints
-from examples.detection.training.recipes import Preset, Settings
+from examples.detection.training.recipes import KEEPS_RANDOM_WEIGHTS, Preset, Settings
 from examples.detection.training.step import learning_rate, make_optimizer, make_train_step
 from examples.imagenet.checkpoint import Description
 from examples.imagenet.data import Batch
 from examples.imagenet.devices import place
+from examples.imagenet.errors import OptionError
 from examples.imagenet.evaluate import check_classes
 from examples.imagenet.loop import Loop
 from examples.imagenet.settings import check_dtype
 from examples.imagenet.state import split
+from examples.imagenet.weights import widened
 
 
 def train(settings: Preset) -> None:
@@ -27,6 +26,8 @@ def train(settings: Preset) -> None:
 
     Run the same command again to resume: the result is the same as without the interruption.
     """
+    if settings.keeps_random_weights:
+        raise OptionError(KEEPS_RANDOM_WEIGHTS)
     Training.start(settings)
 
 
@@ -47,7 +48,9 @@ class Training(Loop):
         plan, _ = training_plan(self.readers["train"], settings.batch_size, settings.seed)
         self.steps = settings.total_steps(plan.steps)
         class_names = list(self.readers["train"].class_names)
-        self.description = Description(settings.architecture, class_names)
+        self.description = Description(
+            settings.architecture, class_names, options=settings.decisive()
+        )
         check_classes(self.readers["val"].class_names, self.description)
         self.schedule = learning_rate(settings, self.steps)
         self._build()
@@ -56,8 +59,7 @@ class Training(Loop):
         settings = self.settings
         detector = settings.architecture.build(len(self.description.class_names), settings.seed)
         weights = initial_weights(settings, split(detector)[1], self.placement)
-        wide = jnp.promote_types(settings.dtype, jnp.float32)
-        weights = jax.tree.map(lambda array: array.astype(wide), weights)
+        weights = widened(weights, settings.dtype)
         optimizer = make_optimizer(settings, self.schedule)
         self.finder = make_finder(
             detector,

@@ -16,13 +16,11 @@ from examples.detection.commands.predict import Loaded, find_in, images_of, load
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.boxes import STRIDES, levels
 from examples.detection.model.detect import Detections, Images
-from examples.imagenet.errors import UserError, check_option
+from examples.imagenet.errors import PICTURES, UserError, check_option, check_suffix
 from examples.imagenet.readers import decode
 from examples.imagenet.samples import Samples, samples_of
 from examples.imagenet.state import split
-from examples.imagenet.visualize import draw_samples
-
-_PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
+from examples.imagenet.visualize import draw_samples, is_deformable
 
 
 def visualize(
@@ -51,8 +49,7 @@ def visualize(
     check_option("detections", detections, 1)
     check_option("layers", layers, 1)
     check_option("score_threshold", score_threshold, 0, 1)
-    if output.suffix not in _PICTURES:
-        raise UserError(f"{output} must end in {' or '.join(_PICTURES)}.")
+    check_suffix(output, PICTURES)
     loaded = load_detector(run, step)
     if not any(_rows(loaded.architecture)):
         raise UserError(f"{run} holds an ordinary detector, which looks where every one looks.")
@@ -69,8 +66,7 @@ def visualize(
 
 def _rows(architecture: Architecture) -> tuple[int, int]:
     """Rows of pictures for the convolutions, and for pooling."""
-    convolves = architecture.conv != "ordinary" and architecture.stages != ()
-    return 2 * convolves, int(architecture.pool != "align")
+    return 2 * is_deformable(architecture), int(architecture.pool != "align")
 
 
 def _drawn(loaded: Loaded, images: Images, found: Detections, layers: int) -> Figure:

@@ -10,6 +10,7 @@ import tyro
 from flax import nnx
 
 from examples.detection.commands.evaluate import load
+from examples.detection.data.coco import CocoReader
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.networks import Detector
 from examples.detection.training.checkpoint import Checkpoints
@@ -23,6 +24,10 @@ from examples.imagenet.weights import over_fresh, read_weights
 from jax_dcn.interop.torch_weights import to_flax, to_flax_and_report
 
 Arrays = dict[str, np.ndarray]
+
+_BACKBONE = "backbone."
+_OPTIONS = "--model, --conv, --offset-groups, --pool, --depth, --width, --features and --hidden"
+_OPTIONS_OF_BACKBONE = "--conv, --offset-groups, --depth and --width"
 
 
 class Imported(NamedTuple):
@@ -40,6 +45,7 @@ def import_weights(
     output: tyro.conf.Positional[pathlib.Path],
     *,
     architecture: Architecture = Architecture(),
+    data: pathlib.Path | None = None,
     key: str | None = None,
 ) -> None:
     """Makes a checkpoint of mmdetection or of the original repository one for the other commands.
@@ -48,18 +54,29 @@ def import_weights(
       source: A file .safetensors, or .pth (which needs torch).
       output: Folder for the checkpoint.
       architecture: The detector that the weights are of.
+      data: Where to take the names of the classes from, as for `train`; else they are numbers.
       key: The entry of a .pth file that holds the weights, if several do, such as state_dict.
     """
     imported = load_published(source, architecture, key)
-    names = [str(index) for index in range(imported.classes)]
+    names = _class_names(source, imported.classes, data)
     with Checkpoints(output, write=True) as checkpoints:
-        if checkpoints.latest is not None:
-            raise UserError(f"{output} has checkpoints already: choose another folder.")
         checkpoints.save_weights(split(imported.detector)[1], Description(architecture, names))
     print(f"Used {len(imported.used)} arrays of {source}, and left {len(imported.unused)} out.")
     for name in imported.unused:
         print(f"  not used: {name}")
     print(f"Wrote {output}.")
+
+
+def _class_names(source: pathlib.Path, classes: int, data: pathlib.Path | None) -> list[str]:
+    if data is None:
+        return [str(index) for index in range(classes)]
+    names = CocoReader(data, "val").class_names
+    if len(names) != classes:
+        raise UserError(
+            f"{source} knows {classes} classes, and {data} has {len(names)}: give the --data that "
+            "its detector was trained for, or none."
+        )
+    return names
 
 
 def load_published(
@@ -139,25 +156,28 @@ def _classes(source: pathlib.Path, weights: Arrays) -> int:
 def initial_weights(settings: Settings, fresh: Weights, placement: Placement) -> Weights:
     """The weights to start with: fresh ones, where no run of the settings has others."""
     if settings.backbone is not None:
-        kept = classifier(settings.backbone, None, placement, "float32").weights
-        kept = Weights(*({f"backbone.{name}": x for name, x in part.items()} for part in kept))
-        others = (_without_backbone(part) for part in fresh)
-        kept = Weights(*(other | part for other, part in zip(others, kept, strict=True)))
-        fresh = over_fresh(settings.backbone, fresh, _without_head(kept))
+        return _with_backbone(settings.backbone, fresh, placement)
     if settings.initial is not None:
         kept = load(settings.initial, None, placement).weights
-        fresh = over_fresh(settings.initial, fresh, kept)
+        return over_fresh(settings.initial, fresh, kept, _OPTIONS)
     return fresh
 
 
-def _without_backbone(arrays: Arrays) -> Arrays:
-    return {name: x for name, x in arrays.items() if not name.startswith("backbone.")}
+def _with_backbone(run: pathlib.Path, fresh: Weights, placement: Placement) -> Weights:
+    """The weights of a detector, in its backbone those of a classifier without the head."""
+    kept = classifier(run, None, placement, "float32").weights
+    headless = Weights(*(_without_head(part) for part in kept))
+    mine = Weights(*(_backbone(part) for part in fresh))
+    found = over_fresh(run, mine, headless, _OPTIONS_OF_BACKBONE)
+    backbone = ({f"{_BACKBONE}{name}": x for name, x in part.items()} for part in found)
+    return Weights(*(whole | part for whole, part in zip(fresh, backbone, strict=True)))
 
 
-def _without_head(weights: Weights) -> Weights:
-    return Weights(
-        *(
-            {name: x for name, x in part.items() if not name.startswith("backbone.fc.")}
-            for part in weights
-        )
-    )
+def _without_head(arrays: Arrays) -> Arrays:
+    return {name: x for name, x in arrays.items() if not name.startswith("fc.")}
+
+
+def _backbone(arrays: Arrays) -> Arrays:
+    """The arrays of the backbone under the names that they have in a classifier."""
+    names = [name for name in arrays if name.startswith(_BACKBONE)]
+    return {name.removeprefix(_BACKBONE): arrays[name] for name in names}

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Literal, NamedTuple
 
 from flax import nnx
@@ -121,6 +122,8 @@ class Architecture:
         return Detector(backbone, neck, rpn_head, self._roi_head(classes, rngs), self.rule)
 
     def _backbone(self, rngs: nnx.Rngs) -> ResNet:
+        if self.conv == "ordinary" and self.offset_groups > 1:
+            print("Note: --offset-groups has no effect with --conv ordinary.", file=sys.stderr)
         deformable = functools.partial(
             DeformConv, modulated=self.conv == "modulated", offset_groups=self.offset_groups
         )

@@ -10,3 +10,7 @@ class Checkpoints(checkpoint.Checkpoints):
 
     model = Architecture
     metric = "AP"
+    other = (
+        "a classifier: commands of `python -m examples.imagenet` use it, and `train --backbone` "
+        "here starts with it"
+    )

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from examples.detection.model.architecture import Architecture
-from examples.imagenet.errors import check_option
+from examples.imagenet.errors import OptionError, check_option
 from examples.imagenet.settings import Run
 
 
@@ -22,7 +22,7 @@ class Settings(Run):
     output: pathlib.Path = pathlib.Path("build/detection")
     architecture: Architecture = dataclasses.field(default_factory=Architecture)
     backbone: pathlib.Path | None = None
-    """Folder of a run of examples.imagenet, whose network becomes the backbone."""
+    """Folder of a run of examples.imagenet, whose network becomes the backbone; instead of initial."""
     epochs: float = 12.0
     learning_rate: float = 0.02
     """After the warm-up, for 16 images in a step; scaled in proportion to batch-size."""
@@ -65,6 +65,22 @@ class Settings(Run):
         check_option("frozen_stages", self.frozen_stages, -1, 4)
         for share in self.drop_at:
             check_option("drop_at", share, 0, 1)
+        if self.backbone is not None and self.initial is not None:
+            raise OptionError(
+                "Give --backbone or --initial: the weights of --initial have a backbone."
+            )
+
+    @property
+    def keeps_random_weights(self) -> bool:
+        """Whether layers that training leaves as they are start with random weights."""
+        random = self.backbone is None and self.initial is None
+        return random and (self.norm == "kept" or self.frozen_stages >= 0)
+
+
+KEEPS_RANDOM_WEIGHTS = (
+    "The backbone has random weights, and layers that do not learn: give --backbone or --initial, or "
+    "train from scratch with --norm learned --frozen-stages -1."
+)
 
 
 COMPOSED = Settings(
@@ -80,7 +96,7 @@ COMPOSED = Settings(
         long=128,
         candidates=100,
     ),
-    steps=2000,
+    epochs=8.0,
     learning_rate=0.04,
     warmup_steps=100,
     frozen_stages=-1,

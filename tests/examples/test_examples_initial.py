@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Weights of another run are taken where they fit; what is not taken is named, or refused."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from examples.imagenet.errors import UserError
+from examples.imagenet.state import Weights
+from examples.imagenet.weights import over_fresh
+
+RUN = pathlib.Path("runs/other")
+OFFSETS = "backbone.layer2.0.conv2.offset_conv.kernel"
+POOLING = "roi_head.bbox_roi_extractor.roi_layers.0.offset_fc.kernel"
+MASKS = "roi_head.mask_head.convs.0.conv.kernel"
+CLASSES = ["fc.kernel", "roi_head.bbox_head.fc_cls.bias", "roi_head.bbox_head.2.fc_reg.kernel"]
+
+
+def weights(value: float, **shapes: tuple[int, ...]) -> Weights:
+    params = {name: np.full(shape, value) for name, shape in shapes.items()}
+    return Weights(
+        {"conv1.kernel": np.full((7, 7, 3, 4), value)} | params, {"bn1.mean": np.full(4, value)}
+    )
+
+
+def started(mine: dict, theirs: dict) -> dict[str, float]:
+    """The values that weights of zeros get from a run with weights of ones."""
+    found = over_fresh(RUN, weights(0, **mine), weights(1, **theirs), "--depth and --width")
+    assert found.stats.keys() == {"bn1.mean"}
+    assert {name: x.shape for name, x in found.params.items() if name in mine} == mine
+    return {name: float(x.flat[0]) for name, x in (found.params | found.stats).items()}
+
+
+def test_arrays_that_fit_are_taken(capsys):
+    assert set(started({OFFSETS: (3, 3, 4, 27)}, {OFFSETS: (3, 3, 4, 27)}).values()) == {1}
+    assert capsys.readouterr().out == "From runs/other: 3 arrays.\n"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_layers_for_other_classes_start_fresh_and_are_named(name, capsys):
+    assert started({name: (5, 4)}, {name: (5, 9)}) == {"conv1.kernel": 1, "bn1.mean": 1, name: 0}
+    assert capsys.readouterr().out == f"From runs/other: 2 arrays. Fresh: 1 ({name}).\n"
+
+
+@pytest.mark.parametrize("name", [OFFSETS, POOLING, MASKS])
+def test_parts_that_one_network_does_not_have_are_named(name, capsys):
+    assert started({name: (5, 4)}, {})[name] == 0
+    assert capsys.readouterr().out == f"From runs/other: 2 arrays. Fresh: 1 ({name}).\n"
+    assert set(started({}, {name: (5, 4)}).values()) == {1}
+    assert capsys.readouterr().out == f"From runs/other: 2 arrays. Not used: 1 ({name}).\n"
+
+
+@pytest.mark.parametrize("name", [OFFSETS, POOLING, MASKS, "conv1.kernel"])
+def test_trained_arrays_of_another_shape_are_refused(name):
+    message = rf"in {re.escape(name)} \(there \(5, 8\), here \(5, 4\)\): choose its --depth and"
+    with pytest.raises(UserError, match=message):
+        started({name: (5, 4)}, {name: (5, 8)})
+
+
+def test_networks_of_other_depth_are_refused():
+    with pytest.raises(UserError, match=r"layer1.1.conv1.kernel .there none, here .3, 3, 4, 4.."):
+        started({"layer1.1.conv1.kernel": (3, 3, 4, 4)}, {})
+
+
+def test_first_process_alone_names_a_few_of_many_arrays(capsys, monkeypatch):
+    many = {f"layer2.{index}.conv2.offset_conv.bias": (27,) for index in range(7)}
+    started(many, {})
+    names = ", ".join(sorted(many)[:4])
+    assert capsys.readouterr().out == f"From runs/other: 2 arrays. Fresh: 7 ({names}, ...).\n"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    started(many, {})
+    assert capsys.readouterr().out == ""
