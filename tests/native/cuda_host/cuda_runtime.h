@@ -267,8 +267,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const size_t blocks = size_t{1} * grid.x * grid.y * grid.z;
   const size_t threads = size_t{1} * block.x * block.y * block.z;
   if (blocks == 0 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535 || threads == 0 ||
-      threads > 1024 || block.z > 64 || config->dynamicSmemBytes > cuda_host::kMostSharedBytes) {
+      threads > 1024 || block.z > 64) {
     return cuda_host::Failed(cudaErrorInvalidConfiguration, "a grid that a GPU would refuse");
+  }
+  if (config->dynamicSmemBytes > cuda_host::kMostSharedBytes) {
+    return cuda_host::Failed(cudaErrorInvalidValue, "more shared memory than there is");
   }
   const auto call = std::make_tuple(kernel, Parameters(arguments)...);
   const auto run = [](const void* context) {
