@@ -12,6 +12,7 @@ from flax import nnx
 from examples.detection.data.masks import paste
 from examples.detection.model.boxes import (
     CONVENTIONS,
+    STRIDES,
     anchors,
     clip,
     decode,
@@ -164,6 +165,24 @@ def test_proposals_equal_the_loop():
     got = np.concatenate([found.scores[0][:, None], found.boxes[0]], 1)[valid]
     assert valid.shape == (2000,) and 100 < len(expected) < 387
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", [SEED, NEW])
+def test_proposals_beside_a_larger_image_are_proposals_alone(rule):
+    random = np.random.default_rng(6)
+    size = jnp.asarray([[35.0, 43.0]])  # Padded to 64 by 64, in a canvas of 96 by 128.
+    alone, beside = [], []
+    for stride in STRIDES:
+        canvas, own = (-(-96 // stride), 128 // stride), -(-64 // stride)
+        maps = [random.normal(size=(1, *canvas, channels)) for channels in (3, 12)]
+        maps[0][:, own:] = maps[0][:, :, own:] = 9.0  # Untrained scores may be the best.
+        beside.append(tuple(map(jnp.asarray, maps)))
+        alone.append(tuple(jnp.asarray(array[:, :own, :own]) for array in maps))
+    found, expected = propose(beside, size, rule), propose(alone, size, rule)
+    assert found.valid.sum() == expected.valid.sum() > 100
+    valid = np.asarray(found.valid)
+    np.testing.assert_array_equal(found.boxes[valid], expected.boxes[valid])
+    np.testing.assert_array_equal(found.scores[valid], expected.scores[valid])
 
 
 def aligned(x, box, stride, bins) -> np.ndarray:

@@ -18,6 +18,7 @@ _RATIOS = np.array([0.5, 1.0, 2.0])  # Height over width.
 _ANCHOR_SCALE = 8
 _LARGEST_GROWTH = abs(math.log(16 / 1000))
 _FINEST_SIZE = 56  # Boxes of up to twice this size are pooled from P2.
+_PADDED_TO = 32  # Pixels of which the padded length of an image is a multiple.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,19 @@ def anchors(height: int, width: int, stride: int, rule: Conventions) -> np.ndarr
     y, x = stride * np.mgrid[:height, :width]
     shifts = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
     return (shifts + base).reshape(-1, 4).astype(np.float32)
+
+
+def own_anchors(height: int, width: int, stride: int, size: jax.Array) -> jax.Array:
+    """Which anchors of a pyramid level, `[A]`, belong to an image of `size` `(height, width)`.
+
+    The others lie beyond the image's own padding: a larger image of the batch needs this room.
+    """
+    padded = jnp.ceil(size / _PADDED_TO) * _PADDED_TO
+    rows, columns = (
+        stride * jnp.arange(count, dtype=padded.dtype) < length
+        for count, length in zip((height, width), padded, strict=True)
+    )
+    return jnp.repeat(rows[:, None] & columns[None], ANCHORS)
 
 
 def sizes(boxes: jax.Array, rule: Conventions) -> jax.Array:

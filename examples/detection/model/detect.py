@@ -13,6 +13,7 @@ from examples.detection.model.boxes import (
     anchors,
     clip,
     decode,
+    own_anchors,
     sizes,
     suppress,
 )
@@ -138,7 +139,10 @@ def _candidates(
     count = min(rule.candidates, len(every))
     # `jax.nn.sigmoid` may round differently. Scores near one are multiples of 2**-24, and the order
     # of anchors with equal scores decides which of them suppresses the other.
-    scores, best = jax.lax.top_k(1 / (1 + jnp.exp(-logits.reshape(-1))), count)
+    scores = 1 / (1 + jnp.exp(-logits.reshape(-1)))
+    # Anchors that belong to no image were not trained.
+    scores = jnp.where(own_anchors(*logits.shape[:2], STRIDES[level], size), scores, -jnp.inf)
+    scores, best = jax.lax.top_k(scores, count)
     boxes = decode(every[best], deltas.reshape(-1, 4)[best], PROPOSAL_DEVIATIONS, rule)
     boxes = clip(boxes, size, rule)
     if rule.drops_empty:

@@ -17,6 +17,7 @@ from examples.detection.model.boxes import (
     clip,
     decode,
     encode,
+    own_anchors,
     sizes,
 )
 from examples.detection.model.detect import (
@@ -37,7 +38,6 @@ _REGION_OVERLAPS = (0.5, 0.6, 0.7)
 _HEAD_WEIGHTS = (1.0, 0.5, 0.25)
 _POSITIVE_ANCHORS = 0.5
 _POSITIVE_REGIONS = 0.25
-_PADDED_TO = 32  # Pixels of which the padded length of an image is a multiple.
 
 
 class Truth(NamedTuple):
@@ -91,7 +91,7 @@ def rpn_losses(
     every = _anchors(rpn, rule)
 
     def of_image(logits, deltas, size, boxes, labels, key):
-        usable = _usable(every, size, rule)
+        usable = _usable(rpn, size, rule)
         matches = match(every, boxes, labels >= 0, rule, usable=usable, **_ANCHOR_OVERLAPS)
         chosen = choose(key, matches, count, int(count * _POSITIVE_ANCHORS))
         targets = boxes[matches.target[chosen.index]]
@@ -111,19 +111,24 @@ def rpn_losses(
 
 def _anchors(rpn: list[tuple[jax.Array, jax.Array]], rule: Conventions) -> jax.Array:
     """The anchors of all levels, `[A, 4]`."""
-    shapes = [logits.shape[1:3] for logits, _ in rpn]
-    levels = [anchors(*shape, stride, rule) for shape, stride in zip(shapes, STRIDES, strict=True)]
+    levels = [anchors(*shape, stride, rule) for shape, stride in _levels(rpn)]
     return jnp.asarray(np.concatenate(levels))
 
 
-def _usable(every: jax.Array, size: jax.Array, rule: Conventions) -> jax.Array:
-    """Which of all anchors are trained in an image of `size`, `[A]`."""
+def _usable(
+    rpn: list[tuple[jax.Array, jax.Array]], size: jax.Array, rule: Conventions
+) -> jax.Array:
+    """Which anchors of all levels are trained in an image of `size`, `[A]`."""
     if rule.anchors_inside:
+        every = _anchors(rpn, rule)
         return jnp.all(every == clip(every, size, rule), axis=-1)
-    # Anchors beyond an image's own padding, where a larger image needs the canvas, are not trained.
-    padded = jnp.ceil(size / _PADDED_TO) * _PADDED_TO
-    middle = jnp.round((every[:, :2] + every[:, 2:]) / 2)
-    return jnp.all(middle < padded[None, ::-1], axis=-1)
+    return jnp.concatenate([own_anchors(*shape, stride, size) for shape, stride in _levels(rpn)])
+
+
+def _levels(rpn: list[tuple[jax.Array, jax.Array]]) -> list[tuple[tuple[int, int], int]]:
+    """Height and width, and the stride, of every level."""
+    shapes = [logits.shape[1:3] for logits, _ in rpn]
+    return list(zip(shapes, STRIDES, strict=True))
 
 
 def _of_all_levels(maps: Sequence[jax.Array], width: tuple[int, ...]) -> jax.Array:
