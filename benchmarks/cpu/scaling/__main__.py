@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workloads", nargs="+", choices=cases, default=list(cases))
     parser.add_argument("--modes", nargs="+", choices=("forward", "training"), default=["training"])
     parser.add_argument("--cores", nargs="+", type=int, default=CORES)
-    parser.add_argument("--calls", type=int, default=5, help="of which the least times count")
+    parser.add_argument("--calls", type=int, default=15, help="of which the least times count")
     parser.add_argument("--instruction-set", choices=FLAGS, default=instruction_set())
     options = parser.parse_args(arguments)
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
