@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from examples.imagenet.checkpoint import Checkpoints, Description
@@ -88,18 +89,18 @@ class Loop(abc.ABC):
         return latest
 
     def _check(self, step: int, loss: jax.Array) -> None:
-        """Refuses to log, to test or to keep what a loss that is not finite leaves."""
+        """Refuses to log, to test or to keep a loss or weights that are not finite."""
         settings = self.settings
         # Reading a loss waits for the step: not too often.
         if not self._due(
             step, settings.log_every, settings.evaluate_every, settings.checkpoint_every
         ):
             return
+        remedy = "lower --learning-rate, or lengthen the warm-up."
         if not math.isfinite(loss):
-            raise UserError(
-                f"The loss of step {step} is {float(loss)}: lower --learning-rate, or lengthen the "
-                "warm-up."
-            )
+            raise UserError(f"The loss of step {step} is {float(loss)}: {remedy}")
+        if not _is_finite(self.state):
+            raise UserError(f"Weights after step {step} are not finite: {remedy}")
 
     def _report(self, log: Log, step: int, losses: dict[str, jax.Array]) -> None:
         if not self._due(step, self.settings.log_every):
@@ -129,3 +130,9 @@ class Loop(abc.ABC):
         log.write(step, **result)
         log.say(f"step {step}: {self.show(result)}")
         return result
+
+
+@jax.jit
+def _is_finite(state: Any) -> jax.Array:
+    """Whether every number is."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()

@@ -30,13 +30,14 @@ class Counted(Loop):
         self.placement, self.description = self, None
         self.schedule = lambda step: 0.1
         self.steps, self.state = settings.steps, 0
-        self.loss, self.tested = {}, {"top1": 0.5}
+        self.loss, self.moves, self.tested = {}, {}, {"top1": 0.5}
 
     def put_batch(self, batch):
         return batch
 
     def train_step(self, state, batch):
-        return state + 1, {"loss": self.loss.get(state + 1, 1.0)}
+        state += self.moves.get(state + 1, 1)
+        return state, {"loss": self.loss.get(state, 1.0)}
 
     def batches(self, first):
         return iter(range(first, self.steps))
@@ -84,3 +85,10 @@ def test_state_after_a_loss_that_is_not_finite_is_not_kept(loop, step, last):
     with pytest.raises(UserError, match=f"The loss of step {max(4, step)} is nan: lower"):
         loop.run()
     assert loop.checkpoints.saved[-1] == (last, None)
+
+
+def test_state_that_is_not_finite_is_not_kept_though_its_loss_is(loop):
+    loop.moves = {6: math.inf}
+    with pytest.raises(UserError, match="Weights after step 6 are not finite: lower"):
+        loop.run()
+    assert loop.checkpoints.saved[-1] == (5, loop.tested)
