@@ -32,7 +32,7 @@ class Network:
 
 
 def load(run: pathlib.Path, step: int | None, placement: Placement, dtype: str | None) -> Network:
-    """The network of a run's best checkpoint, or of that of `step`; by default in its own dtype."""
+    """The network of a run's best checkpoint, or of checkpoint `step`; by default in its own dtype."""
 
     def build(description: Description) -> nnx.Module:
         classes = len(description.class_names)
@@ -47,7 +47,7 @@ def load_network(
     placement: Placement,
     build: Callable[[Description], nnx.Module],
 ) -> Network:
-    """The network of the best checkpoint, or of that of `step`.
+    """The network of the best checkpoint, or of checkpoint `step`.
 
     Args:
       checkpoints: The checkpoints of a run, to be closed.

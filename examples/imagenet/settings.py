@@ -33,7 +33,7 @@ class Model:
     depth: int = 50
     """18, 34, 50 or 101; or 10, for trials."""
     conv: Literal["ordinary", "v1", "v2", "v2-exact"] = "v2"
-    """Of the 3x3 convolutions in `stages`: ordinary, or deformable as in the paper of that version.
+    """Kind of the 3x3 convolutions in `stages`: ordinary, or deformable as in the paper of that version.
     v2-exact has masks from 0 to 2, so that a fresh or imported network computes what the ordinary
     one does."""
     stages: tuple[int, ...] = (3, 4, 5)
@@ -81,9 +81,9 @@ class Processes:
     coordinator: str | None = None
     """Address of process 0, as host:port; "auto" asks the cluster (SLURM, Open MPI, Kubernetes)."""
     num_processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """The number of this one, from 0."""
+    """Number of this process, from 0."""
     timeout: int = 100
     """Seconds without a sign of life after which a process is taken for dead, and the rest end."""
 
@@ -112,7 +112,7 @@ class Run:
     flip: bool = True
     """Mirror half of the images."""
     seed: int = 0
-    """Of all that is random: initial weights, order, and what a step draws of images and boxes."""
+    """Seed of all that is random: initial weights, order, and what a step draws of images and boxes."""
     workers: int = 8
     """Processes that decode images; 0 decodes in threads."""
     checkpoint_every: int = 1000
@@ -183,21 +183,21 @@ class Settings(Run):
     epochs: float = 90.0
     batch_size: int = 256
     accumulate: int = 1
-    """Parts a step's batch is computed in, one after the other, to save memory."""
+    """Parts of a step's batch, computed one after the other, to save memory."""
     learning_rate: float = 0.1
-    """At the end of the warm-up, for 256 images in a step; scaled in proportion to batch-size."""
+    """Learning rate after the warm-up, for 256 images in a step; scaled in proportion to batch-size."""
     warmup_epochs: float = 5.0
-    """Over which the learning rate rises from zero, before it falls along a cosine."""
+    """Epochs in which the learning rate rises from zero, before it falls along a cosine."""
     momentum: float = 0.9
-    """Of Nesterov's method."""
+    """Momentum of Nesterov's method."""
     weight_decay: float = 1e-4
-    """Of kernels; biases and batch normalisation have none."""
+    """Weight decay of kernels; biases and batch normalisations have none."""
     label_smoothing: float = 0.1
     """Share of the label that goes to all classes alike."""
     average: float = 0.9999
     """Decay of the moving average of the weights, which is what is tested; 0 tests the weights."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """Of the computation; parameters and batch statistics have at least float32."""
+    """Dtype of the computation; parameters and batch statistics have at least float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

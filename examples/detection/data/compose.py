@@ -55,9 +55,9 @@ class Warp(NamedTuple):
     rotation: float = 60.0
     """Degrees, to either side."""
     smallest: float = 20.0
-    """Pixels of the side of an upright scan, the paper around the digit included."""
+    """Least pixels of the side of an upright scan, the paper around the digit included."""
     largest: float = 64.0
-    """Likewise; sizes are as often below the geometric mean of the two as above."""
+    """Most pixels of this side; half of the sizes are below the geometric mean of the two."""
     shear: float = 0.4
     """Pixels to the side for each pixel up, to either side."""
 

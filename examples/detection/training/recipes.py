@@ -22,16 +22,16 @@ class Settings(Run):
     output: pathlib.Path = pathlib.Path("build/detection")
     architecture: Architecture = dataclasses.field(default_factory=Architecture)
     backbone: pathlib.Path | None = None
-    """Folder of a run of examples.imagenet, whose network becomes the backbone; instead of initial."""
+    """Folder of a run of examples.imagenet, whose network becomes the backbone, instead of --initial."""
     epochs: float = 12.0
     learning_rate: float = 0.02
-    """After the warm-up, for 16 images in a step; scaled in proportion to batch-size."""
+    """Learning rate after the warm-up, for 16 images in a step; scaled in proportion to batch-size."""
     warmup_steps: int = 500
-    """Over which the learning rate rises."""
+    """Steps in which the learning rate rises."""
     warmup_from: float = 0.001
-    """The share of the learning rate to start with."""
+    """Share of the learning rate to start with."""
     drop_at: tuple[float, float] = (8 / 12, 11 / 12)
-    """The shares of all steps after which the learning rate falls to a tenth."""
+    """Shares of all steps after which the learning rate falls to a tenth."""
     momentum: float = 0.9
     """Momentum of gradient descent."""
     weight_decay: float = 1e-4
@@ -50,7 +50,7 @@ class Settings(Run):
     max_objects: int = 100
     """Most objects of an image that a step sees; further objects are left out."""
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
-    """Of the networks in training; weights, boxes and losses have at least float32. float64 needs the
+    """Dtype of the networks in training; weights, boxes and losses have at least float32. float64 needs the
     environment variable JAX_ENABLE_X64=1."""
     evaluate_every: int = 10000
 
