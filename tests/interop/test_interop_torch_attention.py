@@ -7,6 +7,7 @@ Samples are away from whole coordinates, where slopes differ by rounding alone: 
 import contextlib
 import dataclasses
 import importlib
+import inspect
 from typing import Any
 
 import jax
@@ -68,23 +69,32 @@ class Family:
 DETR = dict(d_model=FEATURES, num_feature_levels=3, disable_custom_kernels=True)
 V2 = dict(d_model=FEATURES, decoder_attention_heads=HEADS)
 FOUR = BOXES[:, :, :1]  # these models have the same box in all levels
+
+
+def like_detr(name: str, prefix: str, reference: np.ndarray = BOXES) -> Family:
+    return Family(name, prefix, DETR, (HEADS, 2), dict(points=2), reference)
+
+
+def like_mask2former(name: str, prefix: str) -> Family:
+    arguments = FEATURES, HEADS, 3, 2
+    return Family(
+        name, f"{prefix}PixelDecoderEncoder", {}, arguments, dict(points=2), POINTS, False
+    )
+
+
 FAMILIES = {
-    "Deformable DETR": Family(
-        "deformable_detr", "DeformableDetr", DETR, (HEADS, 2), dict(points=2), POINTS
-    ),
-    "Grounding DINO": Family(
-        "grounding_dino", "GroundingDino", DETR, (HEADS, 2), dict(points=2), BOXES
-    ),
-    "RT-DETR": Family("rt_detr", "RTDetr", DETR, (HEADS, 2), dict(points=2), BOXES),
-    "Mask2Former": Family(
-        "mask2former",
-        "Mask2FormerPixelDecoderEncoder",
-        {},
-        (FEATURES, HEADS, 3, 2),
-        dict(points=2),
-        POINTS,
-        keeps=False,
-    ),
+    "Deformable DETR": like_detr("deformable_detr", "DeformableDetr", POINTS),
+    "Grounding DINO": like_detr("grounding_dino", "GroundingDino"),
+    "MM Grounding DINO": like_detr("mm_grounding_dino", "MMGroundingDino", POINTS),
+    "RT-DETR": like_detr("rt_detr", "RTDetr"),
+    "LW-DETR": like_detr("lw_detr", "LwDetr"),
+    "RF-DETR": like_detr("rf_detr", "RfDetr"),
+    "OmDet-Turbo": like_detr("omdet_turbo", "OmDetTurbo"),
+    "PP-DocLayoutV2": like_detr("pp_doclayout_v2", "PPDocLayoutV2"),
+    "PP-DocLayoutV3": like_detr("pp_doclayout_v3", "PPDocLayoutV3"),
+    "PP-DocLayoutV4": like_detr("pp_doclayout_v4", "PPDocLayoutV4"),
+    "Mask2Former": like_mask2former("mask2former", "Mask2Former"),
+    "OneFormer": like_mask2former("oneformer", "OneFormer"),
     "RT-DETRv2": Family(
         "rt_detr_v2",
         "RTDetrV2",
@@ -104,6 +114,15 @@ FAMILIES = {
     "D-FINE": Family(
         "d_fine",
         "DFine",
+        V2 | dict(num_feature_levels=3, decoder_n_points=[3, 6, 3]),
+        (),
+        dict(points=(3, 6, 3), value_projection=False, output_projection=False),
+        FOUR,
+        keeps=None,
+    ),
+    "DEIMv2": Family(
+        "deimv2",
+        "Deimv2",
         V2 | dict(num_feature_levels=3, decoder_n_points=[3, 6, 3]),
         (),
         dict(points=(3, 6, 3), value_projection=False, output_projection=False),
@@ -132,7 +151,7 @@ def of_torch(family: Family, module) -> tuple[np.ndarray, dict[str, np.ndarray]]
     }
     mask = None if family.keeps is None else torch.tensor(KEEP if family.keeps else ~KEEP)
     sizes = dict(spatial_shapes_list=list(SHAPES))
-    if family.config:
+    if "spatial_shapes" in inspect.signature(module.forward).parameters:
         sizes["spatial_shapes"] = torch.tensor(SHAPES)
     y, _ = module(
         inputs["query"],
