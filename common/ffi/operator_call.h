@@ -25,6 +25,9 @@ class OperatorCall {
 
   ffi::DataType dtype() const { return dtype_; }
 
+  // Elements of the results.
+  int64_t written() const { return written_; }
+
   // The operand that is `array`, or the tangent or cotangent of `array`. Null where the call has no
   // such operand.
   template <typename T>
@@ -140,11 +143,13 @@ class OperatorCall {
     for (size_t i = 0; i < indices.size(); ++i) {
       ffi::Result<ffi::AnyBuffer> result = ValueOf("result", results.get<ffi::AnyBuffer>(i));
       results_[indices[i]] = Checked("result for ", arrays[indices[i]], *result);
+      written_ += (*result).element_count();
     }
   }
 
   std::vector<const void*> primals_, linear_;
   std::vector<void*> results_;
+  int64_t written_ = 0;
 };
 
 }  // namespace jax_dcn

@@ -9,9 +9,11 @@
 #define JAX_DCN_CPU_DEFORM_ROI_POOL_BACKWARD_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/deform_roi_pool/problem.h"
 #include "cpu/deform_roi_pool/bins.h"
+#include "cpu/runtime/arrays.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/simd.h"
 
@@ -125,18 +127,30 @@ class RoIPoolBackward {
     int64_t size() const { return end - begin; }
   };
 
+  // Sums for the pixels of a block, `step` apart.
+  struct Sums {
+    A* first;
+    int64_t step;
+  };
+
   struct Scratch {
     Scratch(const RoIPoolBackward& backward, int64_t features, Arena& arena)
         : locate(backward.problem_, backward.primals_, arena),
-          sums(arena.Take<A>(backward.problem_.image_pixels() * features)) {}
+          sums(arena.Take<A>(kInPlace ? 0 : backward.problem_.image_pixels() * features)) {}
     BinLocator<T> locate;
-    A* sums;  // [H, W, features of the block]
+    A* sums;  // [H, W, features of the block], or none
   };
+
+  // Whether the gradient of x holds the sums.
+  static constexpr bool kInPlace = std::is_same_v<T, A>;
 
   void RunImages(Executor& executor) const {
     const int64_t cells = problem_.cells(), features = problem_.features();
     const int64_t block = BlockFeatures(executor.workers());
     const int64_t blocks = CeilDiv(features, block);
+    if constexpr (kInPlace) {
+      ParallelForAll(executor, 0, Cleared(grads_.x, problem_.batch * ImageSize()));
+    }
     Arena needed;
     Scratch(*this, block, needed);
     ParallelFor(
@@ -149,45 +163,56 @@ class RoIPoolBackward {
         });
   }
 
-  // The features of a block: few enough for two items a thread and for sums that fit into a cache.
-  // A block is whole vectors, so that its end does not change how its features are summed.
+  int64_t ImageSize() const { return problem_.image_pixels() * problem_.channels; }
+
+  // The features of a block: few enough for two items a thread, and for sums aside that fit into a
+  // cache. A block is whole lines of cache, so that threads rarely write to the same line. It is
+  // whole vectors too, so that its end does not change how its features are summed.
   int64_t BlockFeatures(int64_t workers) const {
-    constexpr int64_t kSumsBytes = 1 << 20;
+    constexpr int64_t kSumsBytes = 1 << 20, kLine = 64 / sizeof(A);
     const int64_t items = Max(1, problem_.batch * problem_.cells());
-    const int64_t blocks = CeilDiv(2 * workers, items);
+    const int64_t wanted = CeilDiv(problem_.features(), CeilDiv(2 * workers, items));
     const int64_t fit = kSumsBytes / Max(1, problem_.image_pixels() * sizeof(A));
-    const int64_t wanted = Min(CeilDiv(problem_.features(), blocks), fit);
-    return RoundUp(Max(1, wanted), kLanes<A>);
+    return RoundUp(Max(1, kInPlace ? wanted : Min(wanted, fit)), kLine);
   }
 
   void Image(const Block& block, const Scratch& scratch) const {
-    const int64_t pixels = problem_.image_pixels();
-    __builtin_memset(scratch.sums, 0, pixels * block.size() * sizeof(A));
-    for (int64_t region = 0; region < problem_.regions; ++region) {
-      if (ImageOfRegion(problem_, primals_.rois + 5 * region) != block.image) continue;
-      for (int64_t bin = 0; bin < problem_.bins(); ++bin) {
-        if (problem_.CellOf(bin) == block.cell) AddBin(region, bin, block, scratch);
+    T* grad_x =
+        grads_.x + block.image * ImageSize() + block.cell * problem_.features() + block.begin;
+    if constexpr (kInPlace) {
+      AddRegions(block, {grad_x, problem_.channels}, scratch.locate);
+    } else {
+      const int64_t pixels = problem_.image_pixels(), size = block.size();
+      __builtin_memset(scratch.sums, 0, pixels * size * sizeof(A));
+      AddRegions(block, {scratch.sums, size}, scratch.locate);
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        RoundInto(grad_x + pixel * problem_.channels, scratch.sums + pixel * size, size);
       }
-    }
-    T* grad_x = grads_.x + block.image * pixels * problem_.channels +
-                block.cell * problem_.features() + block.begin;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      RoundInto(grad_x + pixel * problem_.channels, scratch.sums + pixel * block.size(),
-                block.size());
     }
   }
 
-  void AddBin(int64_t region, int64_t bin, const Block& block, const Scratch& scratch) const {
+  void AddRegions(const Block& block, Sums sums, const BinLocator<T>& locate) const {
+    for (int64_t region = 0; region < problem_.regions; ++region) {
+      if (ImageOfRegion(problem_, primals_.rois + 5 * region) != block.image) continue;
+      for (int64_t bin = 0; bin < problem_.bins(); ++bin) {
+        if (problem_.CellOf(bin) == block.cell) AddBin(region, bin, block, sums, locate);
+      }
+    }
+  }
+
+  void AddBin(int64_t region, int64_t bin, const Block& block, Sums sums,
+              const BinLocator<T>& locate) const {
     const int64_t size = problem_.class_features();
     const A mask = MaskOf(problem_, primals_.mask, region, bin);
     for (int64_t group = block.begin / size; group * size < block.end; ++group) {
       const int64_t begin = Max(block.begin, group * size);
       const int64_t end = Min(block.end, (group + 1) * size);
       const T* grad = GradOf(region, bin, group) + begin - group * size;
-      const Bin<A> located = scratch.locate(region, bin, group);
+      const Bin<A> located = locate(region, bin, group);
       for (int64_t k = 0; k < located.count; ++k) {
-        A* sums = scratch.sums + located.pixels[k].pixel * block.size() + begin - block.begin;
-        AddWeighted<T, A> add = {grad, mask * located.pixels[k].mean, sums};
+        const BinPixel<A>& pixel = located.pixels[k];
+        A* first = sums.first + pixel.pixel * sums.step + begin - block.begin;
+        AddWeighted<T, A> add = {grad, mask * pixel.mean, first};
         Vectorised<A>(end - begin, add);
       }
     }

@@ -28,10 +28,14 @@ class XlaThreadPool final : public ThreadPool {
   ffi::ThreadPool& pool_;
 };
 
-// Number of threads for a call: one if the call is too short to be worth waking other threads.
-inline int64_t WorkersFor(int64_t multiplications, const ThreadPool& threads) {
-  constexpr int64_t kSerial = 1 << 19;
-  return multiplications < kSerial ? 1 : threads.num_threads();
+// Number of threads for a call: one if the call is too short to be worth waking other threads. A
+// call of few multiplications is long if it clears a large result: 8 MiB take longer than waking a
+// thread.
+template <typename Call>
+int64_t WorkersFor(const Call& call, const ThreadPool& threads) {
+  constexpr int64_t kSerial = 1 << 19, kSerialWritten = 1 << 21;
+  const bool is_short = call.work() < kSerial && call.written() < kSerialWritten;
+  return is_short ? 1 : threads.num_threads();
 }
 
 // The handlers of an operator. `Op` has:
@@ -66,7 +70,7 @@ class CpuHandlers {
     return Guarded([&] {
       const typename Op::Call call(kKind, arguments, results, attributes);
       XlaThreadPool threads(pool);
-      Executor executor(threads, WorkersFor(call.work(), threads));
+      Executor executor(threads, WorkersFor(call, threads));
       DispatchFloat(call.dtype(), [&](auto type) {
         using T = decltype(type);
         const Kernels<typename Op::Call::Operator, T>& kernels = Op::Kernels();
