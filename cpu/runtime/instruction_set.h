@@ -8,7 +8,8 @@ namespace jax_dcn {
 enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 // The best instruction set that this processor has. The environment variable
-// JAX_DCN_INSTRUCTION_SET can name a lesser one: "baseline", "avx2", "avx512" or "avx512_bf16".
+// JAX_DCN_INSTRUCTION_SET can name a lesser one: "baseline", "avx2", "avx512" or "avx512_bf16". The
+// Python package refuses other names.
 // AMX has the kernels of AVX-512 BF16, whose products of bfloat16 then take the tiles of AMX.
 InstructionSet CurrentInstructionSet();
 const char* Name(InstructionSet set);

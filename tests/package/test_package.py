@@ -158,6 +158,14 @@ def test_import_does_not_need_flax():
     python("-c", "import sys; sys.modules['flax'] = None; import jax_dcn")
 
 
+@pytest.mark.parametrize("name", ["avx3", "AVX2", "amx_fp8"])
+def test_an_unknown_instruction_set_is_refused(name):
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        python("-c", "import jax_dcn", JAX_DCN_INSTRUCTION_SET=name)
+    assert f"JAX_DCN_INSTRUCTION_SET='{name}' names no kernels" in failed.value.stderr
+    assert "expected 'baseline', 'avx2', 'avx512' or 'avx512_bf16'" in failed.value.stderr
+
+
 KERNELS = "from jax_dcn import _cpu; print(_cpu.DESCRIPTION, end='')"
 CHECK = "tests/laws/test_values.py::test_value_tangent_and_gradients_match_reference"
 

@@ -3,6 +3,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import pathlib
 import re
 import types
@@ -174,6 +175,18 @@ def _of_gpus(built: str) -> str | None:
     return reason
 
 
+def _check_instruction_set() -> None:
+    """A name is obeyed or refused: results differ in bits between instruction sets."""
+    wanted = os.environ.get("JAX_DCN_INSTRUCTION_SET")
+    used = _extensions["cpu"].DESCRIPTION if "cpu" in _extensions else None
+    if wanted and used and wanted != used:
+        raise ValueError(
+            f"JAX_DCN_INSTRUCTION_SET={wanted!r} names no kernels that this processor can run: expected "
+            f"'baseline', 'avx2', 'avx512' or 'avx512_bf16', up to its own {used!r}; unset the variable "
+            "to run the kernels of the processor."
+        )
+
+
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
@@ -192,4 +205,5 @@ def _warn(platform: str, reason: str) -> None:
 
 for _platform in _PLATFORMS:
     _register(_platform)
+_check_instruction_set()
 _warn_of_missing_kernels()
