@@ -68,12 +68,9 @@ class SampleCotangents {
   void Run(Executor& executor) const {
     constexpr int64_t kSteps = 8;  // of one work item
     const SharedSampleMaps<A> maps(problem_, queries_ * problem_.groups);
-    Arena needed;
-    Scratch(problem_, maps.maps, needed);
     const int64_t strip = queries_ * kSteps, strips = CeilDiv(problem_.queries, strip);
-    ParallelFor(executor, problem_.batch * strips, needed.bytes(), [&](int64_t item, char* data) {
-      Arena arena(data);
-      Scratch scratch(problem_, maps.maps, arena);
+    const auto make = [&](Arena& arena) { return Scratch(problem_, maps.maps, arena); };
+    ParallelForWith(executor, problem_.batch * strips, make, [&](int64_t item, Scratch& scratch) {
       __builtin_memset(scratch.zeros, 0, problem_.group_channels() * sizeof(T));
       const int64_t first = item % strips * strip, end = Min(first + strip, problem_.queries);
       for (int64_t begin = first; begin < end; begin += queries_) {
@@ -243,11 +240,8 @@ class ImageCotangent {
     const int64_t own_sums = parts_ > 1 ? 0 : block_size_;
     Shared shared(parts_ > 1 ? items * block_size_ * sizeof(A) : 0);
     A* const shared_sums = shared.arena().template Take<A>(0);
-    Arena needed;
-    Scratch(problem_, maps.maps, own_sums, needed);
-    ParallelFor(executor, items, needed.bytes(), [&](int64_t item, char* memory) {
-      Arena arena(memory);
-      Scratch scratch(problem_, maps.maps, own_sums, arena);
+    const auto make = [&](Arena& arena) { return Scratch(problem_, maps.maps, own_sums, arena); };
+    ParallelForWith(executor, items, make, [&](int64_t item, Scratch& scratch) {
       const Block block = BlockOf(item / parts_);
       A* sums = parts_ > 1 ? shared_sums + item * block_size_ : scratch.sums;
       __builtin_memset(sums, 0, problem_.pixels * block.channels * sizeof(A));
@@ -312,12 +306,9 @@ class ImageCotangent {
   // Adds the samples of all queries to the cotangent itself.
   void AddInPlace(Executor& executor, const SampleMaps<A>& maps) const {
     ParallelForAll(executor, 0, Cleared(grad_x_, problem_.batch * problem_.image_size()));
-    Arena needed;
-    Scratch(problem_, maps, 0, needed);
     const int64_t items = problem_.batch * problem_.groups * blocks_;
-    ParallelFor(executor, items, needed.bytes(), [&](int64_t item, char* memory) {
-      Arena arena(memory);
-      Scratch scratch(problem_, maps, 0, arena);
+    const auto make = [&](Arena& arena) { return Scratch(problem_, maps, 0, arena); };
+    ParallelForWith(executor, items, make, [&](int64_t item, Scratch& scratch) {
       const Block block = BlockOf(item);
       T* first = grad_x_ + block.image * problem_.image_size() + block.channel;
       SumQueries(block, {0, problem_.queries}, {first, problem_.channels}, scratch);

@@ -85,12 +85,9 @@ class Aggregation {
   void Run(Executor& executor) const {
     constexpr int64_t kSteps = 8;  // of one work item
     const SharedSampleMaps<A> maps(problem_, queries_ * problem_.groups);
-    Arena needed;
-    Scratch(problem_, maps.maps, needed);
     const int64_t strip = queries_ * kSteps, strips = CeilDiv(problem_.queries, strip);
-    ParallelFor(executor, problem_.batch * strips, needed.bytes(), [&](int64_t item, char* data) {
-      Arena arena(data);
-      Scratch scratch(problem_, maps.maps, arena);
+    const auto make = [&](Arena& arena) { return Scratch(problem_, maps.maps, arena); };
+    ParallelForWith(executor, problem_.batch * strips, make, [&](int64_t item, Scratch& scratch) {
       __builtin_memset(scratch.zeros, 0, problem_.group_channels() * sizeof(T));
       const int64_t first = item % strips * strip, end = Min(first + strip, problem_.queries);
       for (int64_t begin = first; begin < end; begin += queries_) {

@@ -62,12 +62,10 @@ class RoIPoolBackward {
 
   void Run(Executor& executor) const {
     if (grads_.offset != nullptr || grads_.mask != nullptr) {
-      Arena needed;
-      BinLocator<T>(problem_, primals_, needed);
-      ParallelFor(executor, problem_.regions, needed.bytes(), [&](int64_t region, char* memory) {
-        Arena arena(memory);
-        Region(region, BinLocator<T>(problem_, primals_, arena));
-      });
+      ParallelForWith(
+          executor, problem_.regions,
+          [&](Arena& arena) { return BinLocator<T>(problem_, primals_, arena); },
+          [&](int64_t region, const BinLocator<T>& locate) { Region(region, locate); });
     }
     if (grads_.x != nullptr) RunImages(executor);
   }
@@ -151,16 +149,13 @@ class RoIPoolBackward {
     if constexpr (kInPlace) {
       ParallelForAll(executor, 0, Cleared(grads_.x, problem_.batch * ImageSize()));
     }
-    Arena needed;
-    Scratch(*this, block, needed);
-    ParallelFor(
-        executor, problem_.batch * cells * blocks, needed.bytes(), [&](int64_t item, char* memory) {
-          Arena arena(memory);
-          const Scratch scratch(*this, block, arena);
-          const int64_t begin = item % blocks * block;
-          Image({item / blocks / cells, item / blocks % cells, begin, Min(begin + block, features)},
-                scratch);
-        });
+    const auto make = [&](Arena& arena) { return Scratch(*this, block, arena); };
+    const int64_t items = problem_.batch * cells * blocks;
+    ParallelForWith(executor, items, make, [&](int64_t item, const Scratch& scratch) {
+      const int64_t begin = item % blocks * block;
+      Image({item / blocks / cells, item / blocks % cells, begin, Min(begin + block, features)},
+            scratch);
+    });
   }
 
   int64_t ImageSize() const { return problem_.image_pixels() * problem_.channels; }

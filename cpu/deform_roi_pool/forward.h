@@ -76,13 +76,9 @@ class BinMeans {
 
   void Run(Executor& executor) const {
     const int64_t rows = problem_.geometry.pooled_size[0];
-    Arena needed;
-    Scratch(*this, needed);
-    ParallelFor(executor, problem_.regions * rows, needed.bytes(), [&](int64_t item, char* memory) {
-      Arena arena(memory);
-      const Scratch scratch(*this, arena);
-      Row(item / rows, item % rows, scratch);
-    });
+    ParallelForWith(
+        executor, problem_.regions * rows, [&](Arena& arena) { return Scratch(*this, arena); },
+        [&](int64_t item, const Scratch& scratch) { Row(item / rows, item % rows, scratch); });
   }
 
  private:

@@ -72,6 +72,19 @@ class Arena {
   int64_t bytes_ = 0;
 };
 
+// Runs a loop whose items need memory: calls `f(item, own)`, where `make(arena)` returns `own`,
+// in the memory of the item's worker.
+template <typename Make, typename F>
+void ParallelForWith(Executor& executor, int64_t items, const Make& make, const F& f) {
+  Arena needed;
+  make(needed);
+  ParallelFor(executor, items, needed.bytes(), [&](int64_t item, char* memory) {
+    Arena arena(memory);
+    auto own = make(arena);
+    f(item, own);
+  });
+}
+
 // The memory of one call, which the threads of the call share.
 class Shared {
  public:
