@@ -143,8 +143,6 @@ class QuerySamples {
   Index* pixel[kCorners];  // in x, or kOutside
 
  private:
-  typedef Index Indices __attribute__((vector_size(kVectorBytes)));
-
   JAX_DCN_INLINE void LocateVector(int64_t i) {
     const Vector<A> size[] = {Load(maps_.height + i), Load(maps_.width + i)};
     const SampledMap<2, Vector<A>> map = {{size[0], size[1]}, problem_.legacy_boundary};
@@ -158,24 +156,11 @@ class QuerySamples {
     const auto at = jax_dcn::Locate<A>(map, position);
     Store(y + i, at.fraction[0]);
     Store(x + i, at.fraction[1]);
-    const Indices columns = LoadIndices(maps_.columns + i);
-    const Indices start = LoadIndices(maps_.first_pixel + i) +
-                          __builtin_convertvector(at.low[0], Indices) * columns +
-                          __builtin_convertvector(at.low[1], Indices);
-    const Indices down = columns & ~at.repeats_low[0];
-    const Indices right = (Indices{} + 1) & ~at.repeats_low[1];
-    Write(pixel[0] + i, start | at.outside_low[0] | at.outside_low[1]);
-    Write(pixel[1] + i, (start + right) | at.outside_low[0] | at.outside_high[1]);
-    Write(pixel[2] + i, (start + down) | at.outside_high[0] | at.outside_low[1]);
-    Write(pixel[3] + i, (start + down + right) | at.outside_high[0] | at.outside_high[1]);
-    Write(any_outside_ + i,
-          at.outside_low[0] | at.outside_high[0] | at.outside_low[1] | at.outside_high[1]);
-  }
-
-  static JAX_DCN_INLINE Indices LoadIndices(const Index* from) {
-    Indices vector;
-    __builtin_memcpy(&vector, from, sizeof(vector));
-    return vector;
+    const Vector<Index> strides[] = {Load(maps_.columns + i), Vector<Index>{} + 1};
+    Vector<Index> corner[kCorners];
+    SetCorners(at, Load(maps_.first_pixel + i), strides, corner);
+    for (int c = 0; c < kCorners; ++c) Store<Index>(pixel[c] + i, corner[c]);
+    Store<Index>(any_outside_ + i, corner[0] | corner[1] | corner[2] | corner[3]);
   }
 
   const DeformAggregateProblem& problem_;
