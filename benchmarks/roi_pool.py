@@ -2,7 +2,7 @@
 """Times `deform_roi_pool` and `deform_roi_align` on CPU against XLA.
 
 Forward, and forward with the gradients of all arguments ("training"), float32.
-`python -m benchmarks.bench_deform_roi_pool --json benchmarks/results/roi_cpu.json`
+`python -m benchmarks.roi_pool --json benchmarks/results/roi_cpu.json`
 """
 
 import argparse
