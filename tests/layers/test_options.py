@@ -180,6 +180,41 @@ def test_names_of_other_libraries_are_translated(name):
             make(**{name: 1})
 
 
+POOL_NAMES = [
+    ("output_size", "write pooled_size= instead"),
+    ("sampling_ratio", "write samples_per_part= instead"),
+    ("gamma", "write trans_std= instead"),
+    ("out_channels", "write output_dim= instead"),
+    ("deform_fc_dim", "write hidden_features= instead"),
+    ("no_trans", "write deformable=False"),
+]
+
+
+@pytest.mark.parametrize("name, answer", POOL_NAMES)
+def test_names_of_other_pools_are_translated(name, answer):
+    for make in (lambda **options: DeformRoIPool(**options, rngs=nnx.Rngs(0)), LinenPool):
+        with pytest.raises(TypeError, match=f"no argument {name}=: {answer}"):
+            make(**{name: 1})
+
+
+FUNCTION_NAMES = [
+    (jax_dcn.deform_roi_pool, "sampling_ratio", "write samples_per_part= instead"),
+    (jax_dcn.deform_roi_pool, "no_trans", "leave out the offset"),
+    (jax_dcn.deform_roi_align, "boxes", "write rois= instead"),
+    (jax_dcn.deform_roi_align, "output_size", "write pooled_size= instead"),
+    (jax_dcn.deform_roi_align, "trans_std", "write gamma= instead"),
+    (jax_dcn.ms_deform_attn, "sampling_locations", "write locations= instead"),
+    (jax_dcn.ms_deform_attn, "level_start_index", "levels begin where spatial_shapes says"),
+    (jax_dcn.grid_sample, "input", "write x= instead"),
+]
+
+
+@pytest.mark.parametrize("function, name, answer", FUNCTION_NAMES)
+def test_names_of_other_functions_are_translated(function, name, answer):
+    with pytest.raises(TypeError, match=f"no argument {name}=: {answer}"):
+        function(**{name: 1})
+
+
 def test_calls_that_do_not_fit_name_the_argument():
     layer = DeformConv(4, 6, 3, rngs=nnx.Rngs(0))
     taking = DeformConv(4, 6, 3, offset_branch=False, modulated=False, rngs=nnx.Rngs(0))

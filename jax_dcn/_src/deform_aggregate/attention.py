@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jax_dcn._src.arguments import array, choice, is_sequence
+from jax_dcn._src.arguments import array, choice, is_sequence, renamed
 from jax_dcn._src.deform_aggregate.function import aggregate
 from jax_dcn._src.deform_aggregate.geometry import (
     AggregateGeometry,
@@ -25,11 +25,27 @@ from jax_dcn._src.public import public
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+# Names of arguments in other libraries, and their names here.
+_ARGUMENTS = {
+    "value_spatial_shapes": "spatial_shapes",
+    "spatial_shapes_list": "spatial_shapes",
+    "sampling_locations": "locations",
+    "attention_weights": "weights",
+    "num_points_list": "points",
+}
+_STARTS = "levels begin where spatial_shapes says"
+_ABSENT = {
+    "level_start_index": _STARTS,
+    "value_level_start_index": _STARTS,
+    "im2col_step": "the whole batch is computed at once",
+}
+
 METHODS = ("bilinear", "discrete")
 _LOCATIONS = "[..., Q, M, L, P, 2]"
 
 
 @public("jax_dcn")
+@renamed(_ARGUMENTS, _ABSENT)
 def ms_deform_attn(
     value: Float[Array, "*batch S M D"],
     locations: Float[Array, "*batch Q M ... 2"],

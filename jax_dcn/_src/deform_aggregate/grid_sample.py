@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 
-from jax_dcn._src.arguments import array, choice, flag
+from jax_dcn._src.arguments import array, choice, flag, renamed
 from jax_dcn._src.deform_aggregate.function import deform_aggregate
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
@@ -24,6 +24,7 @@ PADDING_MODES = ("zeros", "border", "reflection")
 
 
 @public("jax_dcn")
+@renamed({"input": "x"})
 def grid_sample(
     x: Float[Array, "*batch H W C"],
     grid: Float[Array, "*batch Ho Wo 2"],

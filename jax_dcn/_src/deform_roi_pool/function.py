@@ -19,8 +19,10 @@ from jax_dcn._src.arguments import (
     integer,
     optional_array,
     positive_pair,
+    renamed,
 )
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
+from jax_dcn._src.deform_roi_pool.hints import ABSENT, ARGUMENTS
 from jax_dcn._src.deform_roi_pool.rules import deform_roi_pool_p
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
@@ -36,6 +38,7 @@ _MOST = 4096  # The kernels take at most so many bins, cells and samples along a
 
 
 @public("jax_dcn")
+@renamed(ARGUMENTS, ABSENT)
 def deform_roi_pool(
     x: Float[Array, "N H W C"],
     rois: Real[Array, "R 5"],
@@ -144,6 +147,7 @@ def deform_roi_pool(
 
 
 @public("jax_dcn")
+@renamed(ARGUMENTS, ABSENT)
 def deform_roi_align(
     x: Float[Array, "N H W C"],
     rois: Real[Array, "R 5"],

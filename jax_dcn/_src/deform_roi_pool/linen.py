@@ -8,13 +8,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from jax_dcn._src.arguments import function
+from jax_dcn._src.arguments import function, renamed_options
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
+from jax_dcn._src.deform_roi_pool.hints import ABSENT_OPTIONS, OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
 
 @public("jax_dcn.linen")
+@renamed_options(OPTIONS, ABSENT_OPTIONS)
 class DeformRoIPool(nn.Module):
     r"""Pools regions at bins that it displaces and modulates after a first look at the region.
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from jax_dcn._src.arguments import function, static
+from jax_dcn._src.arguments import function, renamed, static
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
+from jax_dcn._src.deform_roi_pool.hints import ABSENT_OPTIONS, OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
@@ -72,6 +73,7 @@ class DeformRoIPool(nnx.Module):
       Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
     """
 
+    @renamed(OPTIONS, ABSENT_OPTIONS)
     def __init__(
         self,
         output_dim: int,
