@@ -89,13 +89,6 @@ JAX_DCN_INLINE AsFloats<V> SecondOf(V pairs) {
   return BitCast<AsFloats<V>>(pairs & 0xffff0000u);
 }
 
-// The upper halves of floats, rounded to the nearest, as FromFloat<BFloat16>::Round does.
-template <typename V>
-JAX_DCN_INLINE V RoundedBits(AsFloats<V> value) {
-  const V bits = BitCast<V>(value);
-  return value != value ? (bits | 0x400000u) : bits + 0x7fffu + (bits >> 16 & 1u);
-}
-
 template <typename V>
 JAX_DCN_INLINE V RoundToPairsAs(AsFloats<V> first, AsFloats<V> second) {
   return RoundedBits<V>(first) >> 16 | (RoundedBits<V>(second) & 0xffff0000u);

@@ -110,19 +110,18 @@ JAX_DCN_INLINE Vector<float> LoadSums(const BFloat16* data) {
   return LoadSumsAs<Vector<float>>(data);
 }
 
-// Rounds floats to the nearest bfloat16, in the lower half of each word.
-template <typename V>
-JAX_DCN_INLINE auto RoundedHalves(V sums) {
-  using Words = Vector<uint32_t, sizeof(V)>;
-  const Words bits = BitCast<Words>(sums), nan = bits >> 16 | 0x40u;
-  const Words nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  return sums != sums ? nan : nearest;
+// Rounds a float or a vector of floats to the nearest bfloat16, in the upper half of each word.
+template <typename Words, typename V>
+JAX_DCN_INLINE Words RoundedBits(V value) {
+  const Words bits = BitCast<Words>(value);
+  return value != value ? (bits | 0x400000u) : bits + 0x7fffu + (bits >> 16 & 1u);
 }
 
 template <typename V>
 JAX_DCN_INLINE void StoreRoundedAs(BFloat16* data, V sums) {
   using Halves = Vector<uint16_t, sizeof(V) / 2>;
-  const Halves halves = __builtin_convertvector(RoundedHalves(sums), Halves);
+  const auto words = RoundedBits<Vector<uint32_t, sizeof(V)>>(sums);
+  const Halves halves = __builtin_convertvector(words >> 16, Halves);
   __builtin_memcpy(data, &halves, sizeof(halves));
 }
 

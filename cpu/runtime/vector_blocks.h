@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/runtime/pairs.h"
 #include "cpu/runtime/simd.h"
 
 namespace jax_dcn::JAX_DCN_ISA {
@@ -34,14 +35,12 @@ template <int kCount, typename V, typename T>
 JAX_DCN_INLINE void LoadBlock(const T* data, V (&block)[kCount]) {
   constexpr int kLanesOfV = sizeof(V) / sizeof(ToFloat(T{}));
   if constexpr (std::is_same_v<T, BFloat16> && kCount % 2 == 0) {
-    // Words of two elements: the lower halves are one vector, the upper halves another one.
-    typedef uint32_t Words __attribute__((vector_size(sizeof(V))));
+    // Pairs of elements: the first elements are one vector, the second elements another one.
 #pragma GCC unroll 2
     for (int v = 0; v < kCount; v += 2) {
-      Words words;
-      __builtin_memcpy(&words, data + v * kLanesOfV, sizeof(words));
-      block[v] = BitCast<V>(words << 16);
-      block[v + 1] = BitCast<V>(words & 0xffff0000u);
+      Vector<uint32_t, sizeof(V)> pairs;
+      __builtin_memcpy(&pairs, data + v * kLanesOfV, sizeof(pairs));
+      block[v] = FirstOf(pairs), block[v + 1] = SecondOf(pairs);
     }
   } else {
 #pragma GCC unroll 4
@@ -56,8 +55,8 @@ JAX_DCN_INLINE void StoreBlock(T* data, const V (&block)[kCount]) {
   if constexpr (std::is_same_v<T, BFloat16> && kCount % 2 == 0) {
 #pragma GCC unroll 2
     for (int v = 0; v < kCount; v += 2) {
-      const auto words = RoundedHalves(block[v]) | RoundedHalves(block[v + 1]) << 16;
-      __builtin_memcpy(data + v * kLanesOfV, &words, sizeof(words));
+      const auto pairs = RoundToPairsAs<Vector<uint32_t, sizeof(V)>>(block[v], block[v + 1]);
+      __builtin_memcpy(data + v * kLanesOfV, &pairs, sizeof(pairs));
     }
   } else {
 #pragma GCC unroll 4
