@@ -149,6 +149,10 @@ WRONG = {
     "weights": (dict(weights=WEIGHTS[..., 1:]), "weights does not fit locations: expected"),
     "dtype": (dict(weights=WEIGHTS > 0), "weights must have a dtype of"),
     "spatial_shapes": (dict(spatial_shapes=None), "spatial_shapes must be a non-empty sequence"),
+    "shapes of arrays": (
+        dict(spatial_shapes=jnp.array(SHAPES)),
+        "Write spatial_shapes.tolist().",
+    ),
     "points": (dict(points=(2, 2)), "points must be None with locations"),
     "points of each level": (dict(points=POINTS), "points must be None with locations"),
     "points by level": (dict(points=(1, 3, 2)), "points must be None with locations"),

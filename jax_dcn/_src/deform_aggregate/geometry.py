@@ -5,6 +5,9 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+import numpy as np
+
 from jax_dcn._src.arguments import choice, is_integer, is_sequence
 from jax_dcn._src.operator.sizes import is_free, is_image_size
 from jax_dcn._src.public import public
@@ -57,9 +60,11 @@ def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
     """The sizes of maps as pairs of integers; `name` is the argument's name in the error."""
     if is_sequence(shapes) and len(shapes) and all(map(is_image_size, shapes)):
         return tuple((_known(height), _known(width)) for height, width in shapes)
+    is_known = hasattr(shapes, "tolist") and not isinstance(shapes, np.ndarray | jax.core.Tracer)
+    hint = f" Write {name}.tolist()." if is_known else ""
     raise ValueError(
         f"{name} must be a non-empty sequence of (height, width), positive integers known when the "
-        f"function is traced, got {shapes!r}."
+        f"function is traced, got {shapes!r}.{hint}"
     )
 
 
