@@ -107,58 +107,62 @@ class Aggregation {
     QuerySamples<A> samples;
     T* zeros;
     A* weights[2][kCorners];
+    WeightedImage<T, A> images[2] = {};
+    int image_count = 0;
   };
 
   void Sum(int64_t image, Range queries, Scratch& scratch) const {
-    const int64_t channels = problem_.group_channels(), count = problem_.samples;
     scratch.samples.Locate(primals_, {image, queries, {0, problem_.groups}});
-    WeightedImage<T, A> images[2] = {};
-    const int64_t index = problem_.SampleIndex(image, queries.begin, 0);
-    const int image_count = Weigh(scratch, index, images);
+    Weigh(problem_.SampleIndex(image, queries.begin, 0), scratch);
     T* y = y_ + (image * problem_.queries + queries.begin) * problem_.channels;
-    const int64_t rows = queries.size() * problem_.groups;
-    const auto first_of = [&](int64_t row) {
-      return image * problem_.image_size() + row % problem_.groups * channels;
-    };
+    const int64_t rows = queries.size() * problem_.groups, count = problem_.samples;
     const bool fetch = AreWorthFetching(problem_.image_size() * sizeof(T));
-    for (int64_t row = 0; row < rows; ++row, y += channels) {
-      const int64_t begin = row * count, end = begin + count;
-      WithFlag(scratch.samples.AllInside(begin, end), [&](auto inside) {
-        WithFlag(fetch && row + 1 < rows, [&](auto ahead) {
-          const T* x = images[0].x + first_of(row + 1);
-          const CornersAhead<ahead.value, T, IndexOf<A>> next = {x, problem_.channels,
-                                                                 scratch.samples.pixel, count};
-          SampleSum<inside.value, ahead.value, T, A> sum = {images,
-                                                            image_count,
-                                                            scratch.samples.pixel,
-                                                            scratch.zeros,
-                                                            problem_.channels,
-                                                            first_of(row),
-                                                            begin,
-                                                            end,
-                                                            next,
-                                                            y};
-          InBlocks<A>(channels, sum);
-        });
+    for (int64_t row = 0; row < rows; ++row, y += problem_.group_channels()) {
+      WithFlag(scratch.samples.AllInside(row * count, (row + 1) * count), [&](auto inside) {
+        WithFlag(fetch && row + 1 < rows,
+                 [&](auto ahead) { SumRow<inside.value, ahead.value>(image, row, scratch, y); });
       });
     }
   }
 
-  // Weighs the corners of all samples; returns how many images are read.
-  int Weigh(Scratch& scratch, int64_t index, WeightedImage<T, A>* images) const {
-    int count = 0;
+  // Sums the samples of a row: of a query and a group.
+  template <bool kInside, bool kAhead>
+  void SumRow(int64_t image, int64_t row, const Scratch& scratch, T* y) const {
+    const int64_t begin = row * problem_.samples, end = begin + problem_.samples;
+    const auto first_of = [&](int64_t row) {
+      return image * problem_.image_size() + row % problem_.groups * problem_.group_channels();
+    };
+    const CornersAhead<kAhead, T, IndexOf<A>> next = {scratch.images[0].x + first_of(row + 1),
+                                                      problem_.channels, scratch.samples.pixel,
+                                                      problem_.samples};
+    const SampleSum<kInside, kAhead, T, A> sum = {scratch.images,
+                                                  scratch.image_count,
+                                                  scratch.samples.pixel,
+                                                  scratch.zeros,
+                                                  problem_.channels,
+                                                  first_of(row),
+                                                  begin,
+                                                  end,
+                                                  next,
+                                                  y};
+    InBlocks<A>(problem_.group_channels(), sum);
+  }
+
+  // Weighs the corners of all samples, in each image that is read.
+  void Weigh(int64_t index, Scratch& scratch) const {
+    int& count = scratch.image_count;
+    count = 0;
     const T* x = tangents_ == nullptr ? primals_.x : tangents_->x;
     if (x != nullptr) {
-      images[count] = {x, scratch.weights[count]};
+      scratch.images[count] = {x, scratch.weights[count]};
       scratch.samples.Weigh(scratch.weights[count++]);
     }
     const bool samples_move =
         tangents_ != nullptr && (tangents_->positions != nullptr || tangents_->weights != nullptr);
     if (samples_move) {
-      images[count] = {primals_.x, scratch.weights[count]};
+      scratch.images[count] = {primals_.x, scratch.weights[count]};
       WeighTangents(scratch.samples, index, scratch.weights[count++]);
     }
-    return count;
   }
 
   void WeighTangents(const QuerySamples<A>& samples, int64_t index, A* const* weights) const {

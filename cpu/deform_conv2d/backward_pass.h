@@ -101,18 +101,14 @@ struct BackwardPass {
   }
   static constexpr int64_t kZeroRows = Packed<E>::kDepth - 1;
 
-  // The memory of the sums: the results, or memory of the call if the results have a narrower type.
+  // Places the arrays in memory. Without memory, counts their bytes.
   int64_t Allocate(Arena arena) {
     const int64_t strips = parts.phase_parts() * parts.strips_of_part();
-    const int64_t pixels = strips * parts.strip_pixels(), taps = problem.taps();
-    const int64_t images = parts.phase_images() * ImageSize();
-    const int64_t lists = want_samples ? strips * problem.offset_groups * taps : 0;
-    counts = arena.Take<int32_t>(lists);
-    rows = arena.Take<int32_t>(lists * ListSize());
-    samples = arena.Take<MaskedSample<A>>(lists * ListSize());
-    reaches = arena.Take<Range>(want_samples ? strips * problem.offset_groups : 0);
+    const int64_t pixels = strips * parts.strip_pixels();
+    const int64_t images_size = parts.phase_images() * ImageSize();
+    AllocateLists(strips, arena);
     part_sums = arena.Take<A*>(parts.phase_parts());
-    dots = arena.Take<A>(want_dots ? blocks.count() * pixels * taps * kCorners : 0);
+    dots = arena.Take<A>(want_dots ? blocks.count() * pixels * problem.taps() * kCorners : 0);
     const int64_t panel_rows = strips * (parts.strip_pixels() + kZeroRows);
     panels = arena.Take<Row>(want_panels ? PanelsSize() * panel_rows : 0);
     bias_parts = arena.Take<A>(grads.bias != nullptr ? strips * problem.features : 0);
@@ -120,18 +116,10 @@ struct BackwardPass {
     if constexpr (kReadInPlace) {
       x = primals.x;
     } else {
-      x = wide_x = arena.Take<E>(want_x ? images : 0);
+      x = wide_x = arena.Take<E>(want_x ? images_size : 0);
       grad_y = wide_grad_y = arena.Take<E>(pixels * problem.features);
     }
-    if constexpr (kSumsInPlace<T>) {
-      x_sums = grads.x;
-      kernel_sums = grads.kernel;
-      bias_sums = grads.bias;
-    } else {
-      x_sums = arena.Take<A>(grads.x == nullptr ? 0 : images);
-      kernel_sums = arena.Take<A>(grads.kernel == nullptr ? 0 : KernelSize());
-      bias_sums = arena.Take<A>(grads.bias == nullptr ? 0 : problem.features);
-    }
+    AllocateSums(images_size, arena);
     return arena.bytes();
   }
 
@@ -176,6 +164,27 @@ struct BackwardPass {
   A* bias_sums = nullptr;    // [O]
 
  private:
+  void AllocateLists(int64_t strips, Arena& arena) {
+    const int64_t lists = want_samples ? strips * problem.offset_groups * problem.taps() : 0;
+    counts = arena.Take<int32_t>(lists);
+    rows = arena.Take<int32_t>(lists * ListSize());
+    samples = arena.Take<MaskedSample<A>>(lists * ListSize());
+    reaches = arena.Take<Range>(want_samples ? strips * problem.offset_groups : 0);
+  }
+
+  // The memory of the sums: the results, or memory of the call if the results have a narrower type.
+  void AllocateSums(int64_t images_size, Arena& arena) {
+    if constexpr (kSumsInPlace<T>) {
+      x_sums = grads.x;
+      kernel_sums = grads.kernel;
+      bias_sums = grads.bias;
+    } else {
+      x_sums = arena.Take<A>(grads.x == nullptr ? 0 : images_size);
+      kernel_sums = arena.Take<A>(grads.kernel == nullptr ? 0 : KernelSize());
+      bias_sums = arena.Take<A>(grads.bias == nullptr ? 0 : problem.features);
+    }
+  }
+
   // The numbers that all panels hold for one pixel.
   int64_t PanelsSize() const {
     return problem.geometry.feature_groups * FeaturePanels() * kPanel<A>;
