@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Exports functions and models to ONNX, and evaluates ONNX's operator `DeformConv`."""
 
-import contextlib
 import inspect
 import numbers
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -80,8 +79,8 @@ def to_onnx(
     if path is not None:
         options |= dict(return_mode="file", output_path=os.fspath(path))
     # Traced here, where Flax's layers are Flax's own: jax2onnx replaces them by its own layers, which
-    # do not take all arguments of Flax's.
-    with _without_padding():
+    # do not take all arguments of Flax's. Only XLA's CPU convolution profits from padded branches.
+    with pads_offset_branch(False):
         traced = jaxpr_as_fun(_trace(function, avals))
     try:
         return jax2onnx.to_onnx(traced, avals, opset=opset, **options)
@@ -129,16 +128,6 @@ def _check_count(function: Callable[..., Any], avals: Sequence[Any], inputs: Any
         signature.bind(*avals)
     except TypeError as error:
         raise ValueError(f"inputs does not fit the function, {error}: got {inputs!r}.") from None
-
-
-@contextlib.contextmanager
-def _without_padding() -> Iterator[None]:
-    """Traces offset branches without the padding that only XLA's CPU convolution profits from."""
-    token = pads_offset_branch.set(False)
-    try:
-        yield
-    finally:
-        pads_offset_branch.reset(token)
 
 
 def _check_mode(model: Any) -> None:

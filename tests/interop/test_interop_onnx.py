@@ -185,6 +185,20 @@ def test_kernels_under_vmap_export():
 
 
 @exporter
+def test_the_export_does_not_depend_on_calls_before_or_after():
+    layer = DeformConv(4, 8, (3, 2), rngs=rngs())
+    x = jnp.asarray(images(1, 9, 11, 4))
+
+    def operators(function) -> list[str]:
+        return [node.op_type for node in interop.to_onnx(function, x).graph.node]
+
+    called, exported = jax.jit(lambda x: layer(x)), jax.jit(lambda x: layer(x))
+    program = called.lower(x).as_text()
+    assert operators(called) == operators(exported)
+    assert exported.lower(x).as_text() == program
+
+
+@exporter
 def test_a_model_is_written_by_path(tmp_path):
     layer = displaced(DeformConv(4, 8, (3, 2), rngs=rngs(), **OPTIONS))
     x = images(2, 9, 11, 4)

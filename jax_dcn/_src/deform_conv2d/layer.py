@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The parts of a deformable convolution layer that Flax NNX and Flax Linen share."""
 
-import contextvars
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -213,15 +212,16 @@ def _padded(layer: DeformConvOptions, x: jax.Array) -> tuple[jax.Array, Any, tup
     return jnp.pad(x, widths, mode=_MODES[padding]), "VALID", (pads[0][0], pads[1][0])
 
 
-# Whether `offset_convolution` pads its channels: not in programs that XLA does not run.
-pads_offset_branch = contextvars.ContextVar("pads_offset_branch", default=True)
+# Whether `offset_convolution` pads its channels: not in programs that XLA does not run. The context is
+# part of the key of `jax.jit`, so that no program is traced under one value and used under the other.
+pads_offset_branch = jax.make_user_context(True)
 
 
 def offset_convolution(
     x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, faster on CPU for the 18 or 27 channels of an offset branch."""
-    if not pads_offset_branch.get():
+    if not pads_offset_branch.value:
         return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)
     # XLA's CPU convolution is two to three times slower where the number of channels is no multiple
     # of 8.
