@@ -11,6 +11,7 @@ import numpy as np
 from jax_dcn._src.arguments import DTYPES, is_integer, is_sequence
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
+from jax_dcn._src.sampling.window import is_empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class ChannelsFirst:
         input_name, offset_name, weight_name, _, mask_name = self.names
         (batch, channels, *image), kernel = self.input.shape, self.weight.shape[2:]
         size = geometry.output_size(image, kernel)
-        if any(isinstance(s, int) and s < 1 for s in size):
+        if is_empty(size):
             raise ValueError(
                 f"{input_name} of shape {self.input.shape} is smaller than the kernel of "
                 f"{weight_name} of shape {self.weight.shape}: there are {size[0]}x{size[1]} output "

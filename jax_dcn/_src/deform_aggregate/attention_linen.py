@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jax_dcn._src.arguments import renamed_options
 from jax_dcn._src.deform_aggregate import attention_layer as layers
-from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options, cast
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
@@ -135,13 +135,10 @@ class MSDeformAttn(nn.Module):
         locations, weights = self._predicted(query, reference, spatial_shapes)
         self.sow("intermediates", "locations", locations)
         self.sow("intermediates", "weights", weights)
-        projected = self.value_proj(value) if self.value_projection else self._cast(value)
+        projected = self.value_proj(value) if self.value_projection else cast(value, self.dtype)
         seen = layers.masked(projected, value_mask)
         y = layers.attend(self, seen, locations, weights, spatial_shapes)
-        return self.output_proj(y) if self.output_projection else self._cast(y)
-
-    def _cast(self, x: jax.Array) -> jax.Array:
-        return x if self.dtype is None else x.astype(self.dtype)
+        return self.output_proj(y) if self.output_projection else cast(y, self.dtype)
 
     def _predicted(
         self, query: jax.Array, reference: jax.Array, spatial_shapes: layers.Shapes

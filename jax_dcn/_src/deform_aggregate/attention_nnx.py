@@ -10,8 +10,9 @@ from flax import nnx
 
 from jax_dcn._src.arguments import renamed, static
 from jax_dcn._src.deform_aggregate import attention_layer as layers
-from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options, cast
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.nnx import check_rngs, is_captured
 from jax_dcn._src.public import public
 
 
@@ -110,8 +111,7 @@ class MSDeformAttn(nnx.Module):
         self.param_dtype = param_dtype
         self.implementation = static(implementation)
         layers.check_options(self)
-        if not isinstance(rngs, nnx.Rngs):
-            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        check_rngs(rngs)
         ring = layers.ring(self)
         self.sampling_offsets = self._branch("sampling_offsets", nnx.initializers.constant(ring))
         self.attention_weights = self._branch("attention_weights", nnx.initializers.zeros_init())
@@ -162,8 +162,7 @@ class MSDeformAttn(nnx.Module):
         """
         layers.check_call(self, query, reference, value, spatial_shapes, value_mask)
         locations, weights = self._predicted(query, reference, spatial_shapes)
-        # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
-        if hasattr(self, "__captures__"):
+        if is_captured(self):
             self.sow(nnx.Intermediate, "locations", locations)
             self.sow(nnx.Intermediate, "weights", weights)
         projected = self._projected(self.value_proj, value)
@@ -172,9 +171,7 @@ class MSDeformAttn(nnx.Module):
         return self._projected(self.output_proj, y)
 
     def _projected(self, projection: nnx.Linear | None, x: jax.Array) -> jax.Array:
-        if projection is not None:
-            return projection(x)
-        return x if self.dtype is None else x.astype(self.dtype)
+        return cast(x, self.dtype) if projection is None else projection(x)
 
     def _predicted(
         self, query: jax.Array, reference: jax.Array, spatial_shapes: layers.Shapes

@@ -13,7 +13,7 @@ from jax_dcn._src.arguments import renamed_options
 from jax_dcn._src.deform_aggregate import dcn_layer as layers
 from jax_dcn._src.deform_aggregate.dcnv3 import dcnv3
 from jax_dcn._src.deform_aggregate.dcnv4 import dcnv4
-from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options, cast
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.public import public
 
@@ -273,13 +273,10 @@ class DCNv4(nn.Module):
         layers.check_call(self, x)
         offset_mask = self._predicted(x)
         _sow_samples(self, x, *layers.unpacked(self, offset_mask))
-        projected = self._cast(x) if self.without_pointwise else self.value_proj(x)
+        projected = cast(x, self.dtype) if self.without_pointwise else self.value_proj(x)
         y = dcnv4(projected, offset_mask, **layers.packed_options(self))
         mixed = _mixed(self, y, projected, y)
-        return self._cast(mixed) if self.without_pointwise else self.output_proj(mixed)
-
-    def _cast(self, x: jax.Array) -> jax.Array:
-        return x if self.dtype is None else x.astype(self.dtype)
+        return cast(mixed, self.dtype) if self.without_pointwise else self.output_proj(mixed)
 
     def _predicted(self, x: jax.Array) -> jax.Array:
         features = x if self.dw_kernel_size is None else self.offset_mask_dw(x)

@@ -13,8 +13,9 @@ from jax_dcn._src.arguments import renamed, static
 from jax_dcn._src.deform_aggregate import dcn_layer as layers
 from jax_dcn._src.deform_aggregate.dcnv3 import dcnv3
 from jax_dcn._src.deform_aggregate.dcnv4 import dcnv4
-from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options
+from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options, cast
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.nnx import check_rngs, is_captured
 from jax_dcn._src.public import public
 
 Pair = tuple[jax.Array, jax.Array]
@@ -65,8 +66,7 @@ def _mixed(layer: Any, y: jax.Array, x: jax.Array, features: jax.Array) -> jax.A
 
 
 def _sow_samples(layer: Any, x: jax.Array, offset: jax.Array, mask: jax.Array) -> None:
-    # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
-    if hasattr(layer, "__captures__"):
+    if is_captured(layer):
         for name, value in layers.sown(layer, x, offset, mask).items():
             layer.sow(nnx.Intermediate, name, value)
 
@@ -164,8 +164,7 @@ class DCNv3(nnx.Module):
         self.param_dtype = param_dtype
         self.implementation = static(implementation)
         layers.check_dcnv3_options(self)
-        if not isinstance(rngs, nnx.Rngs):
-            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        check_rngs(rngs)
         # Published sequences also count a change of axes, before or after the norm.
         norms: list[Any] = [None, None]
         norms[layers.NORMS[norm]] = self._norm(rngs)
@@ -305,8 +304,7 @@ class DCNv4(nnx.Module):
         self.param_dtype = param_dtype
         self.implementation = static(implementation)
         layers.check_dcnv4_options(self)
-        if not isinstance(rngs, nnx.Rngs):
-            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        check_rngs(rngs)
         self.offset_mask_dw = None if dw_kernel_size is None else _depthwise(self, rngs)
         self.offset_mask = _branch(self, layers.dcnv4_branch(self))
         self.value_proj = None if without_pointwise else _projection(self, rngs)
@@ -324,9 +322,7 @@ class DCNv4(nnx.Module):
         return self._projected(self.output_proj, _mixed(self, y, projected, y))
 
     def _projected(self, projection: nnx.Linear | None, x: jax.Array) -> jax.Array:
-        if projection is not None:
-            return projection(x)
-        return x if self.dtype is None else x.astype(self.dtype)
+        return cast(x, self.dtype) if projection is None else projection(x)
 
     def _predicted(self, x: jax.Array) -> jax.Array:
         features = x if self.offset_mask_dw is None else self.offset_mask_dw(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The dense layers that predict positions and weights: their dtypes, in both Flaxes."""
+"""The dtypes of the layers on deformable aggregation, in both Flaxes."""
 
 from typing import Any
 
@@ -21,3 +21,8 @@ def branch_input(x: jax.Array) -> jax.Array:
     In bfloat16, a position would miss by half a pixel of a map that is 167 pixels wide.
     """
     return x.astype(sum_dtype(x))
+
+
+def cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in the dtype that a projection would give it; `None` leaves `x` as it is."""
+    return x if dtype is None else x.astype(dtype)

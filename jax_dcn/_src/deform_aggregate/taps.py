@@ -13,7 +13,6 @@ from jax_dcn._src.deform_aggregate.function import aggregate
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
-from jax_dcn._src.operator.sizes import is_free
 from jax_dcn._src.sampling import window
 from jax_dcn._src.sampling.window import Padding, Size
 
@@ -79,12 +78,7 @@ def published_taps(
     size = window.output_size(
         image_size, kernel, strides=steps, padding=pads, kernel_dilation=dilation
     )
-    if any(not is_free(n) and n < 1 for n in size):
-        raise ValueError(
-            f"x is smaller than the kernel: with these strides, padding and kernel_dilation, images "
-            f"of {image_size[0]}x{image_size[1]} and kernel_size={kernel} leave {size[0]}x{size[1]} "
-            "output positions."
-        )
+    window.check_output_size(size, image_size, f"kernel_size={kernel}")
     shift = window.free_shift(padding, pads, image_size, kernel, steps, dilation)
     return Taps(kernel, steps, pads, dilation, scale, removed, size, shift)
 

@@ -18,10 +18,10 @@ from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
 from jax_dcn._src.deform_conv2d.samples import shifted
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
-from jax_dcn._src.operator.sizes import fits, is_free
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.bilinear import Boundary
-from jax_dcn._src.sampling.window import Padding, Size
+from jax_dcn._src.sampling.window import Padding, Size, check_output_size
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -123,7 +123,8 @@ def deform_conv2d(
     output_size = geometry.output_size(x.shape[-3:-1], kernel.shape[:2])
     hint = kernel_hint(x, kernel, offset, geometry.feature_group_count)
     _check_kernel(x, kernel, bias, geometry.feature_group_count, hint)
-    _check_output_size(x, kernel, output_size)
+    taps = f"a kernel of {kernel.shape[0]}x{kernel.shape[1]}"
+    check_output_size(output_size, x.shape[-3:-1], taps)
     _check_offset(x, kernel, offset, mask, output_size)
     _check_dtypes(x, kernel, bias)
 
@@ -199,15 +200,6 @@ def _check_kernel(
         raise ValueError(
             f"bias must have one value for each of kernel's output channels: expected "
             f"{(features,)}, got {bias.shape}."
-        )
-
-
-def _check_output_size(x: jax.Array, kernel: jax.Array, output_size: Size) -> None:
-    if any(not is_free(size) and size < 1 for size in output_size):
-        raise ValueError(
-            f"x is smaller than the kernel: with these strides, padding and kernel_dilation, images "
-            f"of {x.shape[-3]}x{x.shape[-2]} and a kernel of {kernel.shape[0]}x{kernel.shape[1]} "
-            f"leave {output_size[0]}x{output_size[1]} output positions."
         )
 
 

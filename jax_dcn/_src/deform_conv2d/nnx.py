@@ -13,6 +13,7 @@ from jax_dcn._src.arguments import renamed, static
 from jax_dcn._src.deform_conv2d import layer as layers
 from jax_dcn._src.deform_conv2d.hints import OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.nnx import check_rngs, is_captured
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.bilinear import Boundary
 
@@ -147,8 +148,7 @@ class DeformConv(nnx.Module):
         layers.check_options(self)
         layers.check_initialisers(kernel_init, bias_init)
         layers.check_features(self, in_features, out_features)
-        if not isinstance(rngs, nnx.Rngs):
-            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        check_rngs(rngs)
         shape = (*layers.kernel_size(self), in_features // feature_group_count, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = (
@@ -199,8 +199,7 @@ class DeformConv(nnx.Module):
         return layers.offset_and_mask(self, predicted)
 
     def _sow_samples(self, x: jax.Array, offset: jax.Array, mask: jax.Array | None) -> None:
-        # Outside of `nnx.capture`, sowing would store arrays in the layer with every call.
-        if hasattr(self, "__captures__"):
+        if is_captured(self):
             self.sow(nnx.Intermediate, "offset", offset)
             self.sow(nnx.Intermediate, "mask", mask)
             self.sow(nnx.Intermediate, "sampling_positions", layers.positions(self, x, offset))

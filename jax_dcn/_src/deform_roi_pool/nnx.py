@@ -14,6 +14,7 @@ from jax_dcn._src.arguments import function, renamed, static
 from jax_dcn._src.deform_roi_pool import layer as roi_layers
 from jax_dcn._src.deform_roi_pool.hints import ABSENT_OPTIONS, OPTIONS
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.nnx import check_rngs
 from jax_dcn._src.public import public
 
 
@@ -110,8 +111,7 @@ class DeformRoIPool(nnx.Module):
         self.implementation = static(implementation)
         roi_layers.check_options(self)
         function("kernel_init", kernel_init)
-        if not isinstance(rngs, nnx.Rngs):
-            raise ValueError(f"rngs must be nnx.Rngs, got {rngs!r}.")
+        check_rngs(rngs)
         for name, features in roi_layers.branch_features(self).items():
             sizes = (pooled_size**2 * output_dim, *features)
             layers: list[Callable[..., jax.Array]] = []

@@ -35,6 +35,21 @@ def output_size(
     return height, width
 
 
+def is_empty(output_size: Size) -> bool:
+    """Whether an output size is known to leave no output position."""
+    return any(not export.is_symbolic_dim(size) and size < 1 for size in output_size)
+
+
+def check_output_size(output_size: Size, image_size: Size, kernel: str) -> None:
+    """Refuses images that are smaller than the kernel; the error calls the kernel `kernel`."""
+    if is_empty(output_size):
+        raise ValueError(
+            f"x is smaller than the kernel: with these strides, padding and kernel_dilation, images "
+            f"of {image_size[0]}x{image_size[1]} and {kernel} leave {output_size[0]}x{output_size[1]} "
+            "output positions."
+        )
+
+
 def explicit_padding(
     padding: Any, image_size: Size, kernel_size: Size, strides: Size, kernel_dilation: Size
 ) -> tuple[tuple[int, int], tuple[int, int]]:
