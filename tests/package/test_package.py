@@ -2,6 +2,7 @@
 """The package as installed."""
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -137,6 +138,16 @@ def test_kernels_of_another_version_are_named_with_the_remedy(monkeypatch):
     reason = libraries._of_another_version(kernels)
     assert "jax-dcn-cuda13 0.1.9 and jax-dcn 0.2.0 are out of step" in reason
     assert reason.endswith("pip install jax-dcn-cuda13==0.2.0")
+
+
+def test_kernels_whose_version_is_unknown_are_not_used(monkeypatch):
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(libraries.importlib.metadata, "version", version)
+    reason = libraries._of_another_version(types.ModuleType("jax_dcn_cuda13._cuda"))
+    assert reason.startswith("jax-dcn-cuda13 and jax-dcn have versions that cannot be compared: ")
+    assert reason.endswith("jax-dcn-cuda13")
 
 
 def test_the_wheel_of_kernels_is_that_of_the_plugins_cuda(monkeypatch):
