@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <limits>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "common/sampling/bilinear.h"
 #include "common/sampling/locate.h"
 #include "cpu/runtime/pairs.h"

@@ -19,7 +19,7 @@ SANITIZERS = ("address,undefined", "thread")
 # replace the instructions for pairs of bfloat16 and for tiles of pairs.
 FLAGS = {
     "baseline": ["-DJAX_DCN_LITTLE_MEMORY"],
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-DJAX_DCN_EMULATE_AVX512"],
     "avx512_bf16": ["-DJAX_DCN_EMULATE_AVX512", "-DJAX_DCN_EMULATE_AVX512_BF16"],
 }

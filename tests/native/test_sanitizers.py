@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -30,6 +31,15 @@ def run(script: str, *arguments: str) -> str:
 def test_random_problems_run_clean(instruction_set):
     output = run("sanitize.py", "--problems", "100", "--instruction-set", instruction_set)
     assert output.count("100 problems") == 2 * len(OPERATORS)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86-64")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_headers_include_what_each_instruction_set_needs(operator):
+    flags = ["-std=gnu++17", "-Wno-psabi", f"-I{ROOT}", "-DJAX_DCN_ISA=avx2", "-mavx2"]
+    source = ROOT / "cpu" / operator / "kernels.cc"
+    command = [os.environ.get("CXX", "c++"), *flags, "-fsyntax-only", source]
+    subprocess.run(command, check=True)
 
 
 def test_handlers_refuse_or_compute_whatever_they_are_called_with():
