@@ -149,8 +149,11 @@ def test_options_are_checked_when_the_layer_is_made(options, message):
 
 
 WRONG_POOLS = [
-    (dict(pooled_size=(7, 3)), "pooled_size must be a positive integer"),
-    (dict(samples_per_part=0), "samples_per_part must be an integer"),
+    (dict(pooled_size=(7, 3)), "pooled_size must be an integer from 1 to 4096"),
+    (dict(pooled_size=4097), "pooled_size must be an integer from 1 to 4096"),
+    (dict(group_size=4097), "group_size must be an integer from 1 to 4096"),
+    (dict(samples_per_part=0), "samples_per_part must be an integer from 1 to 4096"),
+    (dict(aligned=True, samples_per_part=4097), "samples_per_part must be an integer from 0 to 40"),
     (dict(trans_std=0.0), "trans_std=0 gives the offsets no effect"),
     (dict(joint=True, modulated=False), "joint has no effect"),
     (dict(deformable=False, hidden_features=3), "hidden_features has no effect with deformable=F"),

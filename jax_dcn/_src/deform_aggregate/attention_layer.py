@@ -84,9 +84,9 @@ def check_call(
     value: Any,
     spatial_shapes: Any,
     value_mask: Any,
-) -> None:
-    """Raises `ValueError` for arguments of a call that do not fit the options or each other."""
-    check_query(layer, query, reference, spatial_shapes)
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`query`, `reference` and `value` as arrays; raises `ValueError` for arguments that do not fit."""
+    query, reference = check_query(layer, query, reference, spatial_shapes)
     value = arguments.array("value", value, f"[..., S, {layer.features}]")
     pixels = sum(map(math.prod, map_shapes("spatial_shapes", spatial_shapes)))
     expected = (*query.shape[:-2], pixels, layer.features)
@@ -97,6 +97,7 @@ def check_call(
         )
     if value_mask is not None:
         _check_mask(value_mask, value.shape[:-1])
+    return query, reference, value
 
 
 def _check_mask(value_mask: Any, expected: tuple[int, ...]) -> None:
@@ -110,8 +111,8 @@ def _check_mask(value_mask: Any, expected: tuple[int, ...]) -> None:
 
 def check_query(
     layer: MSDeformAttnOptions, query: Any, reference: Any, spatial_shapes: Any
-) -> None:
-    """Raises `ValueError` for queries that do not fit the options, or references or levels."""
+) -> tuple[jax.Array, jax.Array]:
+    """`query` and `reference` as arrays; raises `ValueError` for arguments that do not fit."""
     query = arguments.array("query", query, f"[..., Q, {layer.features}]")
     if query.ndim < 2 or query.shape[-1] != layer.features:
         raise ValueError(f"query must be [..., Q, {layer.features}], got shape {query.shape}.")
@@ -120,10 +121,10 @@ def check_query(
         raise ValueError(
             f"spatial_shapes must have the size of each of the {layer.levels} levels, got {shapes}."
         )
-    _check_reference(reference, query.shape[:-1], layer.levels)
+    return query, _checked_reference(reference, query.shape[:-1], layer.levels)
 
 
-def _check_reference(reference: Any, queries: tuple[int, ...], levels: int) -> None:
+def _checked_reference(reference: Any, queries: tuple[int, ...], levels: int) -> jax.Array:
     reference = arguments.array("reference", reference, "[..., Q, levels, 2 or 4]")
     leading, given = reference.shape[: len(queries)], reference.shape[len(queries) :]
     if (
@@ -135,6 +136,7 @@ def _check_reference(reference: Any, queries: tuple[int, ...], levels: int) -> N
             f"reference must be [..., Q, {levels}, 2 or 4], [..., Q, 1, 2 or 4] or [..., Q, 2 or 4] "
             f"with the axes {queries} of query, got shape {reference.shape}."
         )
+    return reference
 
 
 def branch_features(layer: MSDeformAttnOptions) -> dict[str, int]:

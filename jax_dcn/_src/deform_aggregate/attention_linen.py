@@ -131,7 +131,9 @@ class MSDeformAttn(nn.Module):
             original and of Mask2Former are `True` for padding: give `~mask`. A pixel that does not
             count is zero after `value_proj`.
         """
-        layers.check_call(self, query, reference, value, spatial_shapes, value_mask)
+        query, reference, value = layers.check_call(
+            self, query, reference, value, spatial_shapes, value_mask
+        )
         locations, weights = self._predicted(query, reference, spatial_shapes)
         self.sow("intermediates", "locations", locations)
         self.sow("intermediates", "weights", weights)
@@ -161,5 +163,5 @@ class MSDeformAttn(nn.Module):
           edges of the map, and weights `[..., Q, heads, sum(points)]`. The points of the first map
           come first.
         """
-        layers.check_query(self, query, reference, spatial_shapes)
+        query, reference = layers.check_query(self, query, reference, spatial_shapes)
         return self._predicted(query, reference, spatial_shapes)

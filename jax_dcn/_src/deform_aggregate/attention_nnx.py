@@ -160,7 +160,9 @@ class MSDeformAttn(nnx.Module):
             original and of Mask2Former are `True` for padding: give `~mask`. A pixel that does not
             count is zero after `value_proj`.
         """
-        layers.check_call(self, query, reference, value, spatial_shapes, value_mask)
+        query, reference, value = layers.check_call(
+            self, query, reference, value, spatial_shapes, value_mask
+        )
         locations, weights = self._predicted(query, reference, spatial_shapes)
         if is_captured(self):
             self.sow(nnx.Intermediate, "locations", locations)
@@ -194,5 +196,5 @@ class MSDeformAttn(nnx.Module):
           edges of the map, and weights `[..., Q, heads, sum(points)]`. The points of the first map
           come first.
         """
-        layers.check_query(self, query, reference, spatial_shapes)
+        query, reference = layers.check_query(self, query, reference, spatial_shapes)
         return self._predicted(query, reference, spatial_shapes)

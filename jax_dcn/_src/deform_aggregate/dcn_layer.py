@@ -120,14 +120,15 @@ def of_images(call: F) -> F:
     return checked  # type: ignore[return-value]
 
 
-def check_call(layer: DCNOptions, x: Any) -> None:
-    """Raises `ValueError` for images that do not fit the options."""
+def check_call(layer: DCNOptions, x: Any) -> jax.Array:
+    """The images `x` as an array; raises `ValueError` for images that do not fit the options."""
     x = arguments.array("x", x, f"[..., H, W, {layer.features}]")
     if x.ndim < 3 or x.shape[-1] != layer.features or 0 in x.shape[-3:-1]:
         raise ValueError(
             f"x must be [..., H, W, {layer.features}] with pixels, for features={layer.features}, got "
             f"shape {x.shape}.{_image_hint(layer, x)}"
         )
+    return x
 
 
 def _image_hint(layer: DCNOptions, x: jax.Array) -> str:
@@ -215,7 +216,7 @@ def unpacked(layer: DCNv4Options, offset_mask: jax.Array) -> tuple[jax.Array, ja
 def sampling_positions(layer: DCNOptions, x: jax.Array, offset: jax.Array) -> jax.Array:
     """Where `layer` samples `x`: `(y, x)` in pixels, `[..., H, W, G, K', 2]`."""
     options = _window(layer) | dict(strides=1, padding="SAME")
-    return positions(offset, published_taps(x.shape[-3:-1], **options))
+    return positions(offset, published_taps(jnp.asarray(x).shape[-3:-1], **options))
 
 
 def packed_options(layer: DCNv4Options) -> dict[str, Any]:

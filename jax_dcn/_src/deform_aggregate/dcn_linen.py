@@ -152,7 +152,7 @@ class DCNv3(nn.Module):
           x: The images.
           use_running_average: With `norm="batch"`, see `nn.BatchNorm`.
         """
-        layers.check_call(self, x)
+        x = layers.check_call(self, x)
         features = self._features(x, use_running_average)
         offset, mask = self._predicted(features)
         _sow_samples(self, x, offset, mask)
@@ -172,7 +172,7 @@ class DCNv3(nn.Module):
 
     def offset_and_mask(self, x: jax.Array) -> Pair:
         """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
-        layers.check_call(self, x)
+        x = layers.check_call(self, x)
         return self._predicted(self._features(x, True))
 
     def sampling_positions(self, x: jax.Array) -> Pair:
@@ -270,7 +270,7 @@ class DCNv4(nn.Module):
     @layers.of_images
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images `[..., H, W, features]` to images of the same shape; `[A, B, features]` is one image."""
-        layers.check_call(self, x)
+        x = layers.check_call(self, x)
         offset_mask = self._predicted(x)
         _sow_samples(self, x, *layers.unpacked(self, offset_mask))
         projected = cast(x, self.dtype) if self.without_pointwise else self.value_proj(x)
@@ -284,7 +284,7 @@ class DCNv4(nn.Module):
 
     def offset_and_mask(self, x: jax.Array) -> Pair:
         """The offsets `[..., H, W, G, K', 2]`, `(x, y)` in pixels, and weights `[..., H, W, G, K']`."""
-        layers.check_call(self, x)
+        x = layers.check_call(self, x)
         return layers.unpacked(self, self._predicted(x))
 
     def sampling_positions(self, x: jax.Array) -> Pair:

@@ -150,11 +150,12 @@ def _check_guide(layer: DeformConvOptions, x: jax.Array, guide: jax.Array | None
         return
     guide = arguments.array("guide", guide, "[..., H, W, guide_features]")
     # A layer of Flax NNX knows its channels. A layer of Flax Linen learns them from the guide.
-    channels = layer.guide_features or getattr(layer, "in_features", guide.shape[-1])
-    if not fits(guide.shape, (*x.shape[:-1], channels)):
+    channels = layer.guide_features or getattr(layer, "in_features", None)
+    expected = (*x.shape[:-1], *((channels,) if channels else guide.shape[-1:]))
+    if not fits(guide.shape, expected):
         raise ValueError(
             f"guide must have the size of x and the channels that guide_features gives: expected "
-            f"{(*x.shape[:-1], channels)}, got {guide.shape}."
+            f"{expected}, got {guide.shape}."
         )
 
 
@@ -274,7 +275,7 @@ def convolve(
 
 def positions(layer: DeformConvOptions, x: jax.Array, offset: jax.Array) -> jax.Array:
     """Where `layer` samples `x`: `(y, x)` in pixels, `[..., Ho, Wo, G, K, 2]`."""
-    padded, padding, pads = _padded(layer, x)
+    padded, padding, pads = _padded(layer, jnp.asarray(x))
     found = sampling_positions(
         offset,
         kernel_size=layer.kernel_size,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _X, _ROIS = "[N, H, W, C]", "[R, 5], (batch index, x1, y1, x2, y2)"
-_MOST = 4096  # The kernels take at most so many bins, cells and samples along an axis.
+MOST = 4096  # The kernels take at most so many bins, cells and samples along an axis.
 
 
 @public("jax_dcn")
@@ -123,14 +123,14 @@ def deform_roi_pool(
       v2: More Deformable, Better Results", CVPR 2019.
     """
     x = array("x", x, _X)
-    pooled = integer("pooled_size", pooled_size, 1, _MOST)
-    parts = pooled if part_size is None else integer("part_size", part_size, 1, _MOST)
+    pooled = integer("pooled_size", pooled_size, 1, MOST)
+    parts = pooled if part_size is None else integer("part_size", part_size, 1, MOST)
     geometry = RoIGeometry(
         spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=(pooled, pooled),
-        samples=integer("samples_per_part", samples_per_part, 1, _MOST),
+        samples=integer("samples_per_part", samples_per_part, 1, MOST),
         offset_scale=finite("trans_std", trans_std),
-        group_size=integer("group_size", group_size, 1, _MOST),
+        group_size=integer("group_size", group_size, 1, MOST),
     )
     _check_effect("trans_std", geometry, offset)
     if offset is None and geometry.offset_scale != 0:
@@ -142,8 +142,8 @@ def deform_roi_pool(
         raise ValueError(
             f"x must have output_dim * group_size**2 = {channels} channels, got {x.shape[-1]}."
         )
-    regions = _regions(rois, x)
-    return _pool(x, regions, offset, mask, geometry, (parts, parts), implementation)
+    rois = regions(rois, x)
+    return _pool(x, rois, offset, mask, geometry, (parts, parts), implementation)
 
 
 @public("jax_dcn")
@@ -202,20 +202,20 @@ def deform_roi_align(
       (1, 7, 5, 64)
     """
     height, width = positive_pair("pooled_size", pooled_size)
-    pooled = integer("pooled_size", height, 1, _MOST), integer("pooled_size", width, 1, _MOST)
+    pooled = integer("pooled_size", height, 1, MOST), integer("pooled_size", width, 1, MOST)
     geometry = RoIGeometry(
         spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=pooled,
-        samples=integer("sampling_ratio", sampling_ratio, 0, _MOST),
+        samples=integer("sampling_ratio", sampling_ratio, 0, MOST),
         offset_scale=finite("gamma", gamma),
         aligned=True,
     )
     _check_effect("gamma", geometry, offset)
     x = array("x", x, _X)
-    regions = _regions(rois, x)
+    rois = regions(rois, x)
     if not flag("aligned", aligned):
-        regions = _older_regions(regions, geometry.spatial_scale)
-    return _pool(x, regions, offset, mask, geometry, pooled, implementation)
+        rois = _older_regions(rois, geometry.spatial_scale)
+    return _pool(x, rois, offset, mask, geometry, pooled, implementation)
 
 
 def _older_regions(rois: jax.Array, scale: float) -> jax.Array:
@@ -277,7 +277,7 @@ def _check_x(x: jax.Array) -> None:
         raise ValueError(f"x must be {_X} with pixels and channels, got shape {x.shape}.")
 
 
-def _regions(rois: jax.Array, x: jax.Array) -> jax.Array:
+def regions(rois: jax.Array, x: jax.Array) -> jax.Array:
     """The regions `rois` of the images `x`, as constants in the dtype of sums."""
     _check_x(x)
     rois = any_array("rois", rois, _ROIS)

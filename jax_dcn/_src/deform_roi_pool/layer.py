@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_dcn._src import arguments
-from jax_dcn._src.deform_roi_pool.function import deform_roi_align, deform_roi_pool
+from jax_dcn._src.deform_roi_pool.function import MOST, deform_roi_align, deform_roi_pool, regions
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
-from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 
 HIDDEN_FEATURES = 1024
@@ -41,9 +40,11 @@ def check_options(layer: DeformRoIPoolOptions) -> None:
     """Raises `ValueError` for options that are wrong, or that have no effect beside the others."""
     for name in ("deformable", "modulated", "joint", "aligned"):
         arguments.flag(name, getattr(layer, name))
-    for name in ("output_dim", "pooled_size", "group_size", "hidden_features"):
+    for name in ("output_dim", "hidden_features"):
         arguments.positive(name, getattr(layer, name))
-    arguments.integer("samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1)
+    for name in ("pooled_size", "group_size"):
+        arguments.integer(name, getattr(layer, name), 1, MOST)
+    arguments.integer("samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1, MOST)
     for name in ("spatial_scale", "trans_std"):
         arguments.finite(name, getattr(layer, name))
     arguments.optional_dtype("dtype", layer.dtype)
@@ -145,13 +146,15 @@ def pool(
     )
 
 
-def positions(layer: DeformRoIPoolOptions, rois: jax.Array, offset: jax.Array | None) -> jax.Array:
+def positions(
+    layer: DeformRoIPoolOptions, x: jax.Array, rois: jax.Array, offset: jax.Array | None
+) -> jax.Array:
     """Where `layer` samples `x`: `(y, x)` in pixels, `[R, P, P, S, S, 2]`."""
     if not layer.samples_per_part:
         raise ValueError("samples_per_part=0 takes a number of samples that depends on the region.")
-    wide = rois.astype(sum_dtype(rois))
+    wide = regions(rois, x)
     if offset is None:
-        offset = jnp.zeros((rois.shape[0], 0, 0, 1, 2), wide.dtype)
+        offset = jnp.zeros((wide.shape[0], 0, 0, 1, 2), wide.dtype)
     size = (layer.pooled_size, layer.pooled_size)
     geometry = RoIGeometry(
         layer.spatial_scale,

@@ -157,4 +157,5 @@ class DeformRoIPool(nnx.Module):
 
     def sampling_positions(self, x: jax.Array, rois: jax.Array) -> jax.Array:
         """Where every bin samples `x`, to draw it: `(y, x)` in pixels of `x`, `[R, P, P, S, S, 2]`."""
-        return roi_layers.positions(self, rois, self.offset_and_mask(x, rois)[0])
+        x = self._images(x)
+        return roi_layers.positions(self, x, rois, self._offset_and_mask(x, rois)[0])
