@@ -69,12 +69,20 @@ def array(name: str, value: Any, axes: str) -> jax.Array:
 
 def any_array(name: str, value: Any, axes: str) -> jax.Array:
     """The argument `name` as an array of any dtype."""
+    reason = None
     try:
         if value is not None:
             return jnp.asarray(value)
-    except (TypeError, ValueError):
-        pass  # `value` is no array, which the error below says
-    raise ValueError(f"{name} must be an array {axes}, got {value!r}.")
+    except (TypeError, ValueError) as error:
+        reason = error
+    raise ValueError(f"{name} must be an array {axes}, got {_described(value)}.") from reason
+
+
+def _described(value: Any) -> str:
+    """A value for an error: of arrays that JAX does not take, not all elements."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
+    return repr(value)
 
 
 def optional_array(name: str, value: Any, axes: str) -> jax.Array | None:

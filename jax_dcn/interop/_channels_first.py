@@ -8,10 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_dcn._src.arguments import DTYPES, is_integer, is_sequence
+from jax_dcn._src import arguments
+from jax_dcn._src.arguments import is_integer, is_sequence
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
 from jax_dcn._src.sampling.window import is_empty
+
+_AXES = {
+    "input": "[N, C, H, W]",
+    "offset": "[N, 2 * G * kh * kw, Ho, Wo]",
+    "weight": "[O, C // groups, kh, kw]",
+    "bias": "[O]",
+    "mask": "[N, G * kh * kw, Ho, Wo]",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +29,35 @@ class ChannelsFirst:
 
     Attributes:
       names: The caller's names of the five arrays, in the order of the fields below.
-      input: `[N, C, H, W]`.
-      offset: `[N, 2 * G * kh * kw, Ho, Wo]`.
-      weight: `[O, C // groups, kh, kw]`.
-      bias: `[O]`, or none.
-      mask: `[N, G * kh * kw, Ho, Wo]`, or none.
+      input, offset, weight, bias, mask: The arrays, with the axes in `_AXES`.
     """
 
     names: tuple[str, str, str, str, str]
-    input: Any
-    offset: Any
-    weight: Any
-    bias: Any = None
-    mask: Any = None
+    input: jax.Array
+    offset: jax.Array
+    weight: jax.Array
+    bias: jax.Array | None
+    mask: jax.Array | None
+
+    @staticmethod
+    def of(names: tuple[str, str, str, str, str], *values: Any) -> "ChannelsFirst":
+        """The arrays of a call, from values that become arrays.
+
+        Raises:
+          ValueError: for wrong ranks and dtypes.
+        """
+        arrays: dict[str, Any] = {}
+        for name, value, (field, axes) in zip(names, values, _AXES.items(), strict=True):
+            is_absent = value is None and field in ("bias", "mask")
+            arrays[field] = None if is_absent else _array(name, value, axes)
+        for name, field in ((names[2], "weight"), (names[3], "bias")):
+            array, expected = arrays[field], arrays["input"].dtype
+            if array is not None and array.dtype != expected:
+                raise ValueError(
+                    f"{name} must have the dtype of {names[0]}: expected {expected}, got "
+                    f"{array.dtype}."
+                )
+        return ChannelsFirst(names, **arrays)
 
     def convolve(
         self,
@@ -41,7 +66,6 @@ class ChannelsFirst:
         dilation: tuple[int, int],
     ) -> jax.Array:
         """The result, `[N, O, Ho, Wo]`."""
-        self._check_arrays()
         groups = self._groups()
         self._check_samples(ConvGeometry(strides, padding, dilation, groups))
         mask = None if self.mask is None else self._by_tap(self.mask, ())
@@ -57,27 +81,6 @@ class ChannelsFirst:
             feature_group_count=groups,
         )
         return jnp.moveaxis(y, -1, 1)
-
-    def _check_arrays(self) -> None:
-        """Ranks and dtypes."""
-        input_name, offset_name, weight_name, bias_name, mask_name = self.names
-        arrays = {input_name: self.input, offset_name: self.offset, weight_name: self.weight}
-        arrays |= {} if self.mask is None else {mask_name: self.mask}
-        arrays |= {} if self.bias is None else {bias_name: self.bias}
-        for name, array in arrays.items():
-            if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-                raise ValueError(f"{name} must be an array, got {array!r}.")
-            rank = 1 if name == bias_name else 4
-            if len(array.shape) != rank:
-                axes = "1 axis" if rank == 1 else "4 axes"
-                raise ValueError(f"{name} must have {axes}, got shape {array.shape}.")
-            if str(array.dtype) not in DTYPES:
-                raise ValueError(f"{name} must have a dtype of {DTYPES}, got {array.dtype}.")
-            if name in (weight_name, bias_name) and array.dtype != self.input.dtype:
-                raise ValueError(
-                    f"{name} must have the dtype of {input_name}: expected {self.input.dtype}, got "
-                    f"{array.dtype}."
-                )
 
     def _groups(self) -> int:
         """The number of groups, from the channels of the input and of the weight."""
@@ -131,6 +134,15 @@ class ChannelsFirst:
         taps = int(np.prod(self.weight.shape[2:]))
         groups = channels // (taps * int(np.prod(components)))
         return jnp.moveaxis(array, 1, -1).reshape(batch, *size, groups, taps, *components)
+
+
+def _array(name: str, value: Any, axes: str) -> jax.Array:
+    """The argument `name` as an array of floating point with these axes."""
+    array, rank = arguments.array(name, value, axes), len(axes.split(","))
+    if array.ndim != rank:
+        expected = "1 axis" if rank == 1 else f"{rank} axes"
+        raise ValueError(f"{name} must have {expected}, {axes}, got shape {array.shape}.")
+    return array
 
 
 def _check_shape(name: str, array: Any, expected: tuple[Any, ...], owner: str) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jax_dcn._src.arguments import positive
@@ -187,9 +186,8 @@ def deform_conv(
       >>> deform_conv(x, weight, offset).shape
       (1, 3, 4, 5)
     """
-    for name, array in {"X": X, "W": W, "offset": offset}.items():
-        if np.ndim(array) != 4:
-            raise ValueError(f"{name} must have 4 axes, got shape {np.shape(array)}.")
+    arrays = ChannelsFirst.of(("X", "offset", "W", "B", "mask"), X, offset, W, B, mask)
+    X, W, offset = arrays.input, arrays.weight, arrays.offset
     group = positive("group", group)
     offset_group = positive("offset_group", offset_group)
     if kernel_shape is not None:
@@ -209,7 +207,6 @@ def deform_conv(
     top, left, bottom, right = integers("pads", (0,) * 4 if pads is None else pads, 4, least=0)
     sh, sw = integers("strides", (1, 1) if strides is None else strides, 2, least=1)
     dh, dw = integers("dilations", (1, 1) if dilations is None else dilations, 2, least=1)
-    arrays = ChannelsFirst(("X", "offset", "W", "B", "mask"), X, offset, W, B, mask)
     return arrays.convolve((sh, sw), ((top, bottom), (left, right)), (dh, dw))
 
 

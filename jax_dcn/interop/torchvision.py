@@ -51,7 +51,7 @@ def deform_conv2d(
       >>> deform_conv2d(x, offset, weight).shape
       (4, 5, 8, 8)
     """
-    arrays = ChannelsFirst(
+    arrays = ChannelsFirst.of(
         ("input", "offset", "weight", "bias", "mask"), input, offset, weight, bias, mask
     )
     (ph, pw) = _pair("padding", padding, least=0)

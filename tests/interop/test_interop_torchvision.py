@@ -191,8 +191,8 @@ def test_onnx_runtime_computes_the_same(seed):
             "input of shape .* is smaller than the kernel of weight",
         ),
         (dict(input=jnp.ones((1, 6, 5, 4), int)), "input must have a dtype of .*got int"),
-        (dict(offset=None), "offset must be an array, got None"),
-        (dict(input="image"), "input must be an array, got 'image'"),
+        (dict(offset=None), r"offset must be an array \[N, 2 \* G \* kh \* kw, Ho, Wo\], got None"),
+        (dict(input="image"), r"input must be an array \[N, C, H, W\], got 'image'"),
         (dict(bias=jnp.ones(3)), r"bias must be \[O\]: expected \(2,\), got \(3,\)"),
         (dict(bias=jnp.ones((2, 1))), "bias must have 1 axis"),
         (dict(stride=0), r"stride must be an integer of at least 1 or a pair .*got 0"),
@@ -216,6 +216,25 @@ def test_wrong_argument_is_named(change, message):
         deform_conv2d(**(good | change))
     ours = r"\bx\b|kernel_dilation|feature_group_count|strides|channels-last|\[\.\.\."
     assert not re.search(ours, str(error.value))
+
+
+def test_tensors_of_pytorch_are_arrays():
+    torch = pytest.importorskip("torch")
+    x, offset, weight, bias, mask = (a.astype(np.float32) for a in published_case(1))
+    tensors = [torch.from_numpy(array) for array in (x, offset, weight, bias)]
+    options = dict(stride=STRIDE, padding=PADDING, dilation=DILATION)
+    y = deform_conv2d(*tensors, mask=torch.from_numpy(mask), **options)
+    expected = deform_conv2d(x, offset, weight, bias, mask=mask, **options)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_tensors_that_jax_does_not_take_are_described_by_dtype_and_shape():
+    torch = pytest.importorskip("torch")
+    message = (
+        r"input must be an array \[N, C, H, W\], got Tensor of torch.bfloat16, shape \(1, 6, 5, 4\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        deform_conv2d(torch.ones(1, 6, 5, 4, dtype=torch.bfloat16), None, None)
 
 
 @pytest.mark.parametrize("pair", [np.int64(2), [2, 2], np.array([2, 2]), (np.int32(2), 2)])
