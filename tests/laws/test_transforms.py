@@ -120,6 +120,23 @@ def test_vmap_equals_loop(operator, names, implementation):
     close(mapped, jax.tree.map(lambda *a: jnp.stack(a), *looped))
 
 
+@every(lambda operator: operator.mapped, "names")
+def test_vmap_over_nothing_gives_nothing(operator, names):
+    in_axes = tuple(0 if name in names.split() else None for name in operator.arguments)
+    single = operator.small.arrays("float64")
+    arrays = [
+        np.empty((0, *a.shape), a.dtype) if axis == 0 else a
+        for a, axis in zip(single, in_axes, strict=True)
+    ]
+    derivatives = operator.derivatives(operator.small.function())
+    everything = lambda *arrays: derivatives(arrays, single, operator.small.cotangent("float64"))
+    mapped = jax.eval_shape(jax.vmap(everything, in_axes), *arrays)
+    one = jax.eval_shape(everything, *single)
+    assert mapped == jax.tree.map(lambda a: jax.ShapeDtypeStruct((0, *a.shape), a.dtype), one)
+    y = jax.vmap(operator.small.function(), in_axes)(*arrays)
+    assert y.shape == mapped[0].shape and y.dtype == mapped[0].dtype
+
+
 @every(lambda operator: operator.mapped[:-1], "names")
 def test_vmap_as_a_loop_equals_one_call(operator, names, monkeypatch):
     """Where copies of arrays that are not mapped would be large, `vmap` is a loop."""

@@ -88,7 +88,8 @@ def copied_beside_images(primitive, operands, axes, **params):
 def bounded(copied):
     """Decorates a batching rule that copies operands which are not mapped, to bound the copies.
 
-    Where all copies would be large, the mapped axis becomes a loop.
+    Where all copies would be large, the mapped axis becomes a loop. So does an axis without elements,
+    which cannot be parted from the axis that it is folded into.
 
     Args:
       copied: `(primitive, operands, axes, **params)` to the operands that the rule copies, once for
@@ -100,7 +101,7 @@ def bounded(copied):
         def batching(primitive, operands, axes, **params):
             size = mapped_size(operands, axes)
             once = sum(map(_bytes, copied(primitive, operands, axes, **params)))
-            if is_free(size, once) or size * once <= _COPY_BYTES:
+            if is_free(size, once) or (size and size * once <= _COPY_BYTES):
                 return rule(primitive, operands, axes, **params)
             return looped(primitive, operands, axes, **params)
 
