@@ -201,6 +201,11 @@ def test_names_of_other_pools_are_translated(name, answer):
 
 
 FUNCTION_NAMES = [
+    (jax_dcn.deform_conv2d, "input", "write x= instead"),
+    (jax_dcn.deform_conv2d, "weight", "write kernel= instead"),
+    (jax_dcn.deform_conv2d, "deformable_groups", "the axis G of offset says how many groups"),
+    (jax_dcn.deform_conv2d, "deform_groups", "the axis G of offset says how many groups"),
+    (jax_dcn.deform_conv2d, "im2col_step", "the whole batch is computed at once"),
     (jax_dcn.deform_roi_pool, "sampling_ratio", "write samples_per_part= instead"),
     (jax_dcn.deform_roi_pool, "no_trans", "leave out the offset"),
     (jax_dcn.deform_roi_align, "boxes", "write rois= instead"),

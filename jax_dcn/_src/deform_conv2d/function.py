@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax_dcn._src import arguments
 from jax_dcn._src.arguments import array, optional_array, renamed
 from jax_dcn._src.deform_conv2d.geometry import conv_geometry
-from jax_dcn._src.deform_conv2d.hints import ARGUMENTS, kernel_hint, offset_hint
+from jax_dcn._src.deform_conv2d.hints import ABSENT, ARGUMENTS, kernel_hint, offset_hint
 from jax_dcn._src.deform_conv2d.rules import deform_conv2d_p
 from jax_dcn._src.deform_conv2d.samples import shifted
 from jax_dcn._src.operator.dtypes import sum_dtype
@@ -31,7 +31,7 @@ _KERNEL = "[kh, kw, C // feature_group_count, O]"
 
 
 @public("jax_dcn")
-@renamed(ARGUMENTS)
+@renamed(ARGUMENTS, ABSENT)
 def deform_conv2d(
     x: Float[Array, "*batch H W C"],
     kernel: Float[Array, "kh kw C_per_group O"],

@@ -9,11 +9,19 @@ from jax_dcn._src.sampling.window import Size
 
 # Names in other libraries, and the names here: arguments of functions, and options of layers.
 ARGUMENTS = {
+    "input": "x",
     "stride": "strides",
     "dilation": "kernel_dilation",
     "groups": "feature_group_count",
     "weight": "kernel",
     "pad": "padding",
+}
+_GROUPS = "the axis G of offset says how many groups there are"
+ABSENT = {
+    "deform_groups": _GROUPS,
+    "deformable_groups": _GROUPS,
+    "offset_groups": _GROUPS,
+    "im2col_step": "the whole batch is computed at once",
 }
 OPTIONS = ARGUMENTS | {
     "in_channels": "in_features",
