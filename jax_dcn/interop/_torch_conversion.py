@@ -113,7 +113,7 @@ class Conversion:
         return self._arranged(variable, names[0], weight).astype(variable.value.dtype)
 
     def _check_mask_scale(self, variable: Variable, names: Sequence[str]) -> None:
-        """A branch `modulator_conv` makes masks `2 * sigmoid`."""
+        """Refuses a wrong `mask_scale`: a branch `modulator_conv` makes masks `2 * sigmoid`."""
         if len(names) == 1 or self._conversion(variable) is not None:
             return
         scale = getattr(variable.parent, "mask_scale", None)
@@ -136,7 +136,10 @@ class Conversion:
             warnings.warn(f"{message}.", stacklevel=2)
 
     def _check_points(self, variable: Variable, name: str) -> None:
-        """RT-DETRv2 and D-FINE keep the points of each level, of which shapes show the sum alone."""
+        """Compares the points of each level with the buffers of RT-DETRv2 and D-FINE.
+
+        Shapes show only the sum of the points.
+        """
         module = name.rpartition(".")[0]
         if not module.endswith(_OFFSETS):
             return

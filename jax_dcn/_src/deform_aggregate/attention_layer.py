@@ -28,7 +28,7 @@ OPTIONS = {
     "num_points": "points",
 }
 
-# The sizes of the levels, of which any may be free.
+# The sizes of the levels; a size may be free.
 Shapes = Sequence[tuple[Any, Any]]
 
 
@@ -176,13 +176,13 @@ def locations_and_weights(
 
 
 def _widths_and_heights(offsets: jax.Array, spatial_shapes: Shapes) -> jax.Array:
-    """`[1, ..., 1, levels, 2]`, of which any may be free."""
+    """The sizes `(width, height)` of the levels, `[1, ..., 1, levels, 2]`; a size may be free."""
     sizes = [jnp.asarray(size, offsets.dtype) for shape in spatial_shapes for size in shape[::-1]]
     return _leading(jnp.stack(sizes).reshape(-1, 2), offsets.ndim - 1)
 
 
 def _leading(matrix: jax.Array, rank: int) -> jax.Array:
-    """`matrix` with axes of size one before its own, as many as give it the rank."""
+    """`matrix` with axes of size one in front, up to `rank` axes."""
     return matrix.reshape((1,) * (rank - 2) + matrix.shape)
 
 

@@ -239,7 +239,7 @@ def centre_logits(features: jax.Array, weight: jax.Array, bias: jax.Array) -> ja
 
 
 def mixed(layer: DCNOptions, y: jax.Array, x: jax.Array, logits: jax.Array) -> jax.Array:
-    """Mixes the sums `y` with the centre's own features `x`, whose share `logits [..., G]` give."""
+    """Mixes the sums `y` with the centre's own features `x`; `logits [..., G]` give the share of `x`."""
     share = jax.nn.sigmoid(logits)[..., None]
     by_group = (*share.shape[:-1], layer.features // layer.groups)
     y, x = y.reshape(by_group), x.reshape(by_group)

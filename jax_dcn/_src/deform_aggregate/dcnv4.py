@@ -74,7 +74,7 @@ def dcnv4(
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
       >>> x = jnp.ones((2, 14, 14, 64))
-      >>> offset_mask = jnp.zeros((2, 14, 14, 112))  # 4 groups of 27 numbers, and 4 of padding
+      >>> offset_mask = jnp.zeros((2, 14, 14, 112))  # 4 groups of 27 elements, and 4 of padding
       >>> jax_dcn.dcnv4(x, offset_mask, groups=4).shape
       (2, 14, 14, 64)
 
@@ -115,7 +115,7 @@ def _check_packed(x: jax.Array, offset_mask: jax.Array, groups: int, taps: Taps)
     if not fits(offset_mask.shape, expected):
         raise ValueError(
             f"offset_mask does not fit x and the options: expected {expected}, which is "
-            f"ceil(G * K' * 3 / 8) * 8 numbers for G={groups} and K'={taps.count}, got "
+            f"ceil(G * K' * 3 / 8) * 8 elements for G={groups} and K'={taps.count}, got "
             f"{offset_mask.shape}."
         )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Chooses the path of each part of a deformable convolution on CUDA, by a model of the time of each path.
 
-The parts are the forward pass, the gradient of the kernel, and the gradients of samples, which are those
+The parts are the forward pass, the gradient of the kernel, and the gradients of samples: the gradients
 of x, offset and mask. The fused kernels sample and multiply in one loop by the instruction `mma.sync`, and
 sample again for every 128 or 256 features. Columns are sampled once and lie in memory, where XLA's products
 read them; these use the newest matrix instructions of a GPU. Where tensor cores are the narrow part, the
@@ -49,8 +49,8 @@ INSTRUCTIONS = {
 }
 # Clocks of a multiprocessor in which the eight warps of a block issue one instruction each.
 _ISSUE_CLOCKS = 2
-# How much of these clocks kernels use that do nothing but sample; and fused kernels, by the blocks
-# that a multiprocessor holds.
+# The share of these clocks that is used: by kernels that only sample, and by fused kernels, for the
+# number of blocks that a multiprocessor holds.
 _SAMPLING_ISSUE = 0.75
 _FUSED_ISSUE = {1: 0.41, 2: 0.46}
 
@@ -67,8 +67,8 @@ class Gpu:
       traffic: Bytes of columns that a multiprocessor writes in a clock: to the second-level cache
         where a chunk of columns stays there, else to memory.
       resident: Blocks of a fused kernel that a multiprocessor holds, by their shared memory.
-      forward, kernel, samples: Of each part, time of the fused kernels over time of columns, measured
-        over predicted.
+      forward, kernel, samples: The correction of each part: the measured time of the fused kernels
+        over the measured time of columns, divided by the predicted ratio.
     """
 
     name: str
@@ -165,15 +165,17 @@ def microseconds(
     wrt: Collection[str] = (),
     geometry: ConvGeometry,
 ) -> float:
-    """The time of parts by their `paths`, without the gather of the gradient of x, which all have."""
+    """The time of the parts on their `paths`, without the gather of the gradient of x.
+
+    Every path gathers the gradient of x, and takes the same time for it.
+    """
     features, size = kernel.shape[-1] // geometry.feature_group_count, x.dtype.itemsize
     samples = math.prod(offset.shape[:3]) * math.prod(kernel.shape[:2])
     slabs = samples * x.shape[-1] * size / _SLAB_BYTES
     clocks = _clocks(gpu, features, features * size, "x" in wrt)
+    # The gradients of samples leave the columns, so that the gradient of the kernel does not sample.
     if paths.get("samples") == "columns":
-        clocks["kernel", "columns"] -= _sampled(
-            "columns"
-        )  # the gradients of samples leave the columns
+        clocks["kernel", "columns"] -= _sampled("columns")
     of_slab = sum(clocks[choice] for choice in paths.items())
     return of_slab * slabs / (1e3 * gpu.clock * gpu.processors)
 

@@ -23,8 +23,8 @@ _LOAD_BYTES = 16
 _LEAST_FEATURES = 64  # half of the features of a tile; not measured
 _GROUPS = 2**16  # a grid has fewer blocks than this along its second and third axes
 
-# The gradient of the kernel. A tile is as large as in cuda/deform_conv2d/grad_kernel.cu. To write a
-# part of a tile and to sum it takes as long as so many pixels of it, by bytes and instructions.
+# The gradient of the kernel. A tile is as large as in cuda/deform_conv2d/grad_kernel.cu. Writing and
+# summing one part of a tile takes as long as _PIXELS_OF_A_PART of its pixels, by bytes and instructions.
 _TILE_ROWS, _TILE_FEATURES = 64, 128
 _PIXELS_OF_A_PART = 90
 _PARTS_BYTES = 40 * 10**6  # of all parts, at most
@@ -151,10 +151,10 @@ def grad_kernel(geometry: ConvGeometry, x, kernel, offset, mask, grad_y) -> jax.
 def parts_of_grad_kernel(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> int:
     """Parts that the pixels are split into, so that the last blocks keep the GPU as busy as the first.
 
-    Blocks run in waves of as many as the GPU holds. Each takes the pixels of a part. The division depends
-    on the problem and the compute capability, and so do the bits of the gradient. By the time below, the
-    best division for all compute capabilities together takes 1.2 times as long on some of them, and 1.7
-    times where a GPU could run all parts in one wave.
+    A block takes the pixels of a part. A wave is as many blocks as the GPU holds. The division depends on
+    the problem and the compute capability, and so do the bits of the gradient. By the time below, one
+    division for all compute capabilities would take 1.2 times as long on some of them, and 1.7 times as
+    long where a GPU could run all parts in one wave.
     """
     gpu = cost.gpu_here()
     rows, features = math.prod(kernel.shape[:3]), kernel.shape[-1]

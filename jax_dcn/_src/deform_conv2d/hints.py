@@ -16,6 +16,7 @@ ARGUMENTS = {
     "weight": "kernel",
     "pad": "padding",
 }
+# Names of arguments that have no counterpart, and why.
 _GROUPS = "the axis G of offset says how many groups there are"
 ABSENT = {
     "deform_groups": _GROUPS,

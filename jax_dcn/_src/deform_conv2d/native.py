@@ -35,7 +35,7 @@ def attributes(
 
 
 def precisions(precision: jax.lax.PrecisionLike) -> set[jax.lax.Precision]:
-    """The precisions of the operands of a product; an algorithm by name counts as the highest."""
+    """The precision of each operand of a product; a named algorithm counts as the highest precision."""
     operands = precision if isinstance(precision, tuple) else (precision,)
     try:
         return set(map(jax.lax.Precision, operands))

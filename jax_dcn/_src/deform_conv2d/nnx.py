@@ -164,8 +164,8 @@ class DeformConv(nnx.Module):
             layers.kernel_size(self),
             **layers.convolution_options(self),
             kernel_init=nnx.initializers.zeros_init(),
-            # Zeros need no randomness: a network of these layers starts with the kernels that one
-            # of ordinary convolutions gets from the same `rngs`.
+            # Zeros need no randomness: from the same `rngs`, a network of these layers gets the
+            # kernels that a network of ordinary convolutions gets.
             rngs=nnx.Rngs(0),
         )
 

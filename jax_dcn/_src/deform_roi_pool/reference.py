@@ -21,7 +21,7 @@ from jax_dcn._src.operator import derivatives
 from jax_dcn._src.operator.blockwise import blockwise
 from jax_dcn._src.public import public
 
-# Sums are in float32 on platforms whose products are narrower by default, too.
+# Sums are in float32 on every platform, also where products are narrower by default.
 _sum = partial(jnp.einsum, precision="highest")
 
 

@@ -68,7 +68,8 @@ def _deform_roi_pool_axes(arrays, x, rois, offset, *_, geometry):
         "mask": ("regions", None, None),
         "y": ("regions", None, None, "features"),
     }
-    # Cells come before features in the channels of x, which then are in no few equal parts.
+    # Channels of x are ordered by cell, then by feature. With several cells, no equal parts of the
+    # channels hold whole features.
     features = 1 if geometry.group_size > 1 else classes if classes > 1 else x.shape[3]
     parts = {"regions": rois.shape[0], "features": features}
     return Axes(names, arrays.operands, arrays.results, parts)

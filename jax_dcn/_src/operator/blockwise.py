@@ -21,9 +21,8 @@ def blockwise(f: Callable[..., jax.Array], arrays: tuple[Any, ...], item_bytes: 
       item_bytes: Memory that one item takes.
     """
     items, block = arrays[0].shape[0], None
-    if not is_free(
-        items, item_bytes
-    ):  # else one by one: blocks of a known size may not divide them
+    # A free number of items is mapped one by one: blocks of a known size may not divide the number.
+    if not is_free(items, item_bytes):
         block = max(1, _BLOCK_BYTES // max(1, item_bytes))
         if items <= block:
             return jax.vmap(f)(*arrays)

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-# Private: the set of primitives whose lowering must know the devices, which `custom_partitioning` is
-# in, too; there is no public way to say so (JAX 0.8.1 to 0.12.0).
+# Private: the set of primitives whose lowering must know the devices. `custom_partitioning` is in the
+# set, too. JAX 0.8.1 to 0.12.0 has no public way to add a primitive.
 from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla

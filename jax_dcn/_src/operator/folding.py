@@ -76,9 +76,9 @@ def images_differ(primitive, axes, **params):
 
 
 def copied_beside_images(primitive, operands, axes, **params):
-    """The operands that a batching rule copies which repeats images only where they differ.
+    """The copied operands of a batching rule that repeats images only where images differ.
 
-    The images are the first operand. Their gradient differs along the mapped axis, if there is one.
+    The images are the first operand. A gradient of the images always differs along the mapped axis.
     """
     first = 0 if images_differ(primitive, axes, **params) else 1
     pairs = zip(operands[first:], axes[first:], strict=True)

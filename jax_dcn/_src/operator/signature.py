@@ -55,5 +55,5 @@ class Signature:
         return Arrays((*self.operands[: self.primals], "y"), wrt, self.primals)
 
     def indices(self, wrt: tuple[str, ...]) -> list[int]:
-        """Positions of the operands in `wrt`: the form in which kernels are told of `wrt`."""
+        """The positions in `operands` of the names in `wrt`: kernels read numbers, not names."""
         return [self.operands.index(name) for name in wrt]

@@ -49,7 +49,7 @@ class Corner(NamedTuple):
 
     indices: list[jax.Array]  # for each axis of the map, `[...]`: always within the map
     weight: jax.Array  # the factor of the pixel; NaN where a coordinate is NaN
-    read: jax.Array  # whether the pixel counts: not where the map, or the position, is left
+    read: jax.Array  # whether the pixel counts: the position is inside, and so is the pixel
 
 
 def corners(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str) -> list[Corner]:
