@@ -30,14 +30,22 @@ struct BinGradients {
   A mean, dy, dx;
 };
 
-// Sums the gradients of the located bin over the features from `x` and `grad_y` on. All threads of
-// the block call; the first thread has the result.
+// Sums the gradients of a bin over the features of a class. All threads of the block call; the
+// first thread has the result.
 template <typename T, typename A>
 __device__ __forceinline__ BinGradients<A> SumBin(const DeformRoIPoolProblem& problem,
-                                                  const SharedBin<T, A>& shared, const A* roi,
-                                                  const T* x, const T* grad_y, A* partial) {
+                                                  const DeformRoIPoolPrimals<T, A>& primals,
+                                                  const T* grad_y, int64_t region, int bin,
+                                                  int64_t group, SharedBin<T, A>& shared,
+                                                  A* partial) {
+  const A* const roi = primals.rois + 5 * region;
+  const int64_t image = ImageOfRegion(problem, roi), size = problem.class_features();
+  if (image < 0) return {0, 0, 0};
+  shared.Locate(problem, primals, region, bin, group);
+  const T* const x = primals.x + FirstFeature(problem, image, bin, group);
+  grad_y += (region * problem.bins() + bin) * problem.features() + group * size;
   A mean = 0, dy = 0, dx = 0;
-  for (int64_t c = threadIdx.x; c < problem.class_features(); c += blockDim.x) {
+  for (int64_t c = threadIdx.x; c < size; c += blockDim.x) {
     const A g = ToFloat(grad_y[c]);
     ForEachPixel(problem, shared, [&](int64_t pixel, const auto& row, const auto& column) {
       const A product = g * ToFloat(x[pixel * problem.channels + c]);
@@ -58,6 +66,16 @@ __device__ __forceinline__ BinGradients<A> SumBin(const DeformRoIPoolProblem& pr
   return {mean, dy, dx};
 }
 
+// Bins along an axis: [begin, end).
+struct Bins {
+  int begin, end;
+};
+
+// The bins along an axis, of so many, that `part` displaces, one of so many parts.
+__device__ __forceinline__ Bins BinsOf(int part, int parts, int bins) {
+  return {(part * bins + parts - 1) / parts, ((part + 1) * bins + parts - 1) / parts};
+}
+
 // One block sums one displacement of one region, which several bins may share, at a time.
 template <typename T, typename A>
 __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
@@ -65,32 +83,26 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
                          const T* grad_y, DeformRoIPoolCotangents<T, A> grads) {
   SharedBin<T, A> shared(problem, SharedMemory<char>());
   A* const partial = reinterpret_cast<A*>(SharedMemory<char>() + SharedBin<T, A>::Bytes(problem));
-  const int64_t size = problem.class_features();
-  const int64_t rows = problem.displaced ? problem.parts[0] : problem.geometry.pooled_size[0];
-  const int64_t columns = problem.displaced ? problem.parts[1] : problem.geometry.pooled_size[1];
+  const int height = problem.geometry.pooled_size[0], width = problem.geometry.pooled_size[1];
+  const int rows = problem.displaced ? problem.parts[0] : height;
+  const int columns = problem.displaced ? problem.parts[1] : width;
   for (int64_t item = blockIdx.x; item < problem.regions * rows * columns; item += gridDim.x) {
-    const int64_t region = item / (rows * columns), part = item % (rows * columns);
-    const int64_t image = ImageOfRegion(problem, primals.rois + 5 * region);
+    const int64_t region = item / (rows * columns);
+    const int part = item % (rows * columns);
+    const Bins i = BinsOf(part / columns, rows, height), j = BinsOf(part % columns, columns, width);
     for (int64_t group = 0; group < problem.classes; ++group) {
       A grad_y_offset = 0, grad_x_offset = 0;
-      for (int64_t bin = 0; bin < problem.bins(); ++bin) {
-        const int64_t row = problem.BinOf(0, bin) * rows / problem.geometry.pooled_size[0];
-        const int64_t column = problem.BinOf(1, bin) * columns / problem.geometry.pooled_size[1];
-        if (row * columns + column != part) continue;
-        BinGradients<A> sums = {0, 0, 0};
-        if (image >= 0) {
-          shared.Locate(problem, primals, region, bin, group);
-          const T* const x = primals.x + FirstFeature(problem, image, bin, group);
-          const T* const grad =
-              grad_y + (region * problem.bins() + bin) * problem.features() + group * size;
-          sums = SumBin(problem, shared, primals.rois + 5 * region, x, grad, partial);
-        }
-        const A mask = MaskOf(problem, primals.mask, region, bin);
-        grad_y_offset += mask * sums.dy;
-        grad_x_offset += mask * sums.dx;
-        if (threadIdx.x == 0 && grads.mask != nullptr) {
-          A* const grad_mask = grads.mask + region * problem.bins() + bin;
-          *grad_mask = (group == 0 ? A(0) : *grad_mask) + sums.mean;
+      for (int row = i.begin; row < i.end; ++row) {
+        for (int column = j.begin; column < j.end; ++column) {
+          const int bin = row * width + column;
+          const auto sums = SumBin(problem, primals, grad_y, region, bin, group, shared, partial);
+          const A mask = MaskOf(problem, primals.mask, region, bin);
+          grad_y_offset += mask * sums.dy;
+          grad_x_offset += mask * sums.dx;
+          if (threadIdx.x == 0 && grads.mask != nullptr) {
+            A* const grad_mask = grads.mask + region * problem.bins() + bin;
+            *grad_mask = (group == 0 ? A(0) : *grad_mask) + sums.mean;
+          }
         }
       }
       if (threadIdx.x == 0 && grads.offset != nullptr) {

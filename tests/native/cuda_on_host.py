@@ -41,7 +41,7 @@ def stand_in(library: str) -> None:
     assert "jax_dcn" not in sys.modules
     module = types.ModuleType("jax_dcn._cpu")
     module.__dict__.update(
-        TARGETS=targets.capsules(library), FFI_VERSION=(0, 0), describe=lambda: "emulated CUDA"
+        TARGETS=targets.capsules(library), FFI_VERSION=(0, 0), DESCRIPTION="emulated CUDA"
     )
     sys.modules[module.__name__] = module
 
