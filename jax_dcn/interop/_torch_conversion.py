@@ -10,7 +10,13 @@ import numpy as np
 
 from jax_dcn.interop import _torch_arrays
 from jax_dcn.interop._torch_arrays import Misfit
-from jax_dcn.interop._torch_names import LEAVES, MASK_BRANCH, Names, common_prefix
+from jax_dcn.interop._torch_names import (
+    LEAVES,
+    MASK_BRANCH,
+    OFFSET_BRANCH,
+    Names,
+    common_prefix,
+)
 from jax_dcn.interop._torch_variables import Variable
 
 # The module that predicts offsets in attention layers, and the buffers beside it which say, sample by
@@ -239,7 +245,7 @@ class Conversion:
         return hints
 
     def _branch_hints(self) -> list[str]:
-        """Advice for an offset branch of another name: a tensor of its shape that fills no variable."""
+        """Advice for missing offset branches: they have another name in `weights`, or are not there."""
         shapes = {name: self._weights[name].shape for name in self._unexpected()}
         for name, (*size, channels, features) in self._branches.items():
             alike = [n for n, shape in shapes.items() if shape == (features, channels, *size)]
@@ -249,6 +255,12 @@ class Conversion:
                     f"{other} has the shape of an offset branch: if it is {name}, give "
                     f'rename={{r"^{re.escape(found)}": "{branch}"}}.'
                 ]
+        is_ordinary = all(_is_part(OFFSET_BRANCH, names[0]) for names in self._missing)
+        if self._missing and is_ordinary and not shapes:
+            return [
+                "Only offset branches are missing, as in weights of ordinary convolutions: give "
+                f'leave="{OFFSET_BRANCH}" to leave the branches as they are.'
+            ]
         return []
 
 

@@ -78,7 +78,7 @@ def _check_leaves(like: Any, leaves: list[Any]) -> None:
     if not leaves or not all(hasattr(value, "dtype") for value in leaves):
         raise ValueError(
             "like must be an NNX model, its state, or Linen's variables, got "
-            f"{type(like).__name__} with {'other' if leaves else 'no'} leaves than arrays."
+            f"{type(like).__name__} {'with leaves that are no arrays' if leaves else 'without leaves'}."
         )
 
 
@@ -98,6 +98,8 @@ def arrays_of(
         )
     arrays: dict[str, np.ndarray] = {}
     for name, value in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"weights must be parameters by name, got the name {name!r}.")
         if not hasattr(value, "shape"):
             raise ValueError(
                 f"weights[{name!r}] must be an array, got a {type(value).__name__}: give the entry "
@@ -121,7 +123,12 @@ def _renamed(name: str, rename: Mapping[str, str] | Callable[[str], str] | None)
             raise ValueError(f"rename must return a name, got {new!r} for {name!r}.")
         return new
     for pattern, replacement in rename.items():
-        name = re.sub(pattern, replacement, name)
+        try:
+            name = re.sub(pattern, replacement, name)
+        except re.error as error:
+            raise ValueError(
+                f"rename has the replacement {replacement!r} for {pattern!r}: {error}."
+            ) from error
     return name
 
 

@@ -8,6 +8,7 @@
 Parameters are found by name: a network whose modules have PyTorch's names needs no table.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -161,9 +162,9 @@ def to_flax_and_report(
     text("prefix", prefix)
     flag("strict", strict)
     if rename is not None and not callable(rename):
-        _check_table("rename", rename)
+        _check_table("rename", rename, "replacements", lambda entry: isinstance(entry, str))
     if convert is not None:
-        _check_table("convert", convert)
+        _check_table("convert", convert, "functions", callable)
     tree, variables = variables_of(like)
     conversion = Conversion(arrays_of(weights, rename), variables, prefix, leave, convert or {})
     values = [conversion.value(variable) for variable in variables]
@@ -171,6 +172,18 @@ def to_flax_and_report(
     return jax.tree_util.tree_unflatten(tree, values), report
 
 
-def _check_table(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping) or not all(isinstance(pattern, str) for pattern in value):
-        raise ValueError(f"{name} must be a table by regular expressions, got {value!r}.")
+def _check_table(name: str, value: Any, kind: str, is_entry: Callable[[Any], bool]) -> None:
+    """Refuses anything but a table of regular expressions and entries, which the error calls `kind`."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(pattern, str) and is_entry(entry) for pattern, entry in value.items()
+    ):
+        raise ValueError(
+            f"{name} must be a table of regular expressions and {kind}, got {value!r}."
+        )
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{name} has the pattern {pattern!r}, which is no regular expression: {error}."
+            ) from error

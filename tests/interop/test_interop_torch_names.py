@@ -471,6 +471,17 @@ def test_only_offset_branches_have_versions():
     assert "version" not in str(error.value)
 
 
+def test_weights_of_an_ordinary_network_are_met_with_the_remedy():
+    layer = dcn_nnx.DeformConv(2, 3, 1, rngs=rngs())
+    ordinary = tensors({"weight": (3, 2, 1, 1), "bias": (3,)})
+    with pytest.raises(ValueError, match='ordinary convolutions: give leave="offset_conv"'):
+        to_flax(ordinary, layer)
+    to_flax(ordinary, layer, leave="offset_conv")
+    with pytest.raises(ValueError) as error:
+        to_flax({"weight": ordinary["weight"]}, layer)
+    assert "ordinary" not in str(error.value)
+
+
 # ------------------------------------------------------------------------------- wrong arguments
 
 
@@ -495,10 +506,19 @@ class LinenNetwork(nn.Module):
         (dict(weights={"epoch": 3}), r"weights\['epoch'\] must be an array, got a int"),
         (
             dict(like=None),
-            "like must be an NNX model, its state, or Linen's variables, got NoneType",
+            "like must be an NNX model, its state, or Linen's variables, got NoneType without leaves",
         ),
-        (dict(like={}), "like must be an NNX model"),
-        (dict(like="model"), "like must be an NNX model"),
+        (dict(weights={3: np.ones(3)}), "weights must be parameters by name, got the name 3"),
+        (dict(rename={"(": "a"}), r"rename has the pattern '\(', which is no regular expression"),
+        (dict(rename={"a": r"\3"}), r"rename has the replacement '.*3' for 'a': invalid group"),
+        (dict(rename={"a": 3}), "rename must be a table of regular expressions and replacements"),
+        (dict(convert={"(": np.asarray}), r"convert has the pattern '\('"),
+        (dict(convert={"a": 3}), "convert must be a table of regular expressions and functions"),
+        (dict(like={}), "like must be an NNX model, .*, got dict without leaves"),
+        (
+            dict(like="model"),
+            "like must be an NNX model, .*, got str with leaves that are no arrays",
+        ),
         (dict(like=LinenNetwork()), "like must be variables, got the Linen module LinenNetwork"),
     ],
 )
