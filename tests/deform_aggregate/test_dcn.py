@@ -199,6 +199,16 @@ def test_bad_input_of_dcnv3_names_the_argument(wrong):
         dcnv3(**dict(x=X, offset=OFFSET, mask=MASK) | change)
 
 
+def test_published_arrays_are_recognised():
+    published = dict(offset=OFFSET.reshape(BATCH, 5, 7, -1), mask=MASK.reshape(BATCH, 5, 7, -1))
+    good = dict(offset=OFFSET, mask=MASK)
+    for name, array in published.items():
+        with pytest.raises(ValueError, match=f"write {name}.reshape") as error:
+            dcnv3(X, **good | {name: array})
+        written = str(error.value).split("write ")[1].removesuffix(".")
+        np.testing.assert_array_equal(eval(written, {name: array}), good[name])
+
+
 @pytest.mark.parametrize("wrong", WRONG4)
 def test_bad_input_of_dcnv4_names_the_argument(wrong):
     change, message = WRONG4[wrong]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations  # not evaluated: jaxtyping is for readers and type checkers
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,7 @@ def _check_offset(x: jax.Array, offset: jax.Array, mask: jax.Array, taps: Taps) 
     if offset.ndim != len(leading) + 3 or not fits(offset.shape, (*leading, groups, taps.count, 2)):
         raise ValueError(
             f"offset does not fit x, kernel_size and remove_center: expected {expected}, got "
-            f"{offset.shape}."
+            f"{offset.shape}.{_published_hint('offset', offset, x.ndim, (taps.count, 2))}"
         )
     if groups == 0 or x.shape[-1] % groups:
         raise ValueError(
@@ -131,4 +132,13 @@ def _check_offset(x: jax.Array, offset: jax.Array, mask: jax.Array, taps: Taps) 
     if not fits(mask.shape, offset.shape[:-1]):
         raise ValueError(
             f"mask does not fit offset: expected {offset.shape[:-1]}, got {mask.shape}."
+            + _published_hint("mask", mask, x.ndim, (taps.count,))
         )
+
+
+def _published_hint(name: str, array: jax.Array, rank: int, axes: tuple[int, ...]) -> str:
+    """A sentence for an array in its published layout, all groups and taps in one axis; else empty."""
+    if array.ndim != rank or array.shape[-1] % math.prod(axes):
+        return ""
+    sizes = ", ".join(map(str, axes))
+    return f" Published arrays are reshaped: write {name}.reshape(*{name}.shape[:-1], -1, {sizes})."
