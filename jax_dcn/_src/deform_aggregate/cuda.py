@@ -61,7 +61,7 @@ def why_not(
         return f"on cuda there must be at most {_MOST_MAPS} maps"
     batch, queries, groups, samples = positions.shape[:-1]
     if is_free(queries):
-        return "on cuda it needs a known number of queries"
+        return "on cuda the number of queries must be known"
     counts = batch * queries * groups, CORNERS * queries * samples, 8 * x.shape[-1]
     if max(counts) > _MOST:
         return (

@@ -111,24 +111,24 @@ def deform_conv2d(
     mask = optional_array("mask", mask, "[..., Ho, Wo, G, K]")
     bias = optional_array("bias", bias, "[O]")
     _check_ranks(x, kernel)
+    image_size, kernel_size = x.shape[-3:-1], kernel.shape[:2]
     geometry = conv_geometry(
-        x.shape[-3:-1],
-        kernel.shape[:2],
+        image_size,
+        kernel_size,
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
         boundary=boundary,
     )
-    output_size = geometry.output_size(x.shape[-3:-1], kernel.shape[:2])
+    output_size = geometry.output_size(image_size, kernel_size)
     hint = kernel_hint(x, kernel, offset, geometry.feature_group_count)
     _check_kernel(x, kernel, bias, geometry.feature_group_count, hint)
-    taps = f"a kernel of {kernel.shape[0]}x{kernel.shape[1]}"
-    check_output_size(output_size, x.shape[-3:-1], taps)
+    check_output_size(output_size, image_size, "a kernel of {}x{}".format(*kernel_size))
     _check_offset(x, kernel, offset, mask, output_size)
     _check_dtypes(x, kernel, bias)
 
-    shift = geometry.free_shift(padding, x.shape[-3:-1], kernel.shape[:2])
+    shift = geometry.free_shift(padding, image_size, kernel_size)
     offset = shifted(offset.astype(sum_dtype(x)), shift)
     return _convolve(
         x,

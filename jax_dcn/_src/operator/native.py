@@ -44,7 +44,7 @@ class Native:
         if dtype not in DTYPES:
             return f"the native kernels compute in {', '.join(DTYPES)}, not in {dtype}"
         if self.platform == "cuda" and is_free(*operands[0].shape):
-            return "on cuda it needs a batch and images of known size"
+            return "on cuda the batch and the images must be of known size"
         return self.refuses(*operands, **params) if self.refuses is not None else None
 
 
