@@ -70,7 +70,8 @@ __device__ __forceinline__ void RoundToFactors(uint32_t (&values)[4]) {
   }
 }
 
-// A fragment of a, from a matrix that holds a transposed: kFragmentDepth rows, 16 columns.
+// A fragment of a, from a matrix that holds a transposed: kFragmentDepth rows, 16 columns. The
+// elements must have been rounded when they were stored.
 template <typename T>
 __device__ __forceinline__ void LoadRowsTransposed(uint32_t (&a)[4], const SharedMatrix<T>& matrix,
                                                    int row, int column) {
@@ -80,8 +81,8 @@ __device__ __forceinline__ void LoadRowsTransposed(uint32_t (&a)[4], const Share
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      a[i] = RoundToTf32(LoadSharedBits<float>(
-          matrix.At(row + lane % 4 + i / 2 * 4, column + lane / 4 + i % 2 * 8)));
+      a[i] = LoadSharedBits<uint32_t>(
+          matrix.At(row + lane % 4 + i / 2 * 4, column + lane / 4 + i % 2 * 8));
     }
   }
 }
