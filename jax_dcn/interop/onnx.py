@@ -13,7 +13,7 @@ import jax.export
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from jax_dcn._src.arguments import positive
+from jax_dcn._src.arguments import is_integer, positive
 from jax_dcn._src.deform_conv2d.layer import pads_offset_branch
 from jax_dcn.interop._channels_first import ChannelsFirst, integers
 
@@ -57,7 +57,8 @@ def to_onnx(
       NotImplementedError: for `boundary="legacy"`, which ONNX does not have, and for sampled maps whose
         height or width is free.
       ValueError: for an `opset` below 19, for `inputs` that are no shapes or that the function does
-        not take, for a `path` that is none, and for a model in training mode.
+        not take, for a `path` that is none, for a model in training mode, and for a Linen module
+        without its parameters.
 
     Examples:
       A layer, for batches of any size, in a file::
@@ -72,7 +73,7 @@ def to_onnx(
     if path is not None and not isinstance(path, str | os.PathLike):
         raise ValueError(f"path must be the path of a file, or None, got {path!r}.")
     avals = _abstract(inputs)
-    _check_mode(function)
+    _check_model(function)
     _check_count(function, avals, inputs)
     jax2onnx = _import_jax2onnx()
     if path is not None:
@@ -129,9 +130,14 @@ def _check_count(function: Callable[..., Any], avals: Sequence[Any], inputs: Any
         raise ValueError(f"inputs does not fit the function, {error}: got {inputs!r}.") from None
 
 
-def _check_mode(model: Any) -> None:
-    """Refuses an NNX model in training mode."""
-    nnx = sys.modules.get("flax.nnx")
+def _check_model(model: Any) -> None:
+    """Refuses a Linen module without parameters, and an NNX model in training mode."""
+    linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
+    if linen is not None and isinstance(model, linen.Module) and model.scope is None:
+        raise ValueError(
+            f"function must have its parameters, got the Linen module {type(model).__name__}: give "
+            "functools.partial(module.apply, variables)."
+        )
     if nnx is None or not isinstance(model, nnx.Module):
         return
     for path, module in nnx.iter_modules(model):
@@ -249,8 +255,15 @@ def _abstract(inputs: Any) -> list[jax.ShapeDtypeStruct]:
     for entry in entries:
         shape: Any = getattr(entry, "shape", entry)
         sizes = jax.export.symbolic_shape(",".join(map(str, shape)), scope=scope)
-        avals.append(jax.ShapeDtypeStruct(sizes, getattr(entry, "dtype", jnp.float32)))
+        avals.append(jax.ShapeDtypeStruct(sizes, _dtype(entry)))
     return avals
+
+
+def _dtype(entry: Any) -> Any:
+    """The dtype of an array, or of the type of an array; a shape alone is a shape of float32."""
+    if hasattr(entry, "__array__"):
+        return jnp.asarray(entry).dtype
+    return getattr(entry, "dtype", jnp.float32)
 
 
 def _is_shape(entry: Any) -> bool:
@@ -258,6 +271,8 @@ def _is_shape(entry: Any) -> bool:
     if not isinstance(entry, tuple | list):
         return False
     return all(
-        isinstance(size, numbers.Integral | str) or jax.export.is_symbolic_dim(size)
+        isinstance(size, str)
+        or jax.export.is_symbolic_dim(size)
+        or (is_integer(size) and size >= 0)
         for size in entry
     )

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import jax_dcn
+import jax_dcn.linen
 from examples.imagenet.models import resnet
 from jax_dcn.interop import onnx as interop
 from jax_dcn.nnx import DCNv3, DeformConv, MSDeformAttn
@@ -210,10 +211,24 @@ def test_a_model_is_written_by_path(tmp_path):
         )
 
 
-@pytest.mark.parametrize("wrong", [None, 3, "batch", [(2, 3), None], [3.0], {"x": 1}])
+@pytest.mark.parametrize("wrong", [None, 3, "batch", [(2, 3), None], [3.0], {"x": 1}, (-1, 2)])
 def test_inputs_that_are_no_shapes_are_refused(wrong):
     with pytest.raises(ValueError, match="inputs must be shapes such as"):
         interop.to_onnx(jnp.sin, wrong)
+
+
+@exporter
+def test_tensors_of_pytorch_are_inputs():
+    torch = pytest.importorskip("torch")
+    model = interop.to_onnx(jnp.sin, torch.ones(2, 3, dtype=torch.float64))
+    expected = interop.to_onnx(jnp.sin, jnp.ones((2, 3), jnp.float64))
+    assert model.graph.input == expected.graph.input
+
+
+def test_linen_modules_without_parameters_are_refused():
+    layer = jax_dcn.linen.DeformConv(6, 3)
+    with pytest.raises(ValueError, match=r"functools\.partial\(module\.apply, variables\)"):
+        interop.to_onnx(layer, (1, 5, 6, 4))
 
 
 class Training(nnx.Module):
