@@ -113,7 +113,8 @@ def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:
     except Exception as error:
         if type(error).__name__ == "TraceContextError":  # Flax's, for a model that changes itself.
             raise ValueError(
-                "function changes its model, as one in training mode does: call model.eval() first."
+                "function changes its model. One in training mode does: call model.eval() first. One "
+                "under nnx.jit does: write jax.jit for nnx.jit, or leave it out."
             ) from error
         raise
 

@@ -257,6 +257,12 @@ def test_models_in_training_mode_are_refused(kind):
     )
 
 
+def test_models_that_a_transform_of_flax_changes_are_refused():
+    model = nnx.Linear(4, 4, rngs=rngs())
+    with pytest.raises(ValueError, match=r"write jax\.jit for nnx\.jit"):
+        interop.to_onnx(lambda x: nnx.jit(lambda model, x: model(x))(model, x), (2, 4))
+
+
 @pytest.mark.parametrize("kind", [list, tuple, np.array])
 def test_attributes_may_be_arrays(kind):
     x, w, offset = jnp.ones((1, 2, 5, 6)), jnp.ones((3, 2, 2, 2)), jnp.zeros((1, 8, 3, 7))
