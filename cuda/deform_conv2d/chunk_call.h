@@ -2,9 +2,9 @@
 // XLA calls on a chunk of columns: the problem and the chunk, read from the arguments and checked,
 // and where the arrays are.
 //
-// Every call begins with the operands x, kernel, offset, mask, and the start of the chunk, s32[2].
-// Only samples_backward reads the elements of the kernel. Columns have the shape of
-// DeformConv2dChunk, which tells the size of the chunk.
+// Every call begins with the operands of a PrimalsCall, and the start of the chunk, s32[2]. Only
+// samples_backward reads the elements of the kernel. Columns have the shape of DeformConv2dChunk,
+// which tells the size of the chunk.
 #ifndef JAX_DCN_CUDA_DEFORM_CONV2D_CHUNK_CALL_H_
 #define JAX_DCN_CUDA_DEFORM_CONV2D_CHUNK_CALL_H_
 
@@ -14,38 +14,21 @@
 #include <limits>
 #include <vector>
 
-#include "common/deform_conv2d/call.h"
 #include "cuda/deform_conv2d/bins.h"
 #include "cuda/deform_conv2d/chunk.h"
+#include "cuda/deform_conv2d/primals_call.h"
 #include "cuda/runtime/cursor.h"
 #include "cuda/runtime/handler.h"
 
 namespace jax_dcn {
 
-class ChunkCall : public DeformConv2dCall {
+class ChunkCall : public PrimalsCall {
  public:
   const DeformConv2dChunk& chunk() const { return chunk_; }
   ChunkStart start() const { return start_; }
 
-  template <typename T>
-  DeformConv2dPrimals<T> Primals() const {
-    using A = typename Accumulator<T>::type;
-    return {static_cast<const T*>(x_), static_cast<const T*>(kernel_),
-            static_cast<const A*>(offset_), ModulatedOrNull(static_cast<const A*>(mask_))};
-  }
-
  protected:
-  ChunkCall(Cursor& cursor, const ffi::Dictionary& attributes) {
-    const ffi::AnyBuffer x = cursor.Operand(), kernel = cursor.Operand();
-    const ffi::AnyBuffer offset = cursor.Operand(), mask = cursor.Operand();
-    ReadGeometry(attributes);
-    ReadProblem(x, kernel, offset, mask);
-    arrays_ = Arrays();
-    dtype_ = x.element_type();
-    x_ = Checked("", arrays_[kX], x);
-    kernel_ = Checked("", arrays_[kKernel], kernel);
-    offset_ = Checked("", arrays_[kOffset], offset);
-    mask_ = Checked("", arrays_[kMask], mask);
+  ChunkCall(Cursor& cursor, const ffi::Dictionary& attributes) : PrimalsCall(cursor, attributes) {
     const ffi::AnyBuffer start = cursor.Operand();
     Expect("start", start, {2}, ffi::DataType::S32);
     start_ = static_cast<ChunkStart>(start.untyped_data());
@@ -98,7 +81,6 @@ class ChunkCall : public DeformConv2dCall {
     chunk_ = DeformConv2dChunk(problem_, element_bytes, images, pixels, parts);
   }
 
-  std::vector<OperatorCall::Array> arrays_;
   DeformConv2dChunk chunk_;
 
  private:
@@ -112,7 +94,6 @@ class ChunkCall : public DeformConv2dCall {
     }
   }
 
-  const void *x_, *kernel_, *offset_, *mask_;
   ChunkStart start_;
 };
 

@@ -7,6 +7,7 @@
 #include "cuda/deform_conv2d/chunk_call.h"
 #include "cuda/deform_conv2d/columns.h"
 #include "cuda/deform_conv2d/handlers.h"
+#include "cuda/deform_conv2d/primals_call.h"
 #include "cuda/runtime/handler.h"
 
 namespace jax_dcn {
@@ -41,31 +42,19 @@ struct Forward {
 
 // x, kernel, of which only the shape is used, offset, mask and the cotangent of y
 //   -> the gradient of the kernel, and scratch.
-class GradKernelCall : public DeformConv2dCall {
+class GradKernelCall : public PrimalsCall {
  public:
-  GradKernelCall(Cursor& cursor, const ffi::Dictionary& attributes) {
-    const ffi::AnyBuffer x = cursor.Operand(), kernel = cursor.Operand();
-    const ffi::AnyBuffer offset = cursor.Operand(), mask = cursor.Operand();
-    ReadGeometry(attributes);
-    ReadProblem(x, kernel, offset, mask);
-    const auto arrays = Arrays();
-    dtype_ = x.element_type();
-    x_ = Checked("", arrays[kX], x);
-    Checked("", arrays[kKernel], kernel);
-    offset_ = Checked("", arrays[kOffset], offset);
-    mask_ = Checked("", arrays[kMask], mask);
-    grad_y_ = Checked("cotangent of ", arrays[kY], cursor.Operand());
-    grad_kernel_ = Checked("result for ", arrays[kKernel], cursor.Result());
-    ReadScratch(cursor.Result(), arrays[kKernel].shape);
+  GradKernelCall(Cursor& cursor, const ffi::Dictionary& attributes)
+      : PrimalsCall(cursor, attributes) {
+    grad_y_ = Checked("cotangent of ", arrays_[kY], cursor.Operand());
+    grad_kernel_ = Checked("result for ", arrays_[kKernel], cursor.Result());
+    ReadScratch(cursor.Result(), arrays_[kKernel].shape);
   }
 
   template <typename T>
   cudaError_t Launch(cudaStream_t stream) const {
-    const DeformConv2dPrimals<T> primals = {
-        static_cast<const T*>(x_), nullptr,
-        static_cast<const typename Accumulator<T>::type*>(offset_),
-        ModulatedOrNull(static_cast<const typename Accumulator<T>::type*>(mask_))};
-    return RunFused<T>(problem(), {x_, grad_y_, scratch_}, [&] {
+    const auto primals = Primals<T>();
+    return RunFused<T>(problem(), {primals.x, grad_y_, scratch_}, [&] {
       return LaunchDeformConv2dGradKernel(problem(), primals, static_cast<const T*>(grad_y_),
                                           parts_, scratch_, static_cast<T*>(grad_kernel_), stream);
     });
@@ -85,7 +74,7 @@ class GradKernelCall : public DeformConv2dCall {
     scratch_ = static_cast<float*>(scratch.untyped_data());
   }
 
-  const void *x_, *offset_, *mask_, *grad_y_;
+  const void* grad_y_;
   void* grad_kernel_;
   float* scratch_;
   int parts_;
