@@ -306,7 +306,7 @@ cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t stream, const DeformRoIPool
 }
 
 const char* WhyNotOnCuda(const DeformRoIPoolProblem& problem) {
-  if (GradXBytes<double>(problem, kMostThreads) <= kMostShared) return nullptr;
+  if (GradXBytes<double>(problem, kMostThreads) <= kMostSharedBytes) return nullptr;
   return "the pixels of a bin do not fit into shared memory: take fewer samples, or "
          "implementation=\"xla\"";
 }

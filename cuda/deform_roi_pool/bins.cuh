@@ -15,7 +15,6 @@ constexpr int kMostThreads = 128;
 constexpr int kLeastThreads = 2 * kWarp;
 // The least number of blocks of a multiprocessor: a thread has registers for all its values.
 constexpr int kResidentBlocks = 4;
-constexpr size_t kMostShared = 96 << 10;  // bytes; every supported GPU has as many
 
 inline int ThreadsFor(int64_t features) {
   if (features >= kMostThreads) return kMostThreads;

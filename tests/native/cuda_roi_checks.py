@@ -35,7 +35,7 @@ def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
 
 
 # Image size and samples: the most that fits into shared memory, and one more.
-ROI_LIMITS = [((2700, 6), 0), ((2700, 7), 0), ((3, 2), 676), ((3, 2), 677)]
+ROI_LIMITS = [((2828, 6), 0), ((2828, 7), 0), ((3, 2), 708), ((3, 2), 709)]
 
 
 def check_roi_limits(limit: tuple[tuple[int, int], int], dtype: str, seed: int) -> None:
@@ -43,10 +43,12 @@ def check_roi_limits(limit: tuple[tuple[int, int], int], dtype: str, seed: int) 
     size, samples = limit
     geometry = RoIGeometry(0.5, (2, 3), samples, 0.1, aligned=True)
     shapes = (1, *size, 1), (1, 5), (1, 2, 3, 1, 2), (1, 2, 3)
-    arrays = [jnp.zeros(shape, dtype) for shape in shapes]
+    arrays, grad_y = [jnp.zeros(shape, dtype) for shape in shapes], jnp.zeros((1, 2, 3, 1), dtype)
     refused = None
     try:
         jax.block_until_ready(native.deform_roi_pool(*arrays, geometry=geometry))
+        options = dict(geometry=geometry, wrt=("x", "offset", "mask"))
+        jax.block_until_ready(native.deform_roi_pool_backward(*arrays, grad_y, **options))
     except jax.errors.JaxRuntimeError as error:
         refused = str(error)
     why_not = native.why_not_on_cuda(*arrays, geometry=geometry)

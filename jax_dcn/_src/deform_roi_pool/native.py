@@ -13,9 +13,10 @@ from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.signature import SIGNATURE, types
 from jax_dcn._src.operator.native import xla_call
 
-# Shared memory of a block of the CUDA kernels, in bytes, as in cuda/deform_roi_pool/: the limit, the
-# memory for sums in float64, and the memory for each pixel that a bin may read.
-_MOST_SHARED = 96 * 1024
+# Shared memory of a block of the CUDA kernels, in bytes: the limit, which is kMostSharedBytes of
+# cuda/runtime/launch.cuh, and, as in cuda/deform_roi_pool/, the memory for sums in float64 and the
+# memory for each pixel that a bin may read.
+_MOST_SHARED = 99 * 1024
 _SUMS_BYTES = 32 * 128 * 8 + (128 + 2 * 128 // 32) * 4 + 2 * 16
 _PIXEL_BYTES = 24
 
