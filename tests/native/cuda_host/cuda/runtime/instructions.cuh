@@ -124,8 +124,13 @@ struct Factor {
 template <>
 struct Factor<float> {
   static constexpr int kValues = 1;
-  // Tensor cores do not read the lower bits.
-  static void Read(uint32_t bits, float* values) { *values = __uint_as_float(bits & 0xffffe000u); }
+  // Tensor cores do not read the lower bits. Kernels round instead of leaving bits unread.
+  static void Read(uint32_t bits, float* values) {
+    *values = __uint_as_float(bits & 0xffffe000u);
+    if (bits % 0x2000 != 0 && std::isfinite(*values)) {
+      cuda_host::Fail("a factor is not rounded to TF32");
+    }
+  }
 };
 
 // Register i of lane 4 g + q holds, of a, row g + 8 (i % 2) and the values at q + 4 (i / 2); of b,
