@@ -134,5 +134,5 @@ class Loop(abc.ABC):
 
 @jax.jit
 def _is_finite(state: Any) -> jax.Array:
-    """Whether every number is."""
+    """Whether every element of the arrays in `state` is finite."""
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()

@@ -107,9 +107,15 @@ def anchors(height: int, width: int, stride: int, rule: Conventions) -> np.ndarr
 
 
 def own_anchors(height: int, width: int, stride: int, size: jax.Array) -> jax.Array:
-    """Which anchors of a pyramid level, `[A]`, belong to an image of `size` `(height, width)`.
+    """The anchors of a pyramid level that belong to an image, as booleans `[A]`.
 
-    The others lie beyond the image's own padding: a larger image of the batch needs this room.
+    Other anchors lie beyond the image's own padding, where only a larger image of the batch has
+    pixels.
+
+    Args:
+      height, width: Pixels of the level.
+      stride: Pixels of the image between two pixels of the level.
+      size: `(height, width)` of the image without padding.
     """
     padded = jnp.ceil(size / _PADDED_TO) * _PADDED_TO
     rows, columns = (

@@ -140,7 +140,7 @@ def _candidates(
     # `jax.nn.sigmoid` may round differently. Scores near one are multiples of 2**-24, and the order
     # of anchors with equal scores decides which of them suppresses the other.
     scores = 1 / (1 + jnp.exp(-logits.reshape(-1)))
-    # Anchors that belong to no image were not trained.
+    # Anchors beyond the image's own padding were not trained.
     scores = jnp.where(own_anchors(*logits.shape[:2], STRIDES[level], size), scores, -jnp.inf)
     scores, best = jax.lax.top_k(scores, count)
     boxes = decode(every[best], deltas.reshape(-1, 4)[best], PROPOSAL_DEVIATIONS, rule)

@@ -118,7 +118,7 @@ def _anchors(rpn: list[tuple[jax.Array, jax.Array]], rule: Conventions) -> jax.A
 def _usable(
     rpn: list[tuple[jax.Array, jax.Array]], size: jax.Array, rule: Conventions
 ) -> jax.Array:
-    """Which anchors of all levels are trained in an image of `size`, `[A]`."""
+    """The anchors of all levels that are trained in an image of `size`, as booleans `[A]`."""
     if rule.anchors_inside:
         every = _anchors(rpn, rule)
         return jnp.all(every == clip(every, size, rule), axis=-1)
