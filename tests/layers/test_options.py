@@ -191,16 +191,7 @@ POOL_NAMES = [
     ("deform_fc_dim", "write hidden_features= instead"),
     ("no_trans", "write deformable=False"),
 ]
-
-
-@pytest.mark.parametrize("name, answer", POOL_NAMES)
-def test_names_of_other_pools_are_translated(name, answer):
-    for make in (lambda **options: DeformRoIPool(**options, rngs=nnx.Rngs(0)), LinenPool):
-        with pytest.raises(TypeError, match=f"no argument {name}=: {answer}"):
-            make(**{name: 1})
-
-
-FUNCTION_NAMES = [
+PUBLISHED_NAMES = [
     (jax_dcn.deform_conv2d, "input", "write x= instead"),
     (jax_dcn.deform_conv2d, "weight", "write kernel= instead"),
     (jax_dcn.deform_conv2d, "deformable_groups", "the axis G of offset says how many groups"),
@@ -214,11 +205,13 @@ FUNCTION_NAMES = [
     (jax_dcn.ms_deform_attn, "sampling_locations", "write locations= instead"),
     (jax_dcn.ms_deform_attn, "level_start_index", "levels begin where spatial_shapes says"),
     (jax_dcn.grid_sample, "input", "write x= instead"),
+    *((DeformRoIPool, *row) for row in POOL_NAMES),
+    *((LinenPool, *row) for row in POOL_NAMES),
 ]
 
 
-@pytest.mark.parametrize("function, name, answer", FUNCTION_NAMES)
-def test_names_of_other_functions_are_translated(function, name, answer):
+@pytest.mark.parametrize("function, name, answer", PUBLISHED_NAMES)
+def test_names_of_published_functions_and_pools_are_translated(function, name, answer):
     with pytest.raises(TypeError, match=f"no argument {name}=: {answer}"):
         function(**{name: 1})
 
