@@ -71,7 +71,8 @@ struct Bins {
   int begin, end;
 };
 
-// The bins along an axis, of so many, that `part` displaces, one of so many parts.
+// The bins that the displacement `part` moves, along an axis of `bins` bins and `parts`
+// displacements.
 __device__ __forceinline__ Bins BinsOf(int part, int parts, int bins) {
   return {(part * bins + parts - 1) / parts, ((part + 1) * bins + parts - 1) / parts};
 }
