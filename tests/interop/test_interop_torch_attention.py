@@ -82,6 +82,12 @@ def like_mask2former(name: str, prefix: str) -> Family:
     )
 
 
+def like_dfine(name: str, prefix: str) -> Family:
+    config = V2 | dict(num_feature_levels=3, decoder_n_points=[3, 6, 3])
+    options = dict(points=(3, 6, 3), value_projection=False, output_projection=False)
+    return Family(name, prefix, config, (), options, FOUR, keeps=None)
+
+
 FAMILIES = {
     "Deformable DETR": like_detr("deformable_detr", "DeformableDetr", POINTS),
     "Grounding DINO": like_detr("grounding_dino", "GroundingDino"),
@@ -111,24 +117,8 @@ FAMILIES = {
         dict(points=2, method="discrete"),
         FOUR,
     ),
-    "D-FINE": Family(
-        "d_fine",
-        "DFine",
-        V2 | dict(num_feature_levels=3, decoder_n_points=[3, 6, 3]),
-        (),
-        dict(points=(3, 6, 3), value_projection=False, output_projection=False),
-        FOUR,
-        keeps=None,
-    ),
-    "DEIMv2": Family(
-        "deimv2",
-        "Deimv2",
-        V2 | dict(num_feature_levels=3, decoder_n_points=[3, 6, 3]),
-        (),
-        dict(points=(3, 6, 3), value_projection=False, output_projection=False),
-        FOUR,
-        keeps=None,
-    ),
+    "D-FINE": like_dfine("d_fine", "DFine"),
+    "DEIMv2": like_dfine("deimv2", "Deimv2"),
 }
 
 
