@@ -17,7 +17,7 @@ namespace jax_dcn {
 constexpr int kWarp = 32;
 
 // The most shared memory of a block on every GPU since sm_80: what sm_86, sm_89 and sm_120 have.
-// jax_dcn/_src/deform_roi_pool/native.py has the same limit.
+// The Python rules that choose a kernel by its shared memory use the same limit.
 constexpr int kMostSharedBytes = 99 << 10;
 
 // The architecture compiled for, such as 900. The only thing in which code differs between
