@@ -72,15 +72,34 @@ __device__ __forceinline__ void AddParts(int lanes, Unpacked<T, kSize>& sum) {
   }
 }
 
+// sum += the sample's value of kSize channels, which are `x` of the first pixel.
+template <int kSize, typename T>
+__device__ __forceinline__ void AddSample(const Sample<Sum<T>>& sample, const T* x, const T*, bool,
+                                          int32_t pixel_bytes, Unpacked<T, kSize>& sum) {
+  AddCorners(LoadCorners<kSize>(sample, x, pixel_bytes), sample.weight, sum);
+}
+
+// sum += the tangent of the sample's value. `x_dot` is null where x does not move.
+template <int kSize, typename T>
+__device__ __forceinline__ void AddSample(const SampleDot<Sum<T>>& sample, const T* x,
+                                          const T* x_dot, bool samples_move, int32_t pixel_bytes,
+                                          Unpacked<T, kSize>& sum) {
+  if (x_dot != nullptr) {
+    AddCorners(LoadCorners<kSize>(sample, x_dot, pixel_bytes), sample.weight, sum);
+  }
+  if (samples_move) {
+    AddCorners(LoadCorners<kSize>(sample, x, pixel_bytes), sample.weight_dot, sum);
+  }
+}
+
 // Sums are of two levels: the samples that are located at once, then these sums.
 template <typename T, int kSize, bool kTangent>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, kTangent>)
     DeformAggregateSumKernel(const DeformAggregatePrimals<T> primals,
                              const DeformAggregateTangents<T> tangents, T* y, int lanes,
                              const DeformAggregateSizes sizes) {
-  using Located = LocatedSample<Sum<T>, kTangent>;
   using Sums = Unpacked<T, kSize>;
-  Located* const located = LocatedSamples<Located>();
+  auto* const located = LocatedSamples<LocatedSample<Sum<T>, kTangent>>();
   const ThreadRow row(sizes, lanes);
   const int64_t group = sizes.FirstChannel(row.image, row.group);
   const bool samples_move = tangents.positions != nullptr || tangents.weights != nullptr;
@@ -88,6 +107,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kTangent>)
   for (int32_t begin = 0; begin < sizes.group_channels; begin += lanes * kSize) {
     const int32_t channel = begin + row.lane * kSize;
     const T* const x = primals.x + group + channel;
+    const T* const x_dot = tangents.x == nullptr ? nullptr : tangents.x + group + channel;
     Sums sum = {};
     for (int32_t first = 0; first < sizes.samples; first += blockDim.x) {
       if (begin == 0 || !located_once) {
@@ -99,18 +119,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kTangent>)
       Sums part = {};
 #pragma unroll 2
       for (int i = row.part; i < LocatedAtOnce(sizes, first); i += row.parts) {
-        const Located& sample = located[i];
-        if constexpr (!kTangent) {
-          AddCorners(LoadCorners<kSize>(sample, x, sizes.pixel_bytes), sample.weight, part);
-        } else {
-          if (tangents.x != nullptr) {
-            const T* const x_dot = tangents.x + group + channel;
-            AddCorners(LoadCorners<kSize>(sample, x_dot, sizes.pixel_bytes), sample.weight, part);
-          }
-          if (samples_move) {
-            AddCorners(LoadCorners<kSize>(sample, x, sizes.pixel_bytes), sample.weight_dot, part);
-          }
-        }
+        AddSample<kSize>(located[i], x, x_dot, samples_move, sizes.pixel_bytes, part);
       }
 #pragma unroll
       for (int i = 0; i < kSize; ++i) sum.value[i] += part.value[i];

@@ -17,19 +17,34 @@ namespace jax_dcn {
 constexpr unsigned kThreads = 256;
 constexpr int kBlockSamples = 128;
 
+// The sample of this block that a thread locates. A sample that does not exist reads nothing.
+template <typename T>
+struct BlockSample {
+  ChunkSample place;
+  bool exists;
+  BilinearSample<Sum<T>> read;
+  Sum<T> mask;
+
+  __device__ __forceinline__ BlockSample(const DeformConv2dChunk& chunk, ChunkStart start,
+                                         const DeformConv2dPrimals<T>& primals, int index)
+      : place(chunk, start, blockIdx.x * kBlockSamples + index),
+        exists(place.Exists(chunk)),
+        read(exists ? place.Read(chunk, primals.offset) : Nowhere<Sum<T>>()),
+        mask(exists ? place.Mask(chunk, primals.mask) : Sum<T>(0)) {}
+};
+
 // A sample of the columns' weights, and where its channels are.
 template <typename T>
 struct alignas(16) ColumnSample : Sample<Sum<T>> {
   int32_t row, channel;  // of the columns and of x, where the sample's first element is
   int64_t x;             // index of the first channel of the sample's group in its image
 
-  // Where the sample does not exist, `read` is Nowhere and `mask` is zero.
-  __device__ __forceinline__ ColumnSample(const DeformConv2dChunk& chunk, const ChunkSample& sample,
-                                          const BilinearSample<Sum<T>>& read, Sum<T> mask)
-      : Sample<Sum<T>>(SampleOf(read, mask)),
-        row(sample.Row(chunk, 0)),
-        channel(sample.group * chunk.sizes.offset_group_channels),
-        x(sample.image * chunk.sizes.image_elements() + channel) {}
+  __device__ __forceinline__ ColumnSample(const DeformConv2dChunk& chunk,
+                                          const BlockSample<T>& sample)
+      : Sample<Sum<T>>(SampleOf(sample.read, sample.mask)),
+        row(sample.place.Row(chunk, 0)),
+        channel(sample.place.group * chunk.sizes.offset_group_channels),
+        x(sample.place.image * chunk.sizes.image_elements() + channel) {}
 };
 
 __device__ __forceinline__ int ThreadInBlock() { return threadIdx.y * blockDim.x + threadIdx.x; }

@@ -19,10 +19,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   ColumnSample<T>* const samples = SharedMemory<ColumnSample<T>>();
   const int count = BlockSamples(chunk), thread = ThreadInBlock();
   if (thread < count) {
-    const ChunkSample at(chunk, start, blockIdx.x * kBlockSamples + thread);
-    const bool exists = at.Exists(chunk);
-    const auto read = exists ? at.Read(chunk, primals.offset) : Nowhere<Sum<T>>();
-    samples[thread] = {chunk, at, read, exists ? at.Mask(chunk, primals.mask) : 0};
+    samples[thread] = {chunk, BlockSample<T>(chunk, start, primals, thread)};
   }
   __syncthreads();
   for (int i = threadIdx.y; i < count; i += blockDim.y) {
@@ -51,21 +48,53 @@ struct alignas(16) ColumnSampleDot : ColumnSample<T> {
 };
 
 template <typename T>
-__device__ CornerWeights<Sum<T>> WeightsDot(const DeformConv2dChunk& chunk,
-                                            const ChunkSample& sample,
-                                            const BilinearSample<Sum<T>>& read,
-                                            const DeformConv2dPrimals<T>& primals,
-                                            const DeformConv2dTangents<T>& tangents) {
+__device__ __forceinline__ CornerWeights<Sum<T>> WeightsDot(
+    const DeformConv2dChunk& chunk, const BlockSample<T>& sample,
+    const DeformConv2dTangents<T>& tangents) {
   using A = Sum<T>;
-  auto weights =
-      ValueWeights(read, tangents.mask == nullptr ? A(0) : sample.Mask(chunk, tangents.mask));
+  if (!sample.exists) return {};
+  auto weights = ValueWeights(
+      sample.read, tangents.mask == nullptr ? A(0) : sample.place.Mask(chunk, tangents.mask));
   if (tangents.offset != nullptr) {
-    const A mask = sample.Mask(chunk, primals.mask);
-    const A* dot = tangents.offset + 2 * sample.Index(chunk);
-    const auto moved = DerivativeWeights(read, mask * dot[0], mask * dot[1]);
+    const A* dot = tangents.offset + 2 * sample.place.Index(chunk);
+    const auto moved = DerivativeWeights(sample.read, sample.mask * dot[0], sample.mask * dot[1]);
     for (int i = 0; i < kCorners; ++i) weights.corner[i] += moved.corner[i];
   }
   return weights;
+}
+
+// What moves, so that a column has a tangent.
+template <typename T>
+struct Moving {
+  const T* x_dot;  // null: x does not move
+  bool weights, kernel;
+};
+
+// Writes kSize channels of a sample's columns, from channel `c` of its group on: of the column
+// itself, which the tangent of the kernel multiplies, and of its tangent.
+template <int kSize, typename T>
+__device__ __forceinline__ void StoreColumns(const DeformConv2dChunk& chunk,
+                                             const ColumnSampleDot<T>& sample, int c, const T* x,
+                                             const Moving<T>& moving, T* columns) {
+  const int32_t pixel_bytes = chunk.sizes.pixel_bytes;
+  int32_t row = sample.row;
+  CornerChannels<T, kSize> corners;
+  if (moving.kernel || moving.weights) {
+    corners = LoadCorners<kSize>(sample, x + sample.x + c, pixel_bytes);
+  }
+  if (moving.kernel) {
+    StoreGlobal(columns + chunk.ColumnIndex(row, sample.channel + c),
+                Pack(Interpolate(sample, corners)));
+    row += chunk.sizes.taps;
+  }
+  if (moving.x_dot == nullptr && !moving.weights) return;
+  Unpacked<T, kSize> sum = {};
+  if (moving.x_dot != nullptr) {
+    AddCorners(LoadCorners<kSize>(sample, moving.x_dot + sample.x + c, pixel_bytes), sample.weight,
+               sum);
+  }
+  if (moving.weights) AddCorners(corners, sample.weight_dot, sum);
+  StoreGlobal(columns + chunk.ColumnIndex(row, sample.channel + c), Pack(sum));
 }
 
 template <typename T, int kSize>
@@ -73,41 +102,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     DeformConv2dColumnsJvpKernel(const DeformConv2dPrimals<T> primals,
                                  const DeformConv2dTangents<T> tangents, bool kernel_moves,
                                  ChunkStart start, T* columns, const DeformConv2dChunk chunk) {
-  using A = Sum<T>;
   ColumnSampleDot<T>* const samples = SharedMemory<ColumnSampleDot<T>>();
   const int count = BlockSamples(chunk), thread = ThreadInBlock();
-  const bool weights_move = tangents.offset != nullptr || tangents.mask != nullptr;
+  const Moving<T> moving = {tangents.x, tangents.offset != nullptr || tangents.mask != nullptr,
+                            kernel_moves};
   if (thread < count) {
-    const ChunkSample at(chunk, start, blockIdx.x * kBlockSamples + thread);
-    const bool exists = at.Exists(chunk);
-    const auto read = exists ? at.Read(chunk, primals.offset) : Nowhere<A>();
-    CornerWeights<A> dot = {};
-    if (exists && weights_move) dot = WeightsDot(chunk, at, read, primals, tangents);
-    samples[thread] = {{chunk, at, read, exists ? at.Mask(chunk, primals.mask) : A(0)}, dot};
+    const BlockSample<T> sample(chunk, start, primals, thread);
+    CornerWeights<Sum<T>> dot = {};
+    if (moving.weights) dot = WeightsDot(chunk, sample, tangents);
+    samples[thread] = {{chunk, sample}, dot};
   }
   __syncthreads();
   for (int i = threadIdx.y; i < count; i += blockDim.y) {
-    const ColumnSampleDot<T>& sample = samples[i];
     for (int c = threadIdx.x * kSize; c < chunk.sizes.offset_group_channels;
          c += blockDim.x * kSize) {
-      int32_t row = sample.row;
-      CornerChannels<T, kSize> x;
-      if (kernel_moves || weights_move) {
-        x = LoadCorners<kSize>(sample, primals.x + sample.x + c, chunk.sizes.pixel_bytes);
-      }
-      if (kernel_moves) {
-        StoreGlobal(columns + chunk.ColumnIndex(row, sample.channel + c),
-                    Pack(Interpolate(sample, x)));
-        row += chunk.sizes.taps;
-      }
-      if (tangents.x == nullptr && !weights_move) continue;
-      Unpacked<T, kSize> sum = {};
-      if (tangents.x != nullptr) {
-        AddCorners(LoadCorners<kSize>(sample, tangents.x + sample.x + c, chunk.sizes.pixel_bytes),
-                   sample.weight, sum);
-      }
-      if (weights_move) AddCorners(x, sample.weight_dot, sum);
-      StoreGlobal(columns + chunk.ColumnIndex(row, sample.channel + c), Pack(sum));
+      StoreColumns<kSize>(chunk, samples[i], c, primals.x, moving, columns);
     }
   }
 }

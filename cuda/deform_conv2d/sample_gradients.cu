@@ -11,9 +11,40 @@ namespace {
 // Blocks for each multiprocessor, which leaves 80 registers for a thread: with 64 some spill.
 constexpr int kBlocks = 3;
 
-// With g the gradient of a sample's column, the gradients of its mask and its offset are linear in
-// the four dot products of g with the corners, Σ_c g x_i. `columns` may be `grad_columns`: each
-// element is read before the same thread writes it.
+// dots[i] += Σ_c g x_i over this thread's channels, with g the gradient of the sample's column.
+// Writes the column to `columns` unless `columns` is null.
+template <int kSize, typename T>
+__device__ __forceinline__ void AddChannels(const DeformConv2dChunk& chunk,
+                                            const ColumnSample<T>& sample, const T* x,
+                                            const T* grad_columns, T* columns,
+                                            Sum<T> (&dots)[kCorners]) {
+  for (int c = threadIdx.x * kSize; c < chunk.sizes.offset_group_channels;
+       c += blockDim.x * kSize) {
+    const int64_t column = chunk.ColumnIndex(sample.row, sample.channel + c);
+    const auto corners = LoadCorners<kSize>(sample, x + sample.x + c, chunk.sizes.pixel_bytes);
+    AddDots(corners, Unpack(Load<kSize>(grad_columns + column)), dots);
+    if (columns != nullptr) StoreGlobal(columns + column, Pack(Interpolate(sample, corners)));
+  }
+}
+
+// The gradients of a sample's mask and offset are linear in the dot products.
+template <typename T>
+__device__ __forceinline__ void StoreGradients(const DeformConv2dChunk& chunk,
+                                               const BlockSample<T>& sample,
+                                               const CornerWeights<Sum<T>>& dots,
+                                               const DeformConv2dCotangents<T>& grads) {
+  using A = Sum<T>;
+  const int64_t place = sample.place.Index(chunk);
+  if (grads.mask != nullptr) {
+    grads.mask[place] = Combine(ValueWeights(sample.read, A(1)), dots.corner);
+  }
+  if (grads.offset == nullptr) return;
+  A* const grad = grads.offset + 2 * place;
+  grad[0] = Combine(DerivativeWeights(sample.read, sample.mask, A(0)), dots.corner);
+  grad[1] = Combine(DerivativeWeights(sample.read, A(0), sample.mask), dots.corner);
+}
+
+// `columns` may be `grad_columns`: each element is read before the same thread writes it.
 template <typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     DeformConv2dSampleGradientsKernel(const DeformConv2dPrimals<T> primals, ChunkStart start,
@@ -23,25 +54,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   ColumnSample<T>* const samples = SharedMemory<ColumnSample<T>>();
   CornerWeights<A>* const dots = reinterpret_cast<CornerWeights<A>*>(samples + kBlockSamples);
   const int count = BlockSamples(chunk), thread = ThreadInBlock();
-  const ChunkSample own(chunk, start, blockIdx.x * kBlockSamples + min(thread, count - 1));
-  const bool exists = thread < count && own.Exists(chunk);
-  const BilinearSample<A> read = exists ? own.Read(chunk, primals.offset) : Nowhere<A>();
-  const A mask = exists ? own.Mask(chunk, primals.mask) : A(0);
-  if (thread < count) samples[thread] = {chunk, own, read, mask};
+  const BlockSample<T> own(chunk, start, primals, min(thread, count - 1));
+  if (thread < count) samples[thread] = {chunk, own};
   __syncthreads();
   // All lanes of a warp go through the loop equally often, since they exchange their sums.
   for (int first = 0; first < count; first += blockDim.y) {
     const int i = first + threadIdx.y;
-    const ColumnSample<T>& sample = samples[min(i, count - 1)];
     A sums[kCorners] = {};
-    for (int c = threadIdx.x * kSize; i < count && c < chunk.sizes.offset_group_channels;
-         c += blockDim.x * kSize) {
-      const int64_t column = chunk.ColumnIndex(sample.row, sample.channel + c);
-      const auto corners =
-          LoadCorners<kSize>(sample, primals.x + sample.x + c, chunk.sizes.pixel_bytes);
-      AddDots(corners, Unpack(Load<kSize>(grad_columns + column)), sums);
-      if (columns != nullptr) StoreGlobal(columns + column, Pack(Interpolate(sample, corners)));
-    }
+    if (i < count) AddChannels<kSize>(chunk, samples[i], primals.x, grad_columns, columns, sums);
     for (int lanes = blockDim.x / 2; lanes > 0; lanes /= 2) {
 #pragma unroll
       for (int j = 0; j < kCorners; ++j) sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], lanes);
@@ -49,14 +69,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (i < count && threadIdx.x == 0) dots[i] = {sums[0], sums[1], sums[2], sums[3]};
   }
   __syncthreads();
-  if (!exists) return;
-  const A* const own_dots = dots[thread].corner;
-  const int64_t place = own.Index(chunk);
-  if (grads.mask != nullptr) grads.mask[place] = Combine(ValueWeights(read, A(1)), own_dots);
-  if (grads.offset != nullptr) {
-    grads.offset[2 * place] = Combine(DerivativeWeights(read, mask, A(0)), own_dots);
-    grads.offset[2 * place + 1] = Combine(DerivativeWeights(read, A(0), mask), own_dots);
-  }
+  if (thread < count && own.exists) StoreGradients(chunk, own, dots[thread], grads);
 }
 
 }  // namespace

@@ -59,9 +59,8 @@ __device__ __forceinline__ BinGradients<A> SumBin(const DeformRoIPoolProblem& pr
   dy = scale * SumOfBlock(dy, partial);
   dx = scale * SumOfBlock(dx, partial);
   if (shared.found[0].count > 0 && shared.found[1].count > 0) {
-    const A unit = static_cast<A>(problem.geometry.offset_scale);
-    dy *= unit * RegionAxisAt(problem.geometry, roi[2], roi[4]).size;
-    dx *= unit * RegionAxisAt(problem.geometry, roi[1], roi[3]).size;
+    dy *= ShiftUnit<0>(problem, roi);
+    dx *= ShiftUnit<1>(problem, roi);
   }
   return {mean, dy, dx};
 }
@@ -75,6 +74,37 @@ struct Bins {
 // displacements.
 __device__ __forceinline__ Bins BinsOf(int part, int parts, int bins) {
   return {(part * bins + parts - 1) / parts, ((part + 1) * bins + parts - 1) / parts};
+}
+
+// The gradient of a displacement.
+template <typename A>
+struct GradOffset {
+  A dy, dx;
+};
+
+// Sums the gradient of a displacement for a class, over the bins that the displacement moves, and
+// adds the class's part to the gradients of the masks of these bins.
+template <typename T, typename A>
+__device__ __forceinline__ GradOffset<A> SumBins(const DeformRoIPoolProblem& problem,
+                                                 const DeformRoIPoolPrimals<T, A>& primals,
+                                                 const T* grad_y, A* grad_mask, int64_t region,
+                                                 int64_t group, const Bins& rows,
+                                                 const Bins& columns, SharedBin<T, A>& shared,
+                                                 A* partial) {
+  GradOffset<A> grad = {0, 0};
+  for (int row = rows.begin; row < rows.end; ++row) {
+    for (int column = columns.begin; column < columns.end; ++column) {
+      const int bin = row * static_cast<int>(problem.geometry.pooled_size[1]) + column;
+      const auto sums = SumBin(problem, primals, grad_y, region, bin, group, shared, partial);
+      const A mask = MaskOf(problem, primals.mask, region, bin);
+      grad.dy += mask * sums.dy;
+      grad.dx += mask * sums.dx;
+      if (threadIdx.x != 0 || grad_mask == nullptr) continue;
+      A* const sum = grad_mask + region * problem.bins() + bin;
+      *sum = (group == 0 ? A(0) : *sum) + sums.mean;
+    }
+  }
+  return grad;
 }
 
 // One block sums one displacement of one region, which several bins may share, at a time.
@@ -92,25 +122,12 @@ __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
     const int part = item % (rows * columns);
     const Bins i = BinsOf(part / columns, rows, height), j = BinsOf(part % columns, columns, width);
     for (int64_t group = 0; group < problem.classes; ++group) {
-      A grad_y_offset = 0, grad_x_offset = 0;
-      for (int row = i.begin; row < i.end; ++row) {
-        for (int column = j.begin; column < j.end; ++column) {
-          const int bin = row * width + column;
-          const auto sums = SumBin(problem, primals, grad_y, region, bin, group, shared, partial);
-          const A mask = MaskOf(problem, primals.mask, region, bin);
-          grad_y_offset += mask * sums.dy;
-          grad_x_offset += mask * sums.dx;
-          if (threadIdx.x == 0 && grads.mask != nullptr) {
-            A* const grad_mask = grads.mask + region * problem.bins() + bin;
-            *grad_mask = (group == 0 ? A(0) : *grad_mask) + sums.mean;
-          }
-        }
-      }
-      if (threadIdx.x == 0 && grads.offset != nullptr) {
-        A* const grad_offset = grads.offset + 2 * (item * problem.classes + group);
-        grad_offset[0] = grad_y_offset;
-        grad_offset[1] = grad_x_offset;
-      }
+      const GradOffset<A> grad =
+          SumBins(problem, primals, grad_y, grads.mask, region, group, i, j, shared, partial);
+      if (threadIdx.x != 0 || grads.offset == nullptr) continue;
+      A* const grad_offset = grads.offset + 2 * (item * problem.classes + group);
+      grad_offset[0] = grad.dy;
+      grad_offset[1] = grad.dx;
     }
   }
 }
@@ -164,29 +181,81 @@ __device__ __forceinline__ bool MayTouch(const BinAxis<A>& axis, int64_t first, 
   return high >= static_cast<A>(first - 1) && low <= static_cast<A>(first + pixels);
 }
 
+// A bin of a region for a class.
+struct ClassBin {
+  int64_t region, bin, group;
+};
+
+// The bins of all regions, for the classes whose features a tile has, in the order of their sum.
+class Candidates {
+ public:
+  __device__ __forceinline__ Candidates(const DeformRoIPoolProblem& problem, const Tile& tile)
+      : bins_(problem.bins()),
+        first_group_(tile.begin / problem.class_features()),
+        groups_((tile.end - 1) / problem.class_features() + 1 - first_group_),
+        count_(problem.regions * bins_ * groups_) {}
+
+  __device__ __forceinline__ int64_t count() const { return count_; }
+  __device__ __forceinline__ ClassBin At(int64_t index) const {
+    const int64_t bin = index / groups_;
+    return {bin / bins_, bin % bins_, first_group_ + index % groups_};
+  }
+
+ private:
+  int64_t bins_, first_group_, groups_, count_;
+};
+
 // Whether a bin may touch a tile.
 template <typename T, typename A>
 __device__ __forceinline__ bool BinTouches(const DeformRoIPoolProblem& problem,
                                            const DeformRoIPoolPrimals<T, A>& primals,
-                                           const Tile& tile, int64_t region, int64_t bin,
-                                           int64_t group) {
-  if (ImageOfRegion(problem, primals.rois + 5 * region) != tile.image) return false;
-  if (problem.CellOf(bin) != tile.cell) return false;
+                                           const Tile& tile, const ClassBin& at) {
+  if (ImageOfRegion(problem, primals.rois + 5 * at.region) != tile.image) return false;
+  if (problem.CellOf(at.bin) != tile.cell) return false;
   using Shared = SharedBin<T, A>;
-  return MayTouch(Shared::template Axis<0>(problem, primals, region, bin, group), tile.first[0],
-                  kTileRows) &&
-         MayTouch(Shared::template Axis<1>(problem, primals, region, bin, group), tile.first[1],
-                  kTileColumns);
+  return MayTouch(Shared::template Axis<0>(problem, primals, at.region, at.bin, at.group),
+                  tile.first[0], kTileRows) &&
+         MayTouch(Shared::template Axis<1>(problem, primals, at.region, at.bin, at.group),
+                  tile.first[1], kTileColumns);
 }
 
+// The shared memory of a block.
 template <typename T, typename A>
-__device__ __forceinline__ void AddBinToTile(const DeformRoIPoolProblem& problem,
-                                             const SharedBin<T, A>& bin, const Tile& tile, A grad,
-                                             A* sums) {
-  ForEachPixel(problem, bin, [&](int64_t, const auto& row, const auto& column) {
+struct TileMemory {
+  A* sums;  // of the thread's feature, one for each pixel of the tile, `blockDim.x` apart
+  int* touching;
+  int* counts;  // [warps]
+  SharedBin<T, A> bin;
+
+  static size_t Bytes(const DeformRoIPoolProblem& problem, int threads) {
+    return kTilePixels * threads * sizeof(A) + (threads + 2 * kMostThreads / kWarp) * sizeof(int) +
+           SharedBin<T, A>::Bytes(problem);
+  }
+
+  __device__ __forceinline__ TileMemory(const DeformRoIPoolProblem& problem, char* memory)
+      : sums(reinterpret_cast<A*>(memory) + threadIdx.x),
+        touching(reinterpret_cast<int*>(memory + kTilePixels * blockDim.x * sizeof(A))),
+        counts(touching + blockDim.x),
+        bin(problem, reinterpret_cast<char*>(counts + 2 * kMostThreads / kWarp)) {}
+};
+
+// Adds to the sums of the thread's feature what a bin gives to the pixels of the tile. All threads
+// of the block call.
+template <typename T, typename A>
+__device__ __forceinline__ void AddBin(const DeformRoIPoolProblem& problem,
+                                       const DeformRoIPoolPrimals<T, A>& primals, const T* grad_y,
+                                       const Tile& tile, const ClassBin& at,
+                                       TileMemory<T, A>& memory) {
+  const int64_t feature = tile.begin + threadIdx.x;
+  memory.bin.Locate(problem, primals, at.region, at.bin, at.group);
+  if (feature >= tile.end || feature / problem.class_features() != at.group) return;
+  const int64_t place = (at.region * problem.bins() + at.bin) * problem.features() + feature;
+  const A grad = memory.bin.Scale() * MaskOf(problem, primals.mask, at.region, at.bin) *
+                 ToFloat(grad_y[place]);
+  ForEachPixel(problem, memory.bin, [&](int64_t, const auto& row, const auto& column) {
     const int64_t i = row.index - tile.first[0], j = column.index - tile.first[1];
     if (i < 0 || i >= kTileRows || j < 0 || j >= kTileColumns) return;
-    sums[(i * kTileColumns + j) * blockDim.x] += row.weight * column.weight * grad;
+    memory.sums[(i * kTileColumns + j) * blockDim.x] += row.weight * column.weight * grad;
   });
 }
 
@@ -227,45 +296,25 @@ template <typename T, typename A>
 __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
     GradXKernel(DeformRoIPoolProblem problem, DeformRoIPoolPrimals<T, A> primals, const T* grad_y,
                 T* grad_x) {
-  char* const memory = SharedMemory<char>();
-  A* const sums = reinterpret_cast<A*>(memory) + threadIdx.x;  // [tile pixels, threads]
-  int* const touching = reinterpret_cast<int*>(memory + kTilePixels * blockDim.x * sizeof(A));
-  int* const counts = touching + blockDim.x;  // [warps]
-  SharedBin<T, A> shared(problem, reinterpret_cast<char*>(counts + 2 * kMostThreads / kWarp));
-  const int64_t size = problem.class_features();
+  TileMemory<T, A> memory(problem, SharedMemory<char>());
   for (int64_t item = blockIdx.x; item < TilesOf(problem, blockDim.x); item += gridDim.x) {
     const Tile tile = TileAt(problem, item);
-    const int64_t feature = tile.begin + threadIdx.x;
-    const int64_t group_begin = tile.begin / size, groups = (tile.end - 1) / size + 1 - group_begin;
-    for (int pixel = 0; pixel < kTilePixels; ++pixel) sums[pixel * blockDim.x] = 0;
-    const int64_t candidates = problem.regions * problem.bins() * groups;
-    // The bins in order: a block looks at as many as it has threads at once.
-    for (int64_t begin = 0; begin < candidates; begin += blockDim.x) {
-      const int64_t candidate = begin + threadIdx.x;
+    const Candidates candidates(problem, tile);
+    for (int pixel = 0; pixel < kTilePixels; ++pixel) memory.sums[pixel * blockDim.x] = 0;
+    // A block looks at as many candidates as it has threads at once.
+    for (int64_t begin = 0; begin < candidates.count(); begin += blockDim.x) {
+      const int64_t own = begin + threadIdx.x;
       const bool touches =
-          candidate < candidates &&
-          BinTouches(problem, primals, tile, candidate / groups / problem.bins(),
-                     candidate / groups % problem.bins(), group_begin + candidate % groups);
-      const int total = ListTouching(touches, counts, touching);
+          own < candidates.count() && BinTouches(problem, primals, tile, candidates.At(own));
+      const int total = ListTouching(touches, memory.counts, memory.touching);
       for (int i = 0; i < total; ++i) {
-        const int64_t found = begin + touching[i], group = group_begin + found % groups;
-        const int64_t bin = found / groups % problem.bins(),
-                      region = found / groups / problem.bins();
-        shared.Locate(problem, primals, region, bin, group);
-        if (feature >= tile.end || feature / size != group) continue;
-        const A scale = shared.Scale() * MaskOf(problem, primals.mask, region, bin);
-        const int64_t at = (region * problem.bins() + bin) * problem.features() + feature;
-        AddBinToTile(problem, shared, tile, scale * ToFloat(grad_y[at]), sums);
+        const ClassBin found = candidates.At(begin + memory.touching[i]);
+        AddBin(problem, primals, grad_y, tile, found, memory);
       }
     }
-    if (feature < tile.end) StoreTile(problem, tile, feature, sums, grad_x);
+    const int64_t feature = tile.begin + threadIdx.x;
+    if (feature < tile.end) StoreTile(problem, tile, feature, memory.sums, grad_x);
   }
-}
-
-template <typename A>
-size_t GradXBytes(const DeformRoIPoolProblem& problem, int threads) {
-  return kTilePixels * threads * sizeof(A) + (threads + 2 * kMostThreads / kWarp) * sizeof(int) +
-         SharedBin<A, A>::Bytes(problem);
 }
 
 template <typename T, typename A>
@@ -287,9 +336,10 @@ cudaError_t LaunchGradX(cudaStream_t stream, const DeformRoIPoolProblem& problem
   const int threads = ThreadsFor(problem.features());
   const int64_t tiles = TilesOf(problem, threads);
   if (tiles == 0) return cudaSuccess;
-  return Launch(GradXKernel<T, A>,
-                {GridFor(tiles), static_cast<unsigned>(threads), GradXBytes<A>(problem, threads)},
-                stream, problem, primals, grad_y, grad_x);
+  return Launch(
+      GradXKernel<T, A>,
+      {GridFor(tiles), static_cast<unsigned>(threads), TileMemory<T, A>::Bytes(problem, threads)},
+      stream, problem, primals, grad_y, grad_x);
 }
 
 }  // namespace
@@ -307,7 +357,7 @@ cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t stream, const DeformRoIPool
 }
 
 const char* WhyNotOnCuda(const DeformRoIPoolProblem& problem) {
-  if (GradXBytes<double>(problem, kMostThreads) <= kMostSharedBytes) return nullptr;
+  if (TileMemory<double, double>::Bytes(problem, kMostThreads) <= kMostSharedBytes) return nullptr;
   return "the pixels of a bin do not fit into shared memory: take fewer samples, or "
          "implementation=\"xla\"";
 }

@@ -79,6 +79,13 @@ struct SharedBin {
   __device__ __forceinline__ A Scale() const { return MeanScale(found[0], found[1]); }
 };
 
+// Pixels by which an offset of one moves the bins of a region, along an axis.
+template <int kAxis, typename A>
+__device__ __forceinline__ A ShiftUnit(const DeformRoIPoolProblem& problem, const A* roi) {
+  const RegionAxis<A> region = RegionAxisAt(problem.geometry, roi[2 - kAxis], roi[4 - kAxis]);
+  return static_cast<A>(problem.geometry.offset_scale) * region.size;
+}
+
 // Calls `f(pixel, row, column)` for each pixel of the bin.
 template <typename T, typename A, typename F>
 __device__ __forceinline__ void ForEachPixel(const DeformRoIPoolProblem& problem,

@@ -15,62 +15,77 @@ struct BinWeights {
 
 template <typename T, typename A>
 __device__ __forceinline__ BinWeights<A> TangentWeights(const DeformRoIPoolProblem& problem,
+                                                        const DeformRoIPoolPrimals<T, A>& primals,
                                                         const DeformRoIPoolTangents<T, A>& tangents,
-                                                        A mask, int64_t region, int64_t bin,
+                                                        int64_t region, int64_t bin,
                                                         int64_t group) {
   BinWeights<A> weights = {0, 0, 0};
   if (tangents.mask != nullptr) weights.mean = MaskOf(problem, tangents.mask, region, bin);
   if (tangents.offset != nullptr) {
     const A* const dot = tangents.offset + 2 * problem.OffsetIndex(region, bin, group);
-    weights.dy = mask * dot[0];
-    weights.dx = mask * dot[1];
+    const A* const roi = primals.rois + 5 * region;
+    const A mask = MaskOf(problem, primals.mask, region, bin);
+    weights.dy = mask * dot[0] * ShiftUnit<0>(problem, roi);
+    weights.dx = mask * dot[1] * ShiftUnit<1>(problem, roi);
   }
   return weights;
 }
 
-// One block pools one bin of one region at a time, one thread a feature.
+// The sum over a bin's pixels, for one feature: of x by `weights`, and of its tangent by `mask` and
+// the weights of the mean. Null stands for zero.
+template <bool kTangent, typename T, typename A>
+__device__ __forceinline__ A SumOfPixels(const DeformRoIPoolProblem& problem,
+                                         const SharedBin<T, A>& bin, const T* x,
+                                         const BinWeights<A>& weights, const T* x_dot, A mask) {
+  A sum = 0;
+  ForEachPixel(problem, bin, [&](int64_t pixel, const auto& row, const auto& column) {
+    const A value = row.weight * column.weight;
+    const A moved = weights.mean * value + weights.dy * row.slope * column.weight +
+                    weights.dx * row.weight * column.slope;
+    if (!kTangent || x != nullptr) sum += moved * ToFloat(x[pixel * problem.channels]);
+    if (kTangent && x_dot != nullptr)
+      sum += mask * value * ToFloat(x_dot[pixel * problem.channels]);
+  });
+  return sum;
+}
+
+// Pools one bin of one region for one class, whose features are `y`, one thread a feature.
+template <typename T, typename A, bool kTangent>
+__device__ __forceinline__ void PoolBin(const DeformRoIPoolProblem& problem,
+                                        const DeformRoIPoolPrimals<T, A>& primals,
+                                        const DeformRoIPoolTangents<T, A>& tangents, int64_t region,
+                                        int64_t bin, int64_t group, SharedBin<T, A>& shared, T* y) {
+  const int64_t image = ImageOfRegion(problem, primals.rois + 5 * region);
+  const int64_t size = problem.class_features();
+  if (image < 0) {
+    for (int64_t c = threadIdx.x; c < size; c += blockDim.x) y[c] = FromFloat<T>::Round(0);
+    return;
+  }
+  shared.Locate(problem, primals, region, bin, group);
+  const int64_t first = FirstFeature(problem, image, bin, group);
+  const A mask = MaskOf(problem, primals.mask, region, bin), scale = shared.Scale();
+  BinWeights<A> weights = {mask, 0, 0};
+  if (kTangent) weights = TangentWeights(problem, primals, tangents, region, bin, group);
+  const bool x_counts = !kTangent || tangents.mask != nullptr || tangents.offset != nullptr;
+  for (int64_t c = threadIdx.x; c < size; c += blockDim.x) {
+    const T* const x = x_counts ? primals.x + first + c : nullptr;
+    const T* const x_dot = tangents.x == nullptr ? nullptr : tangents.x + first + c;
+    y[c] = FromFloat<T>::Round(scale *
+                               SumOfPixels<kTangent>(problem, shared, x, weights, x_dot, mask));
+  }
+}
+
+// One block pools one bin of one region at a time.
 template <typename T, typename A, bool kTangent>
 __global__ void __launch_bounds__(kMostThreads, kResidentBlocks)
     BinMeansKernel(DeformRoIPoolProblem problem, DeformRoIPoolPrimals<T, A> primals,
                    DeformRoIPoolTangents<T, A> tangents, T* y) {
   SharedBin<T, A> shared(problem, SharedMemory<char>());
-  const int64_t size = problem.class_features(), channels = problem.channels;
   for (int64_t item = blockIdx.x; item < problem.regions * problem.bins(); item += gridDim.x) {
     const int64_t region = item / problem.bins(), bin = item % problem.bins();
-    const int64_t image = ImageOfRegion(problem, primals.rois + 5 * region);
     for (int64_t group = 0; group < problem.classes; ++group) {
-      T* const result = y + item * problem.features() + group * size;
-      if (image < 0) {
-        for (int64_t c = threadIdx.x; c < size; c += blockDim.x) result[c] = FromFloat<T>::Round(0);
-        continue;
-      }
-      shared.Locate(problem, primals, region, bin, group);
-      const int64_t first = FirstFeature(problem, image, bin, group);
-      const A mask = MaskOf(problem, primals.mask, region, bin), scale = shared.Scale();
-      const RegionAxis<A> sizes[2] = {RegionAxisAt(problem.geometry, primals.rois[5 * region + 2],
-                                                   primals.rois[5 * region + 4]),
-                                      RegionAxisAt(problem.geometry, primals.rois[5 * region + 1],
-                                                   primals.rois[5 * region + 3])};
-      BinWeights<A> weights = {mask, 0, 0};
-      if (kTangent) {
-        weights = TangentWeights(problem, tangents, mask, region, bin, group);
-        weights.dy *= static_cast<A>(problem.geometry.offset_scale) * sizes[0].size;
-        weights.dx *= static_cast<A>(problem.geometry.offset_scale) * sizes[1].size;
-      }
-      for (int64_t c = threadIdx.x; c < size; c += blockDim.x) {
-        A sum = 0;
-        ForEachPixel(problem, shared, [&](int64_t pixel, const auto& row, const auto& column) {
-          const int64_t at = first + pixel * channels + c;
-          const A value = row.weight * column.weight;
-          const A moved = weights.mean * value + weights.dy * row.slope * column.weight +
-                          weights.dx * row.weight * column.slope;
-          if (!kTangent || tangents.mask != nullptr || tangents.offset != nullptr) {
-            sum += moved * ToFloat(primals.x[at]);
-          }
-          if (kTangent && tangents.x != nullptr) sum += mask * value * ToFloat(tangents.x[at]);
-        });
-        result[c] = FromFloat<T>::Round(sum * scale);
-      }
+      PoolBin<T, A, kTangent>(problem, primals, tangents, region, bin, group, shared,
+                              y + item * problem.features() + group * problem.class_features());
     }
   }
 }
