@@ -60,10 +60,15 @@ def machine() -> dict[str, str]:
 
 
 def _cpu_model() -> str:
+    """Name, family and model: of a virtual machine, several generations have the same name."""
     information = pathlib.Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    pairs = (line.partition(":") for line in reversed(lines))  # the first processor's come last
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    name = found.get("model name", platform.processor())
+    fields = {"family": "cpu family", "model": "model"}
+    generation = [f"{word} {found[field]}" for word, field in fields.items() if field in found]
+    return f"{name} ({', '.join(generation)})" if generation else name
 
 
 def _version(package: str) -> str:
