@@ -8,6 +8,11 @@ import numpy as np
 import jax_dcn
 from benchmarks.cpu.engines import Task
 
+# Programs run on the thread that calls them, as they do in the other engines. By default XLA hands a
+# program of more than a single kernel to another thread, which takes up to 0.3 ms: once for a
+# network, but here for each convolution.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 
 def version() -> str:
     return jax_dcn.__version__
