@@ -105,7 +105,8 @@ def test_alignment_checks_its_own_options():
     for options, message in [
         (dict(pooled_size=(2, 3, 4)), "pooled_size must be a positive integer or a pair"),
         (dict(pooled_size=(2, 0)), "pooled_size must be a positive integer"),
-        (dict(pooled_size=2, sampling_ratio=-1), "sampling_ratio must be an integer from 0"),
+        (dict(pooled_size=2, sampling_ratio=-1), "got -1: torchvision's -1 is 0 here"),
+        (dict(pooled_size=2, sampling_ratio=-2), "sampling_ratio must be an integer from 0"),
         (dict(pooled_size=2, gamma=np.inf), "gamma must be a finite number"),
         (dict(pooled_size=2, aligned=1), "aligned must be"),
         (dict(pooled_size=2, aligned=False, spatial_scale=0), "spatial_scale must be positive"),

@@ -17,6 +17,7 @@ from jax_dcn._src.arguments import (
     finite,
     flag,
     integer,
+    is_integer,
     optional_array,
     positive_pair,
     renamed,
@@ -175,8 +176,8 @@ def deform_roi_align(
       mask: Modulation `[R, Ph, Pw]`.
       spatial_scale: Pixels of `x` in a pixel of the image of `rois`.
       pooled_size: Number of bins, one number or `(height, width)`.
-      sampling_ratio: Samples of a bin along each axis; 0 takes as many as the bin has pixels of `x`,
-        rounded up.
+      sampling_ratio: Samples of a bin along each axis; 0, which is torchvision's -1, takes as many as
+        the bin has pixels of `x`, rounded up.
       gamma: How far an offset of one moves a bin, in sizes of the region.
       aligned: Whether the first pixel of `x` has its middle at 0.5, so that regions have any size.
         `False`, the older RoIAlign and the default of torchvision's `roi_align`, has the middle at 0,
@@ -203,6 +204,10 @@ def deform_roi_align(
     """
     height, width = positive_pair("pooled_size", pooled_size)
     pooled = integer("pooled_size", height, 1, MOST), integer("pooled_size", width, 1, MOST)
+    if is_integer(sampling_ratio) and sampling_ratio == -1:
+        raise ValueError(
+            "sampling_ratio must be an integer >= 0, got -1: torchvision's -1 is 0 here."
+        )
     geometry = RoIGeometry(
         spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=pooled,
