@@ -63,10 +63,10 @@ __device__ __forceinline__ CornerWeights<Sum<T>> WeightsDot(
   return weights;
 }
 
-// What moves, so that a column has a tangent.
+// The operands that move: x, where `x_dot` is not null, the weights of samples, and the kernel.
 template <typename T>
 struct Moving {
-  const T* x_dot;  // null: x does not move
+  const T* x_dot;
   bool weights, kernel;
 };
 

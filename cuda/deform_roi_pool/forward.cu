@@ -31,8 +31,8 @@ __device__ __forceinline__ BinWeights<A> TangentWeights(const DeformRoIPoolProbl
   return weights;
 }
 
-// The sum over a bin's pixels, for one feature: of x by `weights`, and of its tangent by `mask` and
-// the weights of the mean. Null stands for zero.
+// The sum over a bin's pixels, for one feature: of x by `weights`, and of the tangent of x by the
+// mean's weights and `mask`. Null stands for zero.
 template <bool kTangent, typename T, typename A>
 __device__ __forceinline__ A SumOfPixels(const DeformRoIPoolProblem& problem,
                                          const SharedBin<T, A>& bin, const T* x,
@@ -42,9 +42,9 @@ __device__ __forceinline__ A SumOfPixels(const DeformRoIPoolProblem& problem,
     const A value = row.weight * column.weight;
     const A moved = weights.mean * value + weights.dy * row.slope * column.weight +
                     weights.dx * row.weight * column.slope;
-    if (!kTangent || x != nullptr) sum += moved * ToFloat(x[pixel * problem.channels]);
-    if (kTangent && x_dot != nullptr)
-      sum += mask * value * ToFloat(x_dot[pixel * problem.channels]);
+    const int64_t at = pixel * problem.channels;
+    if (!kTangent || x != nullptr) sum += moved * ToFloat(x[at]);
+    if (kTangent && x_dot != nullptr) sum += mask * value * ToFloat(x_dot[at]);
   });
   return sum;
 }
