@@ -124,6 +124,12 @@ JAX_DCN_INLINE RegionAxis<A> RegionAxisAt(const RoIGeometry& geometry, A low, A 
   return {start, size < A(0.1) ? A(0.1) : size};
 }
 
+// Pixels by which an offset of one moves the bins of a region, along the region's axis.
+template <typename A>
+JAX_DCN_INLINE A ShiftUnit(const RoIGeometry& geometry, const RegionAxis<A>& region) {
+  return static_cast<A>(geometry.offset_scale) * region.size;
+}
+
 // The samples of a bin along one axis: at first + (i + phase) step for i in [begin, end).
 template <typename A>
 struct BinAxis {
@@ -138,7 +144,7 @@ JAX_DCN_INLINE BinAxis<A> BinAxisAt(const RoIGeometry& geometry, int axis, int64
                                     const RegionAxis<A>& region, int64_t bin, const A* offset) {
   const A bin_size = region.size / static_cast<A>(geometry.pooled_size[axis]);
   BinAxis<A> result;
-  result.shift_unit = static_cast<A>(geometry.offset_scale) * region.size;
+  result.shift_unit = ShiftUnit(geometry, region);
   result.first = static_cast<A>(bin) * bin_size + region.start;
   if (offset != nullptr) {
     result.first += offset[axis] * static_cast<A>(geometry.offset_scale) * region.size;

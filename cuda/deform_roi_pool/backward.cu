@@ -59,8 +59,8 @@ __device__ __forceinline__ BinGradients<A> SumBin(const DeformRoIPoolProblem& pr
   dy = scale * SumOfBlock(dy, partial);
   dx = scale * SumOfBlock(dx, partial);
   if (shared.found[0].count > 0 && shared.found[1].count > 0) {
-    dy *= ShiftUnit<0>(problem, roi);
-    dx *= ShiftUnit<1>(problem, roi);
+    dy *= ShiftUnit(problem.geometry, RegionAlong<0>(problem, roi));
+    dx *= ShiftUnit(problem.geometry, RegionAlong<1>(problem, roi));
   }
   return {mean, dy, dx};
 }

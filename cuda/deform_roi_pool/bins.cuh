@@ -27,6 +27,13 @@ inline unsigned GridFor(int64_t items) {
   return static_cast<unsigned>(items < kMostBlocks ? items : kMostBlocks);
 }
 
+// A region along one axis, in pixels of x.
+template <int kAxis, typename A>
+__device__ __forceinline__ RegionAxis<A> RegionAlong(const DeformRoIPoolProblem& problem,
+                                                     const A* roi) {
+  return RegionAxisAt(problem.geometry, roi[2 - kAxis], roi[4 - kAxis]);
+}
+
 // The pixels that a bin of a region reads for a class, in the shared memory of a block.
 template <typename T, typename A>
 struct SharedBin {
@@ -71,20 +78,12 @@ struct SharedBin {
     const A* const offset = primals.offset == nullptr
                                 ? nullptr
                                 : primals.offset + 2 * problem.OffsetIndex(region, bin, group);
-    return BinAxisAt(problem.geometry, kAxis, problem.size(kAxis),
-                     RegionAxisAt(problem.geometry, roi[2 - kAxis], roi[4 - kAxis]),
+    return BinAxisAt(problem.geometry, kAxis, problem.size(kAxis), RegionAlong<kAxis>(problem, roi),
                      problem.BinOf(kAxis, bin), offset);
   }
 
   __device__ __forceinline__ A Scale() const { return MeanScale(found[0], found[1]); }
 };
-
-// Pixels by which an offset of one moves the bins of a region, along an axis.
-template <int kAxis, typename A>
-__device__ __forceinline__ A ShiftUnit(const DeformRoIPoolProblem& problem, const A* roi) {
-  const RegionAxis<A> region = RegionAxisAt(problem.geometry, roi[2 - kAxis], roi[4 - kAxis]);
-  return static_cast<A>(problem.geometry.offset_scale) * region.size;
-}
 
 // Calls `f(pixel, row, column)` for each pixel of the bin.
 template <typename T, typename A, typename F>

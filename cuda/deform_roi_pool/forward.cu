@@ -25,8 +25,8 @@ __device__ __forceinline__ BinWeights<A> TangentWeights(const DeformRoIPoolProbl
     const A* const dot = tangents.offset + 2 * problem.OffsetIndex(region, bin, group);
     const A* const roi = primals.rois + 5 * region;
     const A mask = MaskOf(problem, primals.mask, region, bin);
-    weights.dy = mask * dot[0] * ShiftUnit<0>(problem, roi);
-    weights.dx = mask * dot[1] * ShiftUnit<1>(problem, roi);
+    weights.dy = mask * dot[0] * ShiftUnit(problem.geometry, RegionAlong<0>(problem, roi));
+    weights.dx = mask * dot[1] * ShiftUnit(problem.geometry, RegionAlong<1>(problem, roi));
   }
   return weights;
 }
