@@ -37,9 +37,10 @@ kernels: $(ENVIRONMENT)/development
 version:
 	$(PYTHON) tests/package/versions.py $(VERSION)
 
+# The newest is run after a failure of the others, too.
 versions:
-	$(PYTHON) tests/package/versions.py
-	$(PYTHON) tests/package/versions.py newest --debian build/trixie
+	$(PYTHON) tests/package/versions.py; others=$$?; \
+	$(PYTHON) tests/package/versions.py newest --debian build/trixie && exit $$others
 
 sanitize: $(ENVIRONMENT)/development
 	$(RUN) tests/native/sanitize.py

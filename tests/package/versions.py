@@ -12,6 +12,7 @@ its Python 3.13, into a folder (debootstrap, as root), and runs there.
 
 import argparse
 import collections
+import multiprocessing.pool
 import os
 import pathlib
 import re
@@ -119,9 +120,13 @@ def suite(
     """Numbers of tests by outcome; a process for each file, so that none leans on another."""
     outcomes = collections.Counter({"passed": 0, "failed": 0, "skipped": 0})
     command = [environment / "bin" / "python", "-m", "pytest", "-q", *options]
-    with log.open("w") as written:
-        for path in selected(sources, patterns):
-            done = subprocess.run([*command, path], cwd=sources, stdout=subprocess.PIPE, text=True)
+
+    def test(path: pathlib.Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, path], cwd=sources, stdout=subprocess.PIPE, text=True)
+
+    paths = selected(sources, patterns)
+    with log.open("w") as written, multiprocessing.pool.ThreadPool() as pool:
+        for path, done in zip(paths, pool.imap(test, paths), strict=True):
             last = done.stdout.strip().splitlines()[-1:]
             print(path.name, *last, flush=True)
             written.write(done.stdout)
