@@ -37,7 +37,12 @@ def place(case: Case, mesh=MESH, **specs: P) -> list[jax.Array]:
     ]
 
 
-def spec_of(array: jax.Array) -> P:
-    """How an array is split, without the `None` at the end that explicit types write."""
+def spec_of(array: jax.Array) -> P | None:
+    """How an array is split, without the `None` at the end that explicit types write.
+
+    `None` where JAX 0.8 has no name for the split: along a part of an axis of the mesh.
+    """
+    if not isinstance(array.sharding, NamedSharding):
+        return None
     spec = array.sharding.spec
     return P(*spec[: max((i + 1 for i, axes in enumerate(spec) if axes), default=0)])

@@ -18,7 +18,7 @@ from tests.devices.meshes import gradients, operator, place, spec_of
 OFFSET_GROUPS = Case("offset_groups", 4, (6, 5), 12, 10, offset_groups=2)
 
 
-def run(f, placed, alone) -> tuple[list[Collective], list[P]]:
+def run(f, placed, alone) -> tuple[list[Collective], list[P | None]]:
     """The collectives of `f` and how its results are split; they must be those of one device."""
     program = jax.jit(f).lower(*placed).compile()
     results = program(*placed)
