@@ -78,11 +78,13 @@ def grid_sample(
         return _padded(coordinate, size[axis], padding_mode, align_corners)
 
     positions, weights = _SAMPLES[mode](coordinates, inside)
-    queries = (*x.shape[:-3], grid.shape[-3] * grid.shape[-2], 1)
+    queries = (*x.shape[:-3], grid.shape[-3] * grid.shape[-2], positions[0].shape[-1])
+    # The axis of the only group is added on its own: JAX refuses to do both in a reshape of an array
+    # that is split along explicit axes.
     y = deform_aggregate(
         x.reshape(*x.shape[:-3], size[0] * size[1], x.shape[-1]),
-        jnp.stack(positions, axis=-1).reshape(*queries, positions[0].shape[-1], 2),
-        None if weights is None else weights.reshape(*queries, weights.shape[-1]),
+        jnp.expand_dims(jnp.stack(positions, axis=-1).reshape(*queries, 2), -3),
+        None if weights is None else jnp.expand_dims(weights.reshape(queries), -2),
         shapes=(size,),
         implementation=implementation,
     )

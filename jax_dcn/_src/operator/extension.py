@@ -17,7 +17,7 @@ import jax
 from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_dcn._src.operator import sharding
 from jax_dcn._src.operator.native import Native
@@ -104,12 +104,11 @@ class OperatorPrimitive(Primitive):
             for operand, aval in zip(operands, avals, strict=True)
         ]
         split = self.explicit_split(avals, params)
-        if split is None:
+        if split is None or all(map(_is_split, avals, split.operand_specs)):
             return operands
-        return [
-            jax.sharding.reshard(operand, spec) if aval.sharding.spec != spec else operand
-            for operand, aval, spec in zip(operands, avals, split.operand_specs, strict=True)
-        ]
+        return _resharded(
+            operands, tuple(NamedSharding(split.mesh, s) for s in split.operand_specs)
+        )
 
     def _function(self, platform: str | None, implementation: Sequence[str], *operands, **params):
         """The function of the first implementation in the list that can run."""
@@ -146,6 +145,25 @@ class OperatorPrimitive(Primitive):
         for name, array in zip(names, arrays, strict=True):
             rank = self.item_ranks.get(name)
             yield array.reshape(*batch, *array.shape[array.ndim - rank :]) if rank else array
+
+
+def _is_split(aval: Any, spec: PartitionSpec) -> bool:
+    return aval.sharding.spec == spec
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _resharded(operands: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[jax.Array]:
+    """The operands, split by `shardings`: each names its mesh, so that a call needs no `jax.set_mesh`.
+
+    Compiled where it is called outside `jit`, too: only a program for all devices of the mesh can
+    split an array that is on one device.
+    """
+    return [
+        operand
+        if _is_split(jax.typeof(operand), sharding.spec)
+        else jax.sharding.reshard(operand, sharding)
+        for operand, sharding in zip(operands, shardings, strict=True)
+    ]
 
 
 def _varying(aval: Any) -> frozenset[str]:
