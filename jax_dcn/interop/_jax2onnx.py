@@ -42,7 +42,7 @@ class DeformConv(plugin_system.PrimitiveLeafPlugin):
             group=geometry.feature_group_count,
             offset_group=samples[-3],
         )
-        y = _transpose(ctx, y, _CHANNELS_LAST)
+        y = _channels_last(ctx, eqn, y)
         if batch != 1:
             y = _reshape(ctx, y, [*_axes(ctx, eqn.invars[2], 0, batch + 2), kernel_shape[3]])
         _bind(ctx, eqn, y)
@@ -135,7 +135,15 @@ class MaxPool(plugin_system.PrimitiveLeafPlugin):
             pads=_pads(params["padding"][1:3]),
             dilations=params["window_dilation"][1:3],
         )
-        _bind(ctx, eqn, _transpose(ctx, y, _CHANNELS_LAST))
+        _bind(ctx, eqn, _channels_last(ctx, eqn, y))
+
+
+class Name(plugin_system.PrimitiveLeafPlugin):
+    """`name` as no node: shapes after the Identity node of jax2onnx are wrong without a batch axis."""
+
+    def lower(self, ctx: Any, eqn: Any) -> None:
+        """Binds the result of `eqn` to its operand."""
+        ctx.bind_value_for_var(eqn.outvars[0], ctx.get_value_for_var(eqn.invars[0]))
 
 
 @functools.cache
@@ -149,6 +157,7 @@ def register() -> None:
         "deform_conv2d": DeformConv,
         "deform_aggregate": DeformAggregate,
         "reduce_window_max": MaxPool,
+        "name": Name,
     }
     if "stack" not in plugin_system.PLUGIN_REGISTRY:
         plugins["stack"] = Stack
@@ -210,7 +219,10 @@ def _node(ctx: Any, name: str, *operands: Any, dtype: Any, **attributes: Any) ->
 
 
 def _transpose(ctx: Any, value: Any, axes: Sequence[int]) -> Any:
-    return _node(ctx, "Transpose", value, dtype=value.dtype, perm=axes)
+    moved = _node(ctx, "Transpose", value, dtype=value.dtype, perm=axes)
+    if value.shape is not None:
+        moved.shape = ir.Shape([value.shape[axis] for axis in axes])
+    return moved
 
 
 def _cast(ctx: Any, value: Any, dtype: Any) -> Any:
@@ -226,6 +238,15 @@ def _channels_first(ctx: Any, value: Any, shape: Shape, batch: int, channels: in
     elif len(shape) > 4:  # ONNX reads 0 as the size of the same axis before.
         value = _reshape(ctx, value, [0, 0, 0, channels])
     return _transpose(ctx, value, _CHANNELS_FIRST)
+
+
+def _channels_last(ctx: Any, eqn: Any, value: Any) -> Any:
+    """`value [N, C, H, W]`, which holds the result `[*batch, H, W, C]` of `eqn`, to `[N, H, W, C]`."""
+    *batch, height, width, channels = ctx.get_value_for_var(eqn.outvars[0]).shape
+    count = batch[0] if len(batch) == 1 else None
+    # jax2onnx moves the transposition past other nodes, and takes their shapes from this shape.
+    value.shape = ir.Shape((count, channels, height, width))
+    return _transpose(ctx, value, _CHANNELS_LAST)
 
 
 def _sizes(ctx: Any, value: Any, shape: Shape, axes: range) -> list[Any]:

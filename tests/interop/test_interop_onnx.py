@@ -36,9 +36,17 @@ OPTIONS = dict(
 )
 
 
+def check(model) -> None:
+    """Refuses a model whose nodes or shapes are wrong."""
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
 def run(model, *arrays) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.strict_shape_type_inference", "1")
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [entry.name for entry in session.get_inputs()]
     return session.run(None, dict(zip(names, arrays, strict=True)))[0]
@@ -70,7 +78,7 @@ def test_an_exported_layer_computes_the_same_for_any_batch(modulated):
         )
     )
     model = interop.to_onnx(layer, [("batch", 9, 11, 4)])
-    onnx.checker.check_model(model, full_check=True)
+    check(model)
     for batch in (1, 3):
         x = images(batch, 9, 11, 4)
         np.testing.assert_allclose(run(model, x), layer(jnp.asarray(x)), rtol=1e-5, atol=1e-5)
@@ -102,13 +110,64 @@ def test_any_number_of_batch_axes_and_free_sizes_export(name, modulated):
     for _ in range(vmaps):
         function = jax.vmap(function)
     model = interop.to_onnx(function, shape)
-    onnx.checker.check_model(model, full_check=True)
+    check(model)
     assert "Pad" not in {node.op_type for node in model.graph.node}
     for size in sizes:
         x = images(*size)
         y = function(jnp.asarray(x))
         assert np.ptp(y) > 1
         np.testing.assert_allclose(run(model, x), y, rtol=1e-5, atol=1e-5)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    return nnx.max_pool(x, (3, 2), (2, 1), ((1, 0), (0, 1)))
+
+
+NEXT = {
+    "conv": lambda: nnx.Conv(8, 5, (3, 2), rngs=rngs()),
+    "deform_conv": lambda: displaced(DeformConv(8, 5, (3, 2), rngs=rngs())),
+    "max_pool": lambda: max_pool,
+    "max_pool_and_conv": lambda: Chain(max_pool, nnx.Conv(8, 5, (3, 2), rngs=rngs())),
+}
+CHAINED = {
+    "fixed": ((2, 9, 11, 4), (2, 9, 11, 4)),
+    "free": (("b", *FREE), (2, 9, 11, 4)),
+    "no_batch_axis": ((9, 11, 4), (9, 11, 4)),
+    "two_batch_axes": ((2, 3, 9, 11, 4), (2, 3, 9, 11, 4)),
+    "two_free_batch_axes": (("b", "t", *FREE), (2, 3, 9, 11, 4)),
+}
+PAIRS = [
+    (name, shapes)
+    for name in NEXT
+    for shapes, (shape, _) in CHAINED.items()
+    if len(shape) < 5 or "max_pool" not in name  # Flax pools at most one batch axis.
+]
+
+
+class Chain(nnx.Module):
+    """Layers, with a rectifier after the first."""
+
+    def __init__(self, first, *rest):
+        self.first, self.rest = first, nnx.List(rest)
+
+    def __call__(self, x):
+        x = nnx.relu(self.first(x))
+        for layer in self.rest:
+            x = layer(x)
+        return x
+
+
+@exporter
+@pytest.mark.parametrize(("name", "shapes"), PAIRS)
+def test_layers_after_a_layer_have_the_right_shapes(name, shapes, capfd):
+    shape, size = CHAINED[shapes]
+    first = displaced(DeformConv(4, 8, (3, 2), rngs=rngs(), **OPTIONS))
+    f = Chain(first, NEXT[name]())
+    model = interop.to_onnx(f, shape)
+    check(model)
+    x = images(*size)
+    np.testing.assert_allclose(run(model, x), f(jnp.asarray(x)), rtol=1e-5, atol=1e-5)
+    assert "Expected shape" not in capfd.readouterr().err  # ONNX Runtime warns of a wrong shape.
 
 
 MAPS = ((4, 5), (2, 3))
@@ -141,7 +200,7 @@ SAMPLED = {
 def test_sums_of_samples_become_grid_sample_nodes(name):
     f, shapes, options = SAMPLED[name]
     model = interop.to_onnx(f, shapes, **options)
-    onnx.checker.check_model(model, full_check=True)
+    check(model)
     assert "GridSample" in [node.op_type for node in model.graph.node]
     for sizes in (dict(b=3, n=2, q=7), dict(b=1, n=3, q=4)):
         x, *rest = (images(*(sizes.get(size, size) for size in shape)) for shape in shapes)
@@ -288,6 +347,7 @@ def test_an_exported_network_computes_the_same():
     network.eval()
     x = images(2, 65, 49, 3)
     model = interop.to_onnx(network, [x])
+    check(model)
     assert [node.op_type for node in model.graph.node].count("DeformConv") == 6
     np.testing.assert_allclose(run(model, x), network(jnp.asarray(x)), rtol=1e-4, atol=1e-5)
 
