@@ -28,6 +28,19 @@ ROWS = {
         lambda n, h, w, c, r, k: [(n, h, w, c), (r, 5), (r, 2, 2, k, 2), (r, 2, 2)],
         dict(n=2, h=3, w=4, c=6, r=5, k=2),
     ),
+    "deform_roi_pool by cells": (
+        lambda implementation: (
+            lambda x, *arrays: POOL(
+                x,
+                *arrays,
+                group_size=2,
+                output_dim=x.shape[-1] // 4,
+                implementation=implementation,
+            )
+        ),
+        lambda n, h, w, c, r, k: [(n, h, w, c), (r, 5), (r, 2, 2, k, 2), (r, 2, 2)],
+        dict(n=2, h=3, w=4, c=8, r=5, k=2),
+    ),
     "deform_roi_align": (
         lambda implementation: functools.partial(
             jax_dcn.deform_roi_align,

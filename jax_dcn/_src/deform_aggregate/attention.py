@@ -19,6 +19,7 @@ from jax_dcn._src.deform_aggregate.geometry import (
 )
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.merging import merged
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
@@ -119,8 +120,8 @@ def ms_deform_attn(
         geometry = dataclasses.replace(geometry, unit_square=True)
     else:
         locations = _pixel(locations.astype(sum_dtype(value)), geometry)
-    flat = value.reshape(*value.shape[:-2], value.shape[-2] * value.shape[-1])
-    return aggregate(flat, locations, weights, geometry, implementation)
+    value = merged(value, value.ndim - 2)
+    return aggregate(value, locations, weights, geometry, implementation)
 
 
 def _check_value(value: jax.Array, shapes: tuple[tuple[int, int], ...]) -> None:
@@ -157,8 +158,7 @@ def _flat_samples(
         )
     if not by_level:
         return locations, weights
-    leading, samples = weights.shape[:-2], weights.shape[-2] * weights.shape[-1]
-    return locations.reshape(*leading, samples, 2), weights.reshape(*leading, samples)
+    return merged(locations, locations.ndim - 3), merged(weights, weights.ndim - 2)
 
 
 def _check_points(points: Any, locations: jax.Array, levels: int, value_rank: int) -> None:

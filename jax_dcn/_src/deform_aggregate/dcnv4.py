@@ -18,6 +18,7 @@ from jax_dcn._src.deform_aggregate.taps import (
 )
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.merging import whole
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.window import Padding
@@ -122,6 +123,7 @@ def _check_packed(x: jax.Array, offset_mask: jax.Array, groups: int, taps: Taps)
 
 def unpack(offset_mask: jax.Array, groups: int, taps: int) -> tuple[jax.Array, jax.Array]:
     """Offsets `[..., G, K', 2]` and weights `[..., G, K']`."""
+    offset_mask = whole(offset_mask, offset_mask.ndim - 1)
     leading = (*offset_mask.shape[:-1], groups)
     by_group = offset_mask[..., : groups * taps * 3].reshape(*leading, taps * 3)
     return by_group[..., : 2 * taps].reshape(*leading, taps, 2), by_group[..., 2 * taps :]

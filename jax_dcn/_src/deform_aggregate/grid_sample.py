@@ -13,6 +13,7 @@ from jax_dcn._src.arguments import array, choice, flag, renamed
 from jax_dcn._src.deform_aggregate.function import deform_aggregate
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.merging import merged, parted, whole
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
@@ -71,24 +72,22 @@ def grid_sample(
     flag("align_corners", align_corners)
     _check(x, grid, mode, padding_mode)
     size = (x.shape[-3], x.shape[-2])
-    wide = grid.astype(sum_dtype(x))
+    wide = whole(grid.astype(sum_dtype(x)), grid.ndim - 1)
     coordinates = [_in_pixels(wide[..., 1 - i], size[i], align_corners) for i in range(2)]
 
     def inside(coordinate: jax.Array, axis: int) -> jax.Array:
         return _padded(coordinate, size[axis], padding_mode, align_corners)
 
     positions, weights = _SAMPLES[mode](coordinates, inside)
-    queries = (*x.shape[:-3], grid.shape[-3] * grid.shape[-2], positions[0].shape[-1])
-    # The axis of the only group is added on its own: JAX refuses to do both in a reshape of an array
-    # that is split along explicit axes.
+    rows = x.ndim - 3  # the axis of rows, of images, positions and results
     y = deform_aggregate(
-        x.reshape(*x.shape[:-3], size[0] * size[1], x.shape[-1]),
-        jnp.expand_dims(jnp.stack(positions, axis=-1).reshape(*queries, 2), -3),
-        None if weights is None else jnp.expand_dims(weights.reshape(queries), -2),
+        merged(x, rows),
+        jnp.expand_dims(merged(jnp.stack(positions, axis=-1), rows), -3),
+        None if weights is None else jnp.expand_dims(merged(weights, rows), -2),
         shapes=(size,),
         implementation=implementation,
     )
-    return y.reshape(*grid.shape[:-1], x.shape[-1])
+    return parted(y, rows, *grid.shape[rows : rows + 2])
 
 
 def _check(x: jax.Array, grid: jax.Array, mode: str, padding_mode: str) -> None:

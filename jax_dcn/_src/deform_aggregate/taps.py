@@ -13,6 +13,7 @@ from jax_dcn._src.deform_aggregate.function import aggregate
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
+from jax_dcn._src.operator.merging import merged, parted, whole
 from jax_dcn._src.sampling import window
 from jax_dcn._src.sampling.window import Padding, Size
 
@@ -103,22 +104,20 @@ def aggregate_taps(
     x: jax.Array, offset: jax.Array, mask: jax.Array, taps: Taps, implementation: Implementation
 ) -> jax.Array:
     """Sums the taps of `offset [..., Ho, Wo, G, K', 2]`, weighted by `mask [..., Ho, Wo, G, K']`."""
-    *batch, height, width, channels = x.shape
-    queries = (*batch, offset.shape[-5] * offset.shape[-4], *offset.shape[-3:])
-    geometry = AggregateGeometry(((height, width),), (taps.count,))
+    rows = x.ndim - 3  # the axis of rows, of images, positions and results
     y = aggregate(
-        x.reshape(*batch, height * width, channels),
-        positions(offset.astype(sum_dtype(x)), taps).reshape(queries),
-        mask.reshape(queries[:-1]),
-        geometry,
+        merged(x, rows),
+        merged(positions(offset.astype(sum_dtype(x)), taps), rows),
+        merged(mask, rows),
+        AggregateGeometry((x.shape[rows : rows + 2],), (taps.count,)),
         implementation,
     )
-    return y.reshape(*batch, *offset.shape[-5:-3], channels)
+    return parted(y, rows, *offset.shape[rows : rows + 2])
 
 
 def positions(offset: jax.Array, taps: Taps) -> jax.Array:
     """Positions `(y, x)` in pixels, for offsets `(x, y)`."""
-    found = []
+    offset, found = whole(offset, offset.ndim - 1), []
     for axis, coordinates in enumerate(_stretched(taps)):
         output = jnp.arange(offset.shape[axis - 5], dtype=np.int32) * taps.strides[axis]
         first = (output - taps.padding[axis][0] + taps.shift[axis]).astype(offset.dtype)

@@ -27,6 +27,7 @@ from jax_dcn._src.deform_roi_pool.hints import ABSENT, ARGUMENTS
 from jax_dcn._src.deform_roi_pool.rules import deform_roi_pool_p
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.merging import merged, parted
 from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
@@ -268,8 +269,8 @@ def _cells_first(x: jax.Array, cells: int) -> jax.Array:
     """Orders channels by cell, then by feature: a bin then reads contiguous channels of a pixel."""
     if cells == 1:
         return x
-    by_feature = x.reshape(*x.shape[:3], x.shape[3] // cells**2, cells**2)
-    return by_feature.swapaxes(-1, -2).reshape(x.shape)
+    by_feature = parted(x, 3, x.shape[3] // cells**2)
+    return merged(by_feature.swapaxes(-1, -2), 3)
 
 
 def _check_effect(name: str, geometry: RoIGeometry, offset: jax.Array | None) -> None:

@@ -20,9 +20,14 @@ def merged(array: jax.Array, axis: int) -> jax.Array:
     return _with_axes(array, axis, 2, [(size, mesh_axes)])
 
 
-def parted(array: jax.Array, axis: int, parts: Any) -> jax.Array:
-    """Makes two axes of `axis`, the parts and their elements, and keeps them split where possible."""
-    elements, mesh_axes = array.shape[axis] // parts, _explicit_axes(array, axis)
+def parted(array: jax.Array, axis: int, parts: Any, elements: Any = None) -> jax.Array:
+    """Makes two axes of `axis`, the parts and their elements, and keeps them split where possible.
+
+    The number of elements of a part is needed where there may be no parts.
+    """
+    if elements is None:
+        elements = array.shape[axis] // parts
+    mesh_axes = _explicit_axes(array, axis)
     sizes = jax.typeof(array).sharding.mesh.shape
     outer = longest_divisor(mesh_axes, set(), parts, sizes)
     inner = longest_divisor(mesh_axes[len(outer) :], set(), elements, sizes)
@@ -33,8 +38,9 @@ def whole(array: jax.Array, axis: int) -> jax.Array:
     """Gathers the axis `axis`."""
     if not _explicit_axes(array, axis):
         return array
-    spec = jax.typeof(array).sharding.spec
-    return jax.sharding.reshard(array, PartitionSpec(*spec[:axis], None, *spec[axis + 1 :]))
+    sharding = jax.typeof(array).sharding
+    spec = PartitionSpec(*sharding.spec[:axis], None, *sharding.spec[axis + 1 :])
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
 
 
 def _explicit_axes(array: jax.Array, axis: int) -> MeshAxes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every public function and layer takes arrays whose types say how they are split."""
+"""Every public function takes arrays whose types say how they are split."""
 
 import jax
 import numpy as np
@@ -9,30 +9,36 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from tests.devices.meshes import mesh
 from tests.package.calls import ROWS
 
-IMAGES = 4
-EXPLICIT = mesh(AxisType.Explicit, data=IMAGES)
+EXPLICIT = mesh(AxisType.Explicit, data=2)
+# Sizes that other arguments of a call decide.
+GIVEN = ("s", "packed")
+# Layers hold ordinary convolutions, which split along the batch alone.
+AXES = {name: 1 if name.startswith("nnx.") else None for name in ROWS}
 
 
-def split_and_whole(name: str) -> tuple[list[jax.Array], list[np.ndarray]]:
-    """Arrays, those with a batch axis split over the devices, and the same arrays on one device."""
+def arrays_of(name: str) -> list[np.ndarray]:
+    """Arrays with even sizes."""
     _, shapes, sizes = ROWS[name]
-    arrays = [
-        np.random.default_rng(0).random(s, np.float32) for s in shapes(**sizes | {"n": IMAGES})
-    ]
-    has_batch = map(tuple.__ne__, shapes(**sizes), shapes(**sizes | {"n": IMAGES}))
-    sharding = NamedSharding(EXPLICIT, P("data"))
-    split = [
-        jax.device_put(a, sharding) if b else a for a, b in zip(arrays, has_batch, strict=True)
-    ]
-    return split, arrays
+    layer = name.startswith("nnx.")
+    even = {
+        k: size if k in GIVEN or (layer and k != "n") else 2 * size for k, size in sizes.items()
+    }
+    return [np.random.default_rng(0).random(shape, np.float32) for shape in shapes(**even)]
+
+
+def split(array: np.ndarray, axis: int) -> jax.Array:
+    return jax.device_put(array, NamedSharding(EXPLICIT, P(*[None] * axis, "data")))
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("name", ROWS)
-def test_a_batch_along_an_explicit_axis_needs_no_mesh_around_the_call(name, compiled):
-    f = ROWS[name][0](None)
-    split, whole = split_and_whole(name)
-    # With the second array on every device, shardings conflict, too.
-    for arrays in (split, [split[0], *whole[1:]]):
-        y = jax.jit(f)(*arrays) if compiled else f(*arrays)
-        np.testing.assert_allclose(y, f(*whole), rtol=1e-4, atol=1e-4)
+def test_a_split_of_any_axis_of_any_array_changes_no_value(name, compiled):
+    f, arrays = ROWS[name][0](None), arrays_of(name)
+    called = jax.jit(f) if compiled else f
+    expected = f(*arrays)
+    for i, array in enumerate(arrays):
+        for axis in range(array.ndim)[: AXES[name]]:
+            if array.shape[axis] % 2 == 0:
+                # The other arrays are on one device: `jax.set_mesh` is not needed.
+                y = called(*arrays[:i], split(array, axis), *arrays[i + 1 :])
+                np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=f"{i} {axis}")
