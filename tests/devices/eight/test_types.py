@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jax_dcn._src.deform_conv2d import cost
-from jax_dcn._src.operator import chunks, libraries
+from jax_dcn._src.operator import chunks, folding, libraries
 from tests.deform_conv2d.cases import ARGUMENTS, Case
 from tests.deform_conv2d.row import FEATURES, IMAGES, SPREAD
 from tests.devices.collectives import collectives
@@ -154,6 +154,16 @@ def test_vmap_of_kernels_is_that_of_one_device(axis, spec):
         ]
         y = jax.jit(mapped)(*placed)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("copies", [0, 2**23], ids=["looped", "batched"])
+def test_vmap_along_an_explicit_axis_needs_no_mesh_around_the_call(copies, monkeypatch):
+    monkeypatch.setattr(folding, "_COPY_BYTES", copies)
+    x, kernel, offset, _, _ = SPREAD.arrays()
+    offsets = np.stack([offset] * 4)
+    placed = jax.device_put(offsets, NamedSharding(EXPLICIT, P("data")))
+    mapped = jax.vmap(lambda offset: operator(SPREAD)(x, kernel, offset))
+    np.testing.assert_allclose(jax.jit(mapped)(placed), mapped(offsets), rtol=1e-4, atol=1e-4)
 
 
 def batches(kind: AxisType) -> list[jax.Array]:
