@@ -67,15 +67,21 @@ class Conversion:
         self._warned: set[str] = set()
         self._misfits: dict[str, list[str]] = {"misshapen": [], "uncertain": []}
         self._hints: dict[str, None] = {}
-        self._check_options([variable.path for variable in variables])
+        self._check_leave(variables)
+        self._check_convert([variable.path for variable in variables])
 
-    def _check_options(self, paths: Sequence[str]) -> None:
-        names = [*paths, *self._weights]
-        for name in self._leave:
-            if not any(_is_part(name, of) for of in names):
+    def _check_leave(self, variables: Sequence[Variable]) -> None:
+        names = [name for variable in variables for name in self._all_names(variable)]
+        start = len(self._prefix)
+        names += [name[start:] for name in self._weights if name.startswith(self._prefix)]
+        for part in self._leave:
+            if not any(self._is_left_by(part, name) for name in names):
                 raise ValueError(
-                    f"leave names {name!r}, which is no module of the network or of weights."
+                    f"leave names {part!r}, which is no module of the network, nor of weights "
+                    "under the prefix: see the names in weights and the paths of like."
                 )
+
+    def _check_convert(self, paths: Sequence[str]) -> None:
         for pattern in self._convert:
             if not any(re.search(pattern, path) for path in paths):
                 raise ValueError(
@@ -88,7 +94,7 @@ class Conversion:
         if not variable.is_parameter:
             return variable.value
         names = self._names.find(variable.modules, variable.leaf)
-        if self._is_left(variable.path):
+        if any(map(self._is_left, self._all_names(variable))):
             self._left.update(names)
             return variable.value
         if not names:
@@ -214,8 +220,19 @@ class Conversion:
             if name.startswith(self._prefix) and not self._is_left(name.removeprefix(self._prefix))
         )
 
+    def _all_names(self, variable: Variable) -> list[str]:
+        """The names of a variable in Flax and, without the prefix, in `weights`."""
+        path = variable.modules, variable.leaf
+        names = self._names.find(*path) or self._names.expected(*path)
+        return [variable.path, *(name.removeprefix(self._prefix) for name in names)]
+
     def _is_left(self, name: str) -> bool:
-        return any(_is_part(part, name) for part in self._leave)
+        return any(self._is_left_by(part, name) for part in self._leave)
+
+    def _is_left_by(self, part: str, name: str) -> bool:
+        """Whether `part` is in `name`, or begins with the prefix and is in the name after it."""
+        is_whole = part.startswith(self._prefix) and f"{self._prefix}{name}".startswith(f"{part}.")
+        return is_whole or _is_part(part, name)
 
     def _all_hints(self) -> list[str]:
         hints = []

@@ -88,7 +88,8 @@ def to_flax(
         mmdetection, `"module."` for a network saved in parallel, `"layer4.2.conv2."` for one layer.
         Other names are ignored.
       leave: Names of modules to leave as they are in `like`, and to ignore in `weights`: `"fc"`
-        for other classes, `"offset_conv"` to make an ordinary network deformable.
+        for other classes, `"offset_conv"` to make an ordinary network deformable. A module is left
+        by its Flax path or by its name in PyTorch, with or without the prefix.
       rename: Translates the names in `weights` to names of the Flax network: a function of a name,
         or a table of regular expressions and replacements, each applied to every name. `rename` is
         applied before `prefix`.

@@ -15,6 +15,8 @@ from jax_dcn.interop.torch_weights import (
     transposed_convolution,
 )
 
+LINEAR = {"weight": (2, 3), "bias": (2,)}
+
 
 def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """A tensor of every name, no two with a value in common."""
@@ -316,6 +318,52 @@ def test_a_branch_to_leave_is_ignored_in_every_dialect():
     layer = nnx.state(dcn_nnx.DeformConv(2, 3, 1, modulated=False, use_bias=False, rngs=rngs()))
     weights = tensors({"weight": (3, 2, 1, 1), "conv_offset.weight": (2, 2, 1, 1)})
     found = to_flax(weights, layer, leave="offset_conv")
+    assert not found["offset_conv"]["kernel"][...].any()
+
+
+def sequence() -> nnx.Dict:
+    linear = lambda: nnx.Linear(3, 2, rngs=rngs())
+    return nnx.Dict(net=nnx.Sequential(linear(), nnx.relu, linear()), fc=linear())
+
+
+@pytest.mark.parametrize("leave", ["net.2", "net.layers.2", "module.net.2"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_module_is_left_by_its_name_in_either_network(leave, is_there):
+    names = ["module.net.0", "module.net.2", "module.fc"][:: 1 if is_there else 2]
+    shapes = {f"{name}.{leaf}": shape for name in names for leaf, shape in LINEAR.items()}
+    model = sequence()
+    found, report = to_flax_and_report(tensors(shapes), model, prefix="module.", leave=leave)
+    kept = found["net"]["layers"][2]["kernel"][...]
+    np.testing.assert_array_equal(kept, model["net"].layers[2].kernel[...])
+    assert len(report.loaded_keys) == 4 and not report.unexpected_keys
+
+
+def test_a_linen_item_is_left_by_its_name_in_torch():
+    weights = tensors({"layer4.0.bias": (3,), "layer4.1.bias": (3,)})
+    found = to_flax(weights, zeros("layer4_0.bias", "layer4_1.bias"), leave="layer4.1")
+    assert found["layer4_0"]["bias"].all() and not found["layer4_1"]["bias"].any()
+
+
+def test_a_name_with_the_prefix_leaves_the_one_module_of_this_name():
+    weights = tensors({"module.fc.bias": (3,), "module.aux.fc.bias": (3,)})
+    like = zeros("fc.bias", "aux.fc.bias")
+    found = to_flax(weights, like, prefix="module.", leave="module.fc")
+    assert found["aux"]["fc"]["bias"].all() and not found["fc"]["bias"].any()
+
+
+@pytest.mark.parametrize("leave", ["module", "head.a", "b"])
+def test_a_name_that_leaves_nothing_is_refused(leave):
+    weights = tensors({"module.a.bias": (3,), "head.a.bias": (3,)})
+    with pytest.raises(ValueError, match=f"leave names '{leave}', which is no module"):
+        to_flax(weights, zeros("a.bias"), prefix="module.", leave=leave)
+
+
+@pytest.mark.parametrize("branch", ["conv_offset_mask", "conv_offset"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_branch_is_left_by_its_name_in_the_file(branch, is_there):
+    layer = nnx.state(dcn_nnx.DeformConv(2, 3, 1, use_bias=False, rngs=rngs()))
+    shapes = {f"{branch}.weight": (3, 2, 1, 1), f"{branch}.bias": (3,)} if is_there else {}
+    found = to_flax(tensors({"weight": (3, 2, 1, 1)} | shapes), layer, leave=branch)
     assert not found["offset_conv"]["kernel"][...].any()
 
 
