@@ -59,7 +59,8 @@ class Conversion:
         if prefix and any(name.startswith(f"{prefix}.") for name in weights):
             prefix = f"{prefix}."
         self._weights, self._prefix, self._leave, self._convert = weights, prefix, leave, convert
-        self._names = Names(weights, [variable.modules for variable in variables], prefix)
+        paths = [(*variable.modules, variable.leaf) for variable in variables]
+        self._names = Names(weights, paths, prefix)
         self._used: dict[str, str] = {}
         self._left: set[str] = set()
         self._missing: list[list[str]] = []

@@ -33,18 +33,17 @@ class Names:
 
     Args:
       weights: Names of the PyTorch parameters.
-      paths: Names of the Flax modules around each variable, outermost first.
+      paths: Names of the Flax modules around each variable, outermost first, and of the variable.
       prefix: The beginning of every name in `weights`.
     """
 
-    def __init__(self, weights: Iterable[str], paths: Iterable[Sequence[str]], prefix: str):
+    def __init__(self, weights: Iterable[str], paths: Collection[Sequence[str]], prefix: str):
         self._weights = frozenset(weights)
         self._torch_modules = {
             name[: dot.end()] for name in self._weights for dot in re.finditer(r"\.", name)
         }
-        self._flax_modules = {
-            _dotted(path[:depth]) for path in paths for depth in range(len(path) + 1)
-        }
+        self._flax_modules = {_dotted(path[:depth]) for path in paths for depth in range(len(path))}
+        self._layers = {_dotted(path[:-1]) for path in paths if path[-1] == "kernel"}
         self._prefix = prefix
 
     def find(self, modules: Sequence[str], leaf: str) -> tuple[str, ...]:
@@ -70,21 +69,27 @@ class Names:
         return list(modules[-1:]) == [OFFSET_BRANCH]
 
     def is_deformable(self, modules: Sequence[str]) -> bool:
-        """Whether the Flax module at a path has an offset branch."""
-        return _dotted([*modules, OFFSET_BRANCH]) in self._flax_modules
+        """Whether the Flax module at a path has a kernel and an offset branch."""
+        return _dotted(modules) in self._layers and self._has(modules, OFFSET_BRANCH)
+
+    def _has(self, modules: Sequence[str], name: str) -> bool:
+        """Whether the Flax module at a path has a module of its own under `name`."""
+        return _dotted([*modules, name]) in self._flax_modules
 
     def _homes(self, modules: Sequence[str]) -> list[tuple[str, ...]]:
         """PyTorch modules that may hold a Flax module's parameters, in order of preference."""
         if not self.is_offset_branch(modules):
             module = self._torch_module(modules)
-            separate = [(f"{module}{_CONVOLUTION}.",)] if self.is_deformable(modules) else []
-            return [*separate, (module,)]
-        layer = self._torch_module(modules[:-1])
+            is_inside = self.is_deformable(modules) and not self._has(modules, _CONVOLUTION)
+            return [*([(f"{module}{_CONVOLUTION}.",)] if is_inside else []), (module,)]
+        outer = modules[:-1]
+        layer = self._torch_module(outer)
         parent, _, name = layer.removesuffix(".").rpartition(".")
         parts = dict(layer=layer, parent=f"{parent}." if parent else "", name=name)
         branches = _OFFSET_BRANCHES if layer.endswith(".") else _OFFSET_BRANCHES[:3]
         homes = [(branch.format(**parts),) for branch in branches]
-        return [(*homes[0], f"{layer}{MASK_BRANCH}."), *homes]
+        is_pair = self.is_deformable(outer) and not self._has(outer, MASK_BRANCH)
+        return [*([(*homes[0], f"{layer}{MASK_BRANCH}.")] if is_pair else []), *homes]
 
     def _existing(self, homes: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
         modules = self._torch_modules | {""}

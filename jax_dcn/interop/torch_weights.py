@@ -71,6 +71,9 @@ def to_flax(
     | `conv2.weight` | `conv_offset_mask.weight` | the original's mmdetection |
     | `conv2.regular_conv.weight` | `conv2.offset_conv.weight` and `conv2.modulator_conv.weight` | layers on torchvision's function; their mask is `2 * sigmoid`: `mask_scale=2.0` |
 
+    A module of the network's own named `offset_conv`, `modulator_conv` or `regular_conv`, as in a
+    block around `DeformConv(offset_branch=False)`, takes the tensors of its own name.
+
     Layers of attention have one dialect: `sampling_offsets`, `attention_weights`, `value_proj` and
     `output_proj` of `MSDeformAttn` are so called in Deformable DETR, DINO, Grounding DINO, Mask2Former,
     RT-DETR, RT-DETRv2 and D-FINE, in mmcv and in Hugging Face. The buffers `num_points_scale` and
