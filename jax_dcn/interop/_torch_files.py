@@ -17,22 +17,6 @@ import numpy as np
 
 from jax_dcn._src.arguments import text
 
-# Keys under which training programs store the parameters of a network.
-_CONTAINERS = (
-    "state_dict",
-    "model",
-    "params",
-    "params_ema",
-    "model_state_dict",
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-    "net",
-    "network",
-    "weights",
-)
-
 # Dtypes of `.safetensors` whose names do not say the dtype of NumPy.
 _SAFETENSORS = {
     "BOOL": np.bool_,
@@ -53,8 +37,10 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
       path: A `.safetensors` or `.npz` file (torch is not needed), a file written by `torch.save`
         (torch is needed), or the `.index.json` of a network in several such files.
       key: The entry of the file that holds the parameters, for example `"params_ema"`;
-        `"model.ema"` is the entry `ema` of the entry `model`. `None` finds the entry, if only one
-        entry holds parameters.
+        `"model.ema"` is the entry `ema` of the entry `model`. `None` finds the one entry, at any
+        depth, that holds parameters: tensors of floating point that have axes, under names. Other
+        tensors beside the entry, and the states of optimizers, are ignored. No entry is preferred to
+        another. Without such an entry, the tensors of the file itself are the parameters.
 
     Returns:
       Arrays by their PyTorch names. bfloat16 becomes float32.
@@ -181,8 +167,9 @@ def _read_pickled(path: pathlib.Path, key: str | None) -> dict[str, np.ndarray]:
     except (EOFError, RuntimeError) as error:
         reason = str(error).split(". ")[0]
         raise ValueError(f"{path} is damaged, or no file of torch.save: {reason}.") from error
-    found = _parameters(checkpoint, str(path)) if key is None else _entry(checkpoint, key, path)
-    return {name: as_array(name, tensor) for name, tensor in _tensors(found).items()}
+    entry, keys = (checkpoint, []) if key is None else (_entry(checkpoint, key, path), [key])
+    found = _parameters(entry, path, *keys)
+    return {name: as_array(name, tensor) for name, tensor in found.items()}
 
 
 def _plain_objects(torch: Any) -> contextlib.AbstractContextManager[None]:
@@ -202,7 +189,7 @@ def _plain_objects(torch: Any) -> contextlib.AbstractContextManager[None]:
     return torch.serialization.safe_globals([*functions, *dtypes, *others])
 
 
-def _entry(checkpoint: Any, key: str, path: pathlib.Path) -> Mapping[str, Any]:
+def _entry(checkpoint: Any, key: str, path: pathlib.Path) -> Any:
     """The entry `key` of a checkpoint."""
     entry = checkpoint
     for name in [key] if isinstance(checkpoint, Mapping) and key in checkpoint else key.split("."):
@@ -210,40 +197,50 @@ def _entry(checkpoint: Any, key: str, path: pathlib.Path) -> Mapping[str, Any]:
             names = sorted(map(str, entry)) if isinstance(entry, Mapping) else "no entries"
             raise ValueError(f"{path} has no entry {key!r}: {name!r} is not one of {names}.")
         entry = entry[name]
-    return _parameters(entry, f"key={key!r} of {path}")
+    return entry
 
 
-def _parameters(checkpoint: Any, where: str) -> Mapping[str, Any]:
-    """The one mapping of names to tensors in a checkpoint."""
+def _parameters(checkpoint: Any, path: pathlib.Path, *keys: str) -> Mapping[str, Any]:
+    """The one set of parameters in the entry `keys` of a checkpoint."""
+    where = f"key={'.'.join(keys)!r} of {path}" if keys else str(path)
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{where} holds a {type(checkpoint).__name__}, expected a state dict.")
-    nested = {k: v for k, v in checkpoint.items() if isinstance(k, str) and _holds_tensors(v)}
-    known = {k: v for k, v in nested.items() if k in _CONTAINERS}
-    if not known and _tensors(checkpoint):
-        return checkpoint
-    chosen = known or nested
-    if len(chosen) > 1:
+    sets = [k for k, v in checkpoint.items() if isinstance(k, str) and _holds_parameters(v)]
+    if len(sets) > 1:
+        names = sorted(".".join([*keys, name]) for name in sets)
         raise ValueError(
-            f"{where} holds several sets of parameters: choose one of {sorted(chosen)} with key=, "
-            f"for example key={next(iter(chosen))!r}."
+            f"{where} holds several sets of parameters: choose one of {names} with key=, "
+            f"for example key={names[0]!r}."
         )
-    if not chosen:
-        raise ValueError(f"{where} holds no parameters, only {sorted(map(str, checkpoint))}.")
-    ((name, entry),) = chosen.items()
-    return _parameters(entry, f"{name!r} of {where}")
+    if sets:
+        return _parameters(checkpoint[sets[0]], path, *keys, sets[0])
+    if tensors := _tensors(checkpoint):
+        return tensors
+    raise ValueError(f"{where} holds no parameters, only {sorted(map(str, checkpoint))}.")
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether `value` is a mapping with tensors under names, directly or deeper."""
-    if not isinstance(value, Mapping):
+def _holds_parameters(value: Any) -> bool:
+    """Whether `value` is a mapping with parameters under names, directly or deeper.
+
+    Scores and random states, which training programs store, are no parameters.
+    """
+    if not isinstance(value, Mapping) or "param_groups" in value:  # which an optimizer has
         return False
     # The numbers that name entries of an optimizer's state name no parameters.
     named = [entry for name, entry in value.items() if isinstance(name, str)]
-    return bool(_tensors(value)) or any(map(_holds_tensors, named))
+    return any(map(_is_parameter, named)) or any(map(_holds_parameters, named))
 
 
 def _tensors(entries: Mapping[Any, Any]) -> dict[str, Any]:
     return {k: v for k, v in entries.items() if isinstance(k, str) and _is_tensor(v)}
+
+
+def _is_parameter(value: Any) -> bool:
+    """Whether `value` is a tensor of floating point that has axes."""
+    if not _is_tensor(value) or value.ndim == 0:
+        return False
+    is_torch = hasattr(value, "is_floating_point")
+    return value.is_floating_point() if is_torch else np.issubdtype(value.dtype, np.floating)
 
 
 def _is_tensor(value: Any) -> bool:

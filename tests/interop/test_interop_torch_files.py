@@ -4,6 +4,7 @@
 import argparse
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_one_set_of_parameters_is_found_under_any_key(container, tmp_path):
 def test_a_key_chooses_among_several_sets(tmp_path):
     content = {"params": tensors(), "params_ema": tensors(1), "extra": {"ema": tensors(2)}}
     path = saved(content, tmp_path)
-    with pytest.raises(ValueError, match=r"choose one of \['params', 'params_ema'\] with key="):
+    with pytest.raises(ValueError, match=r"choose one of \['extra', 'params', 'params_ema'\] with"):
         read_state_dict(path)
     for start, key in enumerate(["params", "params_ema", "extra", "extra.ema"]):
         check(read_state_dict(path, key=key), tensors(min(start, 2)))
@@ -53,6 +54,45 @@ def test_a_key_chooses_among_several_sets(tmp_path):
         read_state_dict(path, key="net")
     with pytest.raises(ValueError, match=r"'extra.nets': 'nets' is not one of \['ema'\]"):
         read_state_dict(path, key="extra.nets")
+
+
+STRAY = {
+    "latent_avg": torch.zeros(8),
+    "decay": torch.tensor(0.9),
+    "rng": {"cpu": torch.ones(4).byte()},
+}
+SCORES = {"callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.7)}}}
+OPTIMIZER = {"state": {"a.weight": {"exp_avg": torch.ones(3, 2)}}, "param_groups": []}
+
+
+@pytest.mark.parametrize("container", ["state_dict", "generator"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_tensors_beside_the_one_set_of_parameters_do_not_hide_it(container, inside, tmp_path):
+    content = {container: tensors(), **STRAY, **SCORES, "optimizer": OPTIMIZER}
+    content = {"ema": content, "step": torch.tensor(3.0)} if inside else content
+    check(read_state_dict(saved(content, tmp_path)), tensors())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["d", "g_ema"], ["generator", "net"], ["state_dict", "swa_state_dict"], ["ema", "model"]],
+)
+def test_no_set_of_parameters_is_preferred(names, tmp_path):
+    content = {name: tensors() for name in names}
+    message = rf"choose one of {re.escape(str(names))} with key=, for example key='{names[0]}'"
+    with pytest.raises(ValueError, match=message):
+        read_state_dict(saved(content | STRAY, tmp_path))
+    message = rf"\['a.{names[0]}', 'a.{names[1]}'\] with key=, for example key='a.{names[0]}'"
+    for key in (None, "a"):
+        with pytest.raises(ValueError, match=message):
+            read_state_dict(saved({"a": content}, tmp_path), key=key)
+
+
+def test_the_only_scalars_of_an_entry_are_read_by_its_key(tmp_path):
+    path = saved({"scales": {"a": torch.tensor(2.0)}, "epoch": 3}, tmp_path)
+    with pytest.raises(ValueError, match=r"no parameters, only \['epoch', 'scales'\]"):
+        read_state_dict(path)
+    assert read_state_dict(path, key="scales")["a"] == 2
 
 
 def test_a_scalar_beside_the_parameters_is_not_one_of_them(tmp_path):
