@@ -75,16 +75,12 @@ def kernel(weight: np.ndarray, shape: Shape, path: Sequence[str] | None, module:
     Raises:
       Misfit: if shapes disagree, or if several orders of axes are possible.
     """
-    flax_classes = (cls for cls in type(module).__mro__ if cls.__module__.startswith("flax."))
-    kinds = {cls.__name__ for cls in flax_classes}
+    kinds = _kinds(module)
+    _check_counterpart(module, kinds, len(shape))
     if "ConvTranspose" in kinds and not module.transpose_kernel:
         _check_shape(weight, (*shape[-2:], *shape[:-2]))
         return transposed_convolution(weight)
-    if kinds & {"LinearGeneral", "Einsum"} and len(shape) > 2:
-        raise Misfit("uncertain", f"PyTorch has no counterpart of {type(module).__name__}")
-    if "Conv" in kinds and set(np.ravel(module.input_dilation)) != {1}:
-        raise Misfit("uncertain", "a Conv with input_dilation may be a transposed convolution")
-    is_known = kinds & {"Conv", "ConvTranspose"}
+    is_known = kinds & {"Conv", "ConvTranspose", "DeformConv"}
     if path is not None and not is_known and _may_be_transposed(shape, path):
         message = f"a convolution and a transposed convolution may have the kernel {tuple(shape)}"
         raise Misfit("uncertain", message)
@@ -139,6 +135,32 @@ def _check_shape(array: np.ndarray, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
         message = f"expected {expected}, got {array.shape}"
         raise Misfit("misshapen", message, array.shape, expected)
+
+
+def _kinds(module: Any) -> set[str]:
+    """Names of the classes of Flax and of this library that `module` is of."""
+    ours = ("flax.", "jax_dcn.")
+    return {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith(ours)}
+
+
+def _check_counterpart(module: Any, kinds: set[str], axes: int) -> None:
+    """Refuses the kernel, of so many axes, of a module that PyTorch does not have."""
+    if "Einsum" in kinds or ("LinearGeneral" in kinds and axes > 2):
+        raise Misfit("uncertain", f"PyTorch has no counterpart of {type(module).__name__}")
+    if "Conv" in kinds and set(np.ravel(module.input_dilation)) != {1}:
+        raise Misfit("uncertain", "a Conv with input_dilation may be a transposed convolution")
+    if axes != _axes(module, kinds, axes):
+        message = f"a kernel of {axes} axes in a {type(module).__name__} may be a stack of layers"
+        raise Misfit("uncertain", message)
+
+
+def _axes(module: Any, kinds: set[str], unknown: int) -> int:
+    """The axes of the kernel of one `module`; `unknown` where its class does not say."""
+    if "DeformConv" in kinds:
+        return 4
+    if kinds & {"Conv", "ConvTranspose"}:
+        return len(module.kernel_size) + 2
+    return 2 if "Linear" in kinds else unknown
 
 
 def _may_be_transposed(shape: Shape, path: Sequence[str]) -> bool:

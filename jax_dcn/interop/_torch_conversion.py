@@ -61,6 +61,7 @@ class Conversion:
         self._weights, self._prefix, self._leave, self._convert = weights, prefix, leave, convert
         paths = [(*variable.modules, variable.leaf) for variable in variables]
         self._names = Names(weights, paths, prefix)
+        self._is_model = any(variable.module is not None for variable in variables)
         self._used: dict[str, str] = {}
         self._left: set[str] = set()
         self._missing: list[list[str]] = []
@@ -256,9 +257,10 @@ class Conversion:
             )
         hints += filter(None, self._hints)
         if self._misfits["uncertain"]:
+            model = "" if self._is_model else "give the NNX model itself rather than its state, "
             hints.append(
-                "Uncertain tensors: give the NNX model itself rather than its state, say how to "
-                "order the axes with convert=, or leave the module with leave=."
+                f"Uncertain tensors: {model}say how to order the axes with convert=, or leave the "
+                "module with leave=."
             )
         return hints
 

@@ -268,6 +268,63 @@ def test_modules_without_a_counterpart_are_refused_by_name():
     assert "up.weight: a Conv with input_dilation" in str(error.value)
 
 
+def test_an_einsum_of_two_axes_is_refused():
+    """Its equation, which the shape does not show, says which axis is the input's."""
+    model = nnx.Dict(e=nnx.Einsum("...b,cb->...c", (4, 4), None, rngs=rngs()))
+    weights = tensors({"e.weight": (4, 4)})
+    with pytest.raises(ValueError, match=r"e\.weight: PyTorch has no counterpart of Einsum"):
+        to_flax(weights, model)
+    found = to_flax(weights, model, convert={"kernel": np.asarray})["e"]["kernel"][...]
+    np.testing.assert_array_equal(found, weights["e.weight"])
+
+
+@nnx.vmap
+def stack_of_dense(key):
+    return nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(key))
+
+
+@nnx.vmap
+def stack_of_convolutions(key):
+    return nnx.Conv(3, 4, 3, use_bias=False, rngs=nnx.Rngs(key))
+
+
+@nnx.vmap
+def stack_of_deformable_layers(key):
+    return dcn_nnx.DeformConv(3, 4, 1, use_bias=False, offset_branch=False, rngs=nnx.Rngs(key))
+
+
+@pytest.mark.parametrize(
+    "stack", [stack_of_dense, stack_of_convolutions, stack_of_deformable_layers]
+)
+def test_layers_in_a_stack_are_not_read_as_one_layer_of_more_axes(stack):
+    model = stack(jax.random.split(jax.random.key(0), 5))
+    shape = model.kernel.shape
+    weights = tensors({"weight": (shape[-1], shape[-2], *shape[:-2])})
+    with pytest.raises(ValueError, match=rf"uncertain:\n  weight: .* {len(shape)} axes .* stack"):
+        to_flax(weights, model)
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, (2, 4)])
+def test_a_deformable_layer_without_a_branch_is_no_transposed_convolution(kernel_size):
+    class Layer(dcn_nnx.DeformConv):
+        pass
+
+    options = dict(offset_branch=False, use_bias=False, rngs=rngs())
+    for cls in (dcn_nnx.DeformConv, Layer):
+        model = nnx.Dict(up=cls(4, 4, kernel_size, **options))
+        weights = tensors({"up.weight": (4, 4, *model["up"].kernel.shape[:2])})
+        found = to_flax(weights, model)["up"]["kernel"][...]
+        np.testing.assert_array_equal(found, convolution(weights["up.weight"]))
+
+
+def test_only_a_state_is_met_with_the_advice_to_give_the_model():
+    weights, advice = tensors({"own.weight": (4, 4, 2, 2)}), "give the NNX model itself"
+    for like, is_said in ((nnx.Dict(own=Own()), False), (nnx.state(nnx.Dict(own=Own())), True)):
+        with pytest.raises(ValueError, match="Uncertain tensors: ") as error:
+            to_flax(weights, like)
+        assert (advice in str(error.value)) == is_said
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_axes_that_the_shape_does_not_tell_apart_are_refused(strict):
     like = {"norm": {"scale": np.zeros((3, 5, 5))}, "table": np.zeros((4, 4))}
