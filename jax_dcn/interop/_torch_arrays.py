@@ -25,8 +25,8 @@ class Misfit(ValueError):
         super().__init__(message)
         self.kind, self.found, self.expected = kind, tuple(found), tuple(expected)
 
-    def hint(self, is_offset_branch: bool) -> str:
-        """Advice for a tensor of this shape, or nothing."""
+    def hint(self, is_offset_branch: bool, is_known: bool) -> str:
+        """Advice for a tensor of this shape, or nothing; `is_known` says whether the module is."""
         found, expected = self.found, self.expected
         if not found or len(found) != len(expected):
             return ""
@@ -42,9 +42,11 @@ class Misfit(ValueError):
                     f"{found[0]} channels for {expected[0]}: is offset_groups the published number?"
                 )
         if len(found) > 2 and found == (expected[1], expected[0], *expected[2:]):
+            state = "give the NNX model itself rather than its state"
+            model = "make the module an nnx.ConvTranspose" if is_known else state
             return (
-                "A transposed convolution has such weights: give the NNX model itself rather than "
-                "its state, or convert={...: transposed_convolution}."
+                f"A transposed convolution has such weights: {model}, or give "
+                "convert={...: transposed_convolution}."
             )
         return ""
 

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_dcn.interop import _torch_arrays
+from jax_dcn.interop._torch_advice import Outcome, advice
 from jax_dcn.interop._torch_arrays import Misfit
 from jax_dcn.interop._torch_names import (
     LEAVES,
     MASK_BRANCH,
-    OFFSET_BRANCH,
     Names,
-    common_prefix,
 )
 from jax_dcn.interop._torch_variables import Variable
 
@@ -61,14 +60,11 @@ class Conversion:
         self._weights, self._prefix, self._leave, self._convert = weights, prefix, leave, convert
         paths = [(*variable.modules, variable.leaf) for variable in variables]
         self._names = Names(weights, paths, prefix)
-        self._is_model = any(variable.module is not None for variable in variables)
         self._used: dict[str, str] = {}
         self._left: set[str] = set()
-        self._missing: list[list[str]] = []
-        self._branches: dict[str, tuple[int, ...]] = {}
+        self._missing: list[tuple[Variable, list[str]]] = []
+        self._misfits: list[tuple[Variable, Sequence[str], Misfit]] = []
         self._warned: set[str] = set()
-        self._misfits: dict[str, list[str]] = {"misshapen": [], "uncertain": []}
-        self._hints: dict[str, None] = {}
         self._check_leave(variables)
         self._check_convert([variable.path for variable in variables])
 
@@ -101,15 +97,12 @@ class Conversion:
             return variable.value
         if not names:
             expected = self._names.expected(variable.modules, variable.leaf)
-            self._missing.append(expected)
-            if variable.leaf == "kernel" and self._names.is_offset_branch(variable.modules):
-                self._branches[expected[0]] = np.shape(variable.value)
+            self._missing.append((variable, expected))
             return variable.value
         try:
             return self._filled(variable, names)
         except Misfit as misfit:
-            self._misfits[misfit.kind].append(f"{' with '.join(names)}: {misfit}")
-            self._hints[misfit.hint(self._names.is_offset_branch(variable.modules))] = None
+            self._misfits.append((variable, names, misfit))
             return variable.value
 
     def _filled(self, variable: Variable, names: Sequence[str]) -> np.ndarray:
@@ -198,12 +191,12 @@ class Conversion:
         Raises:
           ValueError: one error that lists everything that is wrong.
         """
-        report = Report(list(self._used), [names[0] for names in self._missing], self._unexpected())
-        problems = self._misfits
-        if strict or (not report.loaded_keys and self._missing):
-            missing = [" or ".join(names) for names in self._missing]
-            unexpected = report.unexpected_keys
-            problems = {"missing": missing, "unexpected": unexpected, **self._misfits}
+        missing = [names for _, names in self._missing]
+        report = Report(list(self._used), [names[0] for names in missing], self._unexpected())
+        problems = {kind: self._misfits_of(kind) for kind in ("misshapen", "uncertain")}
+        if strict or (not report.loaded_keys and missing):
+            lines = [" or ".join(names) for names in missing]
+            problems = {"missing": lines, "unexpected": report.unexpected_keys, **problems}
         lists = [
             f"{len(lines)} {kind}:\n  " + "\n  ".join(lines)
             for kind, lines in problems.items()
@@ -211,8 +204,23 @@ class Conversion:
         ]
         if lists:
             title = "The parameters do not fit the network."
-            raise ValueError("\n".join([title, *lists, *self._all_hints()]))
+            raise ValueError("\n".join([title, *lists, *advice(self._outcome())]))
         return report
+
+    def _misfits_of(self, kind: str) -> list[str]:
+        found = [(names, misfit) for _, names, misfit in self._misfits if misfit.kind == kind]
+        return [f"{' with '.join(names)}: {misfit}" for names, misfit in found]
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            self._weights,
+            self._names,
+            self._prefix,
+            self._used,
+            self._unexpected(),
+            self._missing,
+            self._misfits,
+        )
 
     def _unexpected(self) -> list[str]:
         known = self._left | self._used.keys()
@@ -235,53 +243,6 @@ class Conversion:
         """Whether `part` is in `name`, or begins with the prefix and is in the name after it."""
         is_whole = part.startswith(self._prefix) and f"{self._prefix}{name}".startswith(f"{part}.")
         return is_whole or _is_part(part, name)
-
-    def _all_hints(self) -> list[str]:
-        hints = []
-        start = len(self._prefix)
-        expected = {name[start:] for names in self._missing for name in names}
-        prefix = common_prefix(self._weights.keys() - self._used.keys(), expected)
-        if prefix and self._missing:
-            hints.append(
-                f"The names begin with `{prefix}`. "
-                f'With prefix="{prefix}" more of them may be found.'
-            )
-        else:
-            hints += self._branch_hints()
-        unexpected = self._unexpected()
-        if any(f"{name.removesuffix('bias')}weight" in self._used for name in unexpected):
-            hints.append(
-                "A layer has a bias here and none in the network: give it one with use_bias=True. "
-                "Deformable layers of the original's branch pytorch_1.0.0 add a bias even if they "
-                "were made with bias=False."
-            )
-        hints += filter(None, self._hints)
-        if self._misfits["uncertain"]:
-            model = "" if self._is_model else "give the NNX model itself rather than its state, "
-            hints.append(
-                f"Uncertain tensors: {model}say how to order the axes with convert=, or leave the "
-                "module with leave=."
-            )
-        return hints
-
-    def _branch_hints(self) -> list[str]:
-        """Advice for missing offset branches: they have another name in `weights`, or are not there."""
-        shapes = {name: self._weights[name].shape for name in self._unexpected()}
-        for name, (*size, channels, features) in self._branches.items():
-            alike = [n for n, shape in shapes.items() if shape == (features, channels, *size)]
-            for other in alike[:1]:
-                found, branch = (n.removesuffix("weight") for n in (other, name))
-                return [
-                    f"{other} has the shape of an offset branch: if it is {name}, give "
-                    f'rename={{r"^{re.escape(found)}": "{branch}"}}.'
-                ]
-        is_ordinary = all(_is_part(OFFSET_BRANCH, names[0]) for names in self._missing)
-        if self._missing and is_ordinary and not shapes:
-            return [
-                "Only offset branches are missing, as in weights of ordinary convolutions: give "
-                f'leave="{OFFSET_BRANCH}" to leave the branches as they are.'
-            ]
-        return []
 
 
 def _is_part(part: str, name: str) -> bool:

@@ -68,3 +68,84 @@ def test_a_layer_does_not_take_the_tensors_of_modules_inside():
     found, report = to_flax_and_report(weights, Derived())
     assert set(report.loaded_keys) == set(weights)
     np.testing.assert_array_equal(found["kernel"][...], convolution(weights["weight"]))
+
+
+# ---------------------------------------------------------------------------------------- advice
+
+
+def refusal(weights: dict, model, **options) -> str:
+    with pytest.raises(ValueError) as error:
+        to_flax(weights, model, **options)
+    return str(error.value)
+
+
+def option(message: str, name: str):
+    """The value of the option that a message says to give."""
+    return eval(message.partition(f"{name}=")[2].partition("\n")[0].removesuffix("."))
+
+
+def layer(**options) -> dcn_nnx.DeformConv:
+    return dcn_nnx.DeformConv(4, 5, 3, use_bias=False, mask_scale=2.0, rngs=rngs(), **options)
+
+
+PAIRS = [
+    "offset_conv modulator_conv",
+    "offset mask",
+    "p_conv m_conv",
+    "deform.conv_offset deform.conv_mask",
+]
+
+
+@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("parent", ["", "net.1."])
+def test_separate_branches_beside_the_layer_are_met_with_their_new_names(names, parent):
+    offset, mask = (f"{parent}{name}" for name in names.split())
+    shapes = {
+        f"{offset}.weight": (18, 4, 3, 3),
+        f"{offset}.bias": (18,),
+        f"{parent}deform.weight": (5, 4, 3, 3),
+    }
+    weights = tensors(shapes | {f"{mask}.weight": (9, 4, 3, 3), f"{mask}.bias": (9,)})
+    model = nnx.Dict(deform=layer())
+    model = nnx.Dict(net=nnx.List([nnx.Dict(), model])) if parent else model
+    message = refusal(weights, model)
+    assert "docs/checkpoints.md says how to reorder" in message and "version 1" not in message
+    found = to_flax(weights, model, rename=option(message, "rename"))
+    bias = (found["net"][1] if parent else found)["deform"]["offset_conv"]["bias"][...]
+    expected = np.concatenate([weights[f"{offset}.bias"], weights[f"{mask}.bias"]])
+    np.testing.assert_array_equal(bias, expected)
+
+
+def test_masks_that_stand_elsewhere_are_no_sign_of_version_1():
+    shapes = {f"deform.{name}": shape for name, shape in OFFSETS.items()}
+    weights = tensors(MASKS | shapes | {"deform.weight": (5, 4, 3, 3)})
+    message = refusal(weights, nnx.Dict(deform=layer()))
+    assert "version 1" not in message
+    assert option(message, "rename") == {r"^modulator_conv\.": "deform.modulator_conv."}
+
+
+def test_a_branch_without_a_bias_is_completed_by_zeros():
+    weights = tensors({"weight": (5, 4, 3, 3), "conv_offset.weight": (27, 4, 3, 3)})
+    message = refusal(weights, layer())
+    assert "leave=" not in message
+    zeros = eval(message.partition("add zeros, ")[2].removesuffix("."))
+    found = to_flax(weights | zeros, layer())["offset_conv"]
+    assert found["kernel"][...].all() and not found["bias"][...].any()
+
+
+def test_the_advice_to_leave_branches_keeps_those_in_the_file():
+    branch = {"a.conv_offset.weight": (27, 4, 3, 3), "a.conv_offset.bias": (27,)}
+    weights = tensors(branch | {"a.weight": (5, 4, 3, 3), "b.weight": (5, 4, 3, 3)})
+    model = nnx.Dict(a=layer(), b=layer())
+    leave = option(refusal(weights, model).partition(" to leave them")[0], "leave")
+    found = to_flax(weights, model, leave=leave)
+    assert found["a"]["offset_conv"]["kernel"][...].all()
+    assert not found["b"]["offset_conv"]["kernel"][...].any()
+
+
+def test_the_branch_of_the_nearest_name_is_pointed_out():
+    branches = {f"{block}.shift.weight": (27, 4, 3, 3) for block in "abc"}
+    biases = {f"{block}.shift.bias": (27,) for block in "abc"}
+    weights = tensors(branches | biases | {"b.deform.weight": (5, 4, 3, 3)})
+    message = refusal(weights, nnx.Dict(b=nnx.Dict(deform=layer())))
+    assert option(message, "rename") == {r"^b\.shift\.": "b.deform.offset_conv."}

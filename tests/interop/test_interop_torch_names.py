@@ -478,6 +478,25 @@ def test_a_wrong_prefix_is_said_with_the_right_one(strict, prefix):
         to_flax(weights, zeros("a.bias", "b.bias"), strict=strict, prefix=prefix)
 
 
+def test_a_prefix_that_finds_less_is_not_advised():
+    own = {"norm.weight": (3,), "fc.weight": (2, 3), "fc.bias": (2,)}
+    weights = tensors(own | {"aux.norm.weight": (3,), "aux.norm.bias": (3,)})
+    linear = nnx.Linear(3, 2, rngs=rngs())
+    model = nnx.Dict(norm=nnx.LayerNorm(3, rngs=rngs()), fc=linear)
+    with pytest.raises(ValueError, match=r"1 missing:\n  norm\.bias") as error:
+        to_flax(weights, model)
+    assert "prefix" not in str(error.value)
+
+
+def test_names_of_compiled_modules_are_met_with_the_remedy():
+    weights = tensors({"backbone._orig_mod.c.bias": (3,), "fc.bias": (3,)})
+    like = zeros("backbone.c.bias", "fc.bias")
+    with pytest.raises(ValueError, match="compiled modules do") as error:
+        to_flax(weights, like)
+    rename = str(error.value).partition("rename=")[2].removesuffix(".")
+    assert to_flax(weights, like, rename=eval(rename))["backbone"]["c"]["bias"].all()
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_weights_of_another_network_are_refused(strict):
     with pytest.raises(ValueError, match=r"1 missing:\n  a.bias\n1 unexpected:\n  other"):
