@@ -2,13 +2,13 @@
 """Plugins of jax2onnx: ONNX nodes for the primitives of this library, and for pooling in NHWC."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.extend.core
 import numpy as np
 import onnx_ir as ir
-from jax2onnx.plugins import plugin_system
+from jax2onnx.plugins import _axis0_utils, plugin_system
 from jax2onnx.plugins.jax.core import jit
 
 Shape = Sequence[Any]
@@ -152,6 +152,7 @@ def register() -> None:
     plugin_system.import_all_plugins()
     # jax2onnx 0.17 takes a name from `jax.core` that JAX 0.12 has in `jax.extend.core` only.
     jit.jcore = jax.extend.core
+    _axis0_utils.ensure_axis0_extent = _except_rows(_axis0_utils.ensure_axis0_extent)
     MaxPool.general = plugin_system.PLUGIN_REGISTRY["reduce_window_max"]
     plugins = {
         "deform_conv2d": DeformConv,
@@ -163,6 +164,16 @@ def register() -> None:
         plugins["stack"] = Stack
     for primitive, plugin in plugins.items():
         plugin_system.register_primitive(jaxpr_primitive=primitive)(plugin)
+
+
+def _except_rows(lengthen: Callable[..., Any]) -> Callable[..., Any]:
+    """`lengthen`, which in jax2onnx before 0.17 gives a wrong shape to a value that broadcasts."""
+
+    def lengthen_others(ctx: Any, value: Any, *rest: Any, **options: Any) -> Any:
+        broadcasts = value.shape is not None and tuple(value.shape)[:1] == (1,)
+        return value if broadcasts else lengthen(ctx, value, *rest, **options)
+
+    return lengthen_others
 
 
 def _check_maps(geometry: Any) -> None:
