@@ -39,11 +39,11 @@ def variables_of(style: str, name: str):
     if style == "linen":
         x = np.ones((1, 5, 6, 4), np.float32)
         return LinenBlock(name).init(jax.random.key(0), x)["params"]
-    return Block(name) if style == "nnx" else nnx.state(Block(name))
+    return nnx.state(Block(name)) if style == "nnx" else Block(name)
 
 
 @pytest.mark.parametrize("name", ["deform", "regular_conv"])
-@pytest.mark.parametrize("style", ["nnx", "state", "linen"])
+@pytest.mark.parametrize("style", ["nnx", "model", "linen"])
 def test_modules_with_the_names_of_a_branch_take_the_tensors_of_their_own_names(style, name):
     weights = tensors(OFFSETS | MASKS | {f"{name}.weight": (5, 4, 3, 3)})
     found = to_flax(weights, variables_of(style, name))
@@ -68,6 +68,21 @@ def test_a_layer_does_not_take_the_tensors_of_modules_inside():
     found, report = to_flax_and_report(weights, Derived())
     assert set(report.loaded_keys) == set(weights)
     np.testing.assert_array_equal(found["kernel"][...], convolution(weights["weight"]))
+
+
+@pytest.mark.parametrize("style", ["nnx", "linen"])
+def test_offsets_and_masks_of_separate_branches_train_slower(style):
+    marks = dcn_nnx.is_offset_branch(variables_of(style, "deform"))
+    assert all(jax.tree.leaves([marks["offset_conv"], marks["modulator_conv"]]))
+    assert not any(jax.tree.leaves(marks["deform"]))
+
+
+def test_the_items_of_a_linen_stack_train_slower():
+    params = {name: {"kernel": np.ones(2)} for name in ("conv_offset_0", "conv_offset_12", "conv")}
+    marks = dcn_linen.is_offset_branch(params)
+    assert [marks[name]["kernel"] for name in params] == [True, True, False]
+    with pytest.raises(ValueError, match="no parameter is in a module named 'conv_offset'"):
+        dcn_linen.is_offset_branch(params, names=["conv_offset"])
 
 
 # ---------------------------------------------------------------------------------------- advice

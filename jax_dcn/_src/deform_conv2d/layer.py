@@ -287,7 +287,10 @@ def positions(layer: DeformConvOptions, x: jax.Array, offset: jax.Array) -> jax.
     return shifted(found, (-pads[0], -pads[1]))
 
 
-_OFFSET_BRANCHES = ("offset_conv", "conv_offset", "conv_offset_mask")
+_OFFSET_BRANCHES = ("offset_conv", "conv_offset", "conv_offset_mask", "modulator_conv")
+
+# Linen's names of the items of a stack `conv_offset`.
+_ITEM = re.compile(r"conv_offset_\d+")
 
 
 @public("jax_dcn.layers")
@@ -298,7 +301,8 @@ def is_offset_branch(parameters: Any, names: Sequence[str] | None = None) -> Any
       parameters: Any tree of parameters: `nnx.state(model, nnx.Param)`, Linen's
         `variables["params"]`, or gradients of either.
       names: Names of the modules that predict offsets. `None`: `offset_conv`, and the names of
-        published networks, `conv_offset` and `conv_offset_mask`.
+        published networks, `conv_offset`, `conv_offset_mask` and `modulator_conv`, which predicts
+        masks; `conv_offset_0` and the like too, the layers of a stack in Linen.
 
     Returns:
       A tree of the same structure: `True` for a parameter inside a module of these names, `False`
@@ -339,9 +343,10 @@ def is_offset_branch(parameters: Any, names: Sequence[str] | None = None) -> Any
       >>> mask({"shift": jnp.ones(2), "kernel": jnp.ones(2)})
       {'kernel': False, 'shift': True}
     """
-    wanted = _OFFSET_BRANCHES if names is None else _as_names(names)
     leaves, tree = jax.tree_util.tree_flatten_with_path(parameters)
     found = {name for path, _ in leaves for name in _names(path)}
+    known = [*_OFFSET_BRANCHES, *filter(_ITEM.fullmatch, found)]
+    wanted = known if names is None else _as_names(names)
     absent = [name for name in wanted if name not in found]
     if leaves and (absent if names is not None else len(absent) == len(wanted)):
         raise ValueError(
