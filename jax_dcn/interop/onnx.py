@@ -81,11 +81,11 @@ def to_onnx(
     # Traced here, where Flax's layers are Flax's own: jax2onnx replaces them by its own layers, which
     # do not take all arguments of Flax's. Only XLA's CPU convolution profits from padded branches.
     with pads_offset_branch(False):
-        traced = jaxpr_as_fun(_trace(function, avals))
+        traced = _trace(function, avals)
     try:
-        return jax2onnx.to_onnx(traced, avals, opset=opset, **options)
+        return jax2onnx.to_onnx(jaxpr_as_fun(traced), avals, opset=opset, **options)
     except Exception as error:
-        if type(error).__name__ == "InconclusiveDimensionOperation":
+        if type(error).__name__ == "InconclusiveDimensionOperation" and _has_free_padding(traced):
             raise ValueError(
                 'inputs has sizes with a name that ONNX cannot compute with: padding="SAME" with '
                 "strides needs a known height and width, padding=1 does not."
@@ -117,6 +117,16 @@ def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:
                 "under nnx.jit does: write jax.jit for nnx.jit, or leave it out."
             ) from error
         raise
+
+
+def _has_free_padding(traced: Any) -> bool:
+    """Whether a padding in a traced function depends on a free size."""
+    for equation in traced.eqns:
+        padding = jax.tree.leaves(equation.params.get("padding"))
+        inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
+        if any(map(jax.export.is_symbolic_dim, padding)) or any(map(_has_free_padding, inner)):
+            return True
+    return False
 
 
 def _check_count(function: Callable[..., Any], avals: Sequence[Any], inputs: Any) -> None:

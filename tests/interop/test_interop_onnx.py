@@ -14,7 +14,7 @@ import jax_dcn
 import jax_dcn.linen
 from examples.imagenet.models import resnet
 from jax_dcn.interop import onnx as interop
-from jax_dcn.nnx import DCNv3, DeformConv, MSDeformAttn
+from jax_dcn.nnx import DCNv3, DCNv4, DeformConv, MSDeformAttn
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -179,6 +179,26 @@ SAMPLED = {
         [("n", 8, 9, 4), ("n", 5, 6, 2)],
         {},
     ),
+    "reflection": (
+        functools.partial(jax_dcn.grid_sample, mode="bicubic", padding_mode="reflection"),
+        [("n", 8, 9, 4), ("n", 5, 6, 2)],
+        {},
+    ),
+    "dcnv3": (
+        functools.partial(jax_dcn.dcnv3, strides=(1, 2), offset_scale=0.5),
+        [("n", 5, 7, 6), ("n", 5, 4, 3, 9, 2), ("n", 5, 4, 3, 9)],
+        {},
+    ),
+    "dcnv4": (
+        functools.partial(jax_dcn.dcnv4, groups=2, remove_center=True),
+        [(2, 5, 7, 6), (2, 5, 7, 48)],
+        {},
+    ),
+    "dcnv3_of_fixed_batch": (
+        jax_dcn.dcnv3,
+        [(2, 5, 7, 6), (2, 5, 7, 3, 9, 2), (2, 5, 7, 3, 9)],
+        {},
+    ),
     "attention": (ATTENTION, [("n", 26, 2, 3), ("n", "q", 2, 2, 3, 2), ("n", "q", 2, 2, 3)], {}),
     "opset_19": (ATTENTION, [(1, 26, 2, 3), (1, 7, 2, 2, 3, 2), (1, 7, 2, 2, 3)], dict(opset=19)),
     "no_batch_axis": (ATTENTION, [(26, 2, 3), ("q", 2, 2, 3, 2), ("q", 2, 2, 3)], {}),
@@ -210,22 +230,35 @@ def test_sums_of_samples_become_grid_sample_nodes(name):
 
 
 @exporter
-@pytest.mark.parametrize("name", ["MSDeformAttn", "DCNv3"])
+@pytest.mark.parametrize("name", ["MSDeformAttn", "DCNv3", "DCNv4"])
 def test_layers_on_sums_of_samples_export(name):
     if name == "MSDeformAttn":
         layer = MSDeformAttn(12, heads=2, levels=2, points=3, rngs=rngs())
         f = functools.partial(layer, spatial_shapes=MAPS)
         shapes = [("n", 7, 12), ("n", 7, 4), ("n", 26, 12)]
     else:
-        f = layer = DCNv3(12, groups=2, offset_scale=2.0, rngs=rngs())
+        kind = {"DCNv3": DCNv3, "DCNv4": DCNv4}[name]
+        f = layer = kind(12, groups=2, offset_scale=2.0, rngs=rngs())
         shapes = [("n", 5, 7, 12)]
-    branch = layer.sampling_offsets if name == "MSDeformAttn" else layer.offset
-    branch.kernel[...] = jnp.asarray(images(*branch.kernel.shape)) / 5
+    for _, parameter in nnx.to_flat_state(nnx.state(layer, nnx.Param)):
+        parameter[...] = jnp.asarray(images(*parameter.shape)) / 5
     arrays = [images(*(3 if size == "n" else size for size in shape)) for shape in shapes]
     model = interop.to_onnx(f, shapes)
+    check(model)
     np.testing.assert_allclose(
         run(model, *arrays), f(*map(jnp.asarray, arrays)), rtol=1e-5, atol=1e-5
     )
+
+
+@exporter
+@pytest.mark.parametrize("batch", [2, "n"])
+@pytest.mark.parametrize("f", [jax_dcn.sampling_positions, jax_dcn.offset_from_positions])
+def test_positions_export(f, batch):
+    f = functools.partial(f, kernel_size=(3, 2), strides=(2, 1), image_size=(9, 7))
+    model = interop.to_onnx(f, (batch, 5, 7, 2, 6, 2))
+    check(model)
+    x = images(2, 5, 7, 2, 6, 2)
+    np.testing.assert_allclose(run(model, x), f(jnp.asarray(x)), rtol=1e-5, atol=1e-5)
 
 
 @exporter
@@ -415,7 +448,17 @@ def test_the_legacy_boundary_is_not_exported():
         interop.to_onnx(legacy, [x, kernel, offset])
 
 
-def test_same_padding_with_strides_and_free_sizes_is_refused_in_a_sentence():
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_same_padding_with_strides_and_free_sizes_is_refused_in_a_sentence(transform):
     layer = DeformConv(4, 6, 3, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match='padding="SAME" with strides needs a known height'):
-        interop.to_onnx(layer, ("n", "height", "width", 4))
+        interop.to_onnx(transform(lambda x: layer(x)), ("n", "height", "width", 4))
+
+
+def test_free_sizes_that_fail_without_padding_keep_the_message_of_the_exporter(monkeypatch):
+    def compares(function, avals, **options):
+        return avals[0].shape[0] > 3
+
+    monkeypatch.setattr("jax2onnx.to_onnx", compares)
+    with pytest.raises(Exception, match="comparison 'n' > '3' is inconclusive"):
+        interop.to_onnx(jnp.sin, ("n", 2))

@@ -127,7 +127,9 @@ def _reflected(coordinate: jax.Array, size: int, align_corners: bool) -> jax.Arr
     distance = jnp.abs(coordinate - low)
     flips = jnp.floor(distance / span)
     rest = distance - flips * span
-    return jnp.where(flips % 2 == 0, rest, span - rest) + low
+    # Not `flips % 2`, which jax2onnx does not export for arrays of free size.
+    odd = flips - 2 * jnp.floor(flips / 2)
+    return jnp.where(odd == 0, rest, span - rest) + low
 
 
 # Each of these gives positions (y, x), `[..., T]`, and weights of the samples, for coordinates (y, x).
