@@ -112,12 +112,14 @@ class Conversion:
                 raise Misfit("uncertain", message)
             self._used[name] = variable.path
         arrays = [self._weights[name] for name in names]
-        if not all(np.issubdtype(array.dtype, np.floating) for array in arrays):
-            raise Misfit("misshapen", f"expected floating point, got {arrays[0].dtype}")
         self._check_mask_scale(variable, names)
         self._check_points(variable, names[0])
         weight = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return self._arranged(variable, names[0], weight).astype(variable.value.dtype)
+        value = self._arranged(variable, names[0], weight)
+        if not np.issubdtype(value.dtype, np.floating):
+            message = f"expected floating point, got {value.dtype}: scale the numbers by convert="
+            raise Misfit("misshapen", message)
+        return value.astype(variable.value.dtype)
 
     def _check_mask_scale(self, variable: Variable, names: Sequence[str]) -> None:
         """Refuses a wrong `mask_scale`: a branch `modulator_conv` makes masks `2 * sigmoid`."""

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +24,11 @@ _SAFETENSORS = {
     "BF16": jnp.bfloat16,
     "F8_E4M3": jnp.float8_e4m3fn,
     "F8_E5M2": jnp.float8_e5m2,
+    "F8_E4M3FNUZ": jnp.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": jnp.float8_e5m2fnuz,
+    "F8_E8M0": jnp.float8_e8m0fnu,
 }
-_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+_NARROW = re.compile("bfloat16|float8_.*")
 
 _LFS_POINTER = b"version https://git-lfs"
 _MARKUP = (b"<!doctype", b"<html", b"<?xml")
@@ -43,7 +47,7 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
         another. Without such an entry, the tensors of the file itself are the parameters.
 
     Returns:
-      Arrays by their PyTorch names. bfloat16 becomes float32.
+      Arrays by their PyTorch names. bfloat16 and floating point of 8 bits become float32.
 
     Raises:
       ImportError: if the package that reads the file is not installed.
@@ -96,7 +100,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
         except (NotImplementedError, RuntimeError, TypeError) as error:
             raise ValueError(f"{name} must be a dense tensor of numbers: {error}") from error
     array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.name in _NARROW else array
+    return array.astype(np.float32) if _NARROW.fullmatch(array.dtype.name) else array
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -110,7 +114,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged, or no .safetensors file: {error}.") from error
     return {
-        name: as_array(name, np.frombuffer(e["data"], _dtype(e["dtype"])).reshape(e["shape"]))
+        name: as_array(name, np.frombuffer(e["data"], _dtype(name, e["dtype"])).reshape(e["shape"]))
         for name, e in entries
     }
 
@@ -141,10 +145,14 @@ def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
 _READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".json": _read_index}
 
 
-def _dtype(name: str) -> np.dtype:
+def _dtype(tensor: str, name: str) -> np.dtype:
     """The dtype of a name in a `.safetensors` file, for example `F32`."""
     if name in _SAFETENSORS:
         return np.dtype(_SAFETENSORS[name])
+    if re.fullmatch(r"[IUFC](8|16|32|64)", name) is None:
+        raise ValueError(
+            f"{tensor} has the dtype {name}, which has no array: save the tensor in another dtype."
+        )
     return np.dtype(f"{name[0].lower()}{int(name[1:]) // 8}")
 
 
@@ -165,6 +173,11 @@ def _read_pickled(path: pathlib.Path, key: str | None) -> dict[str, np.ndarray]:
             "parameters as .safetensors."
         ) from error
     except (EOFError, RuntimeError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a program of TorchScript. If you trust its source, save its parameters, "
+                "torch.jit.load(path).state_dict(), with torch.save."
+            ) from error
         reason = str(error).split(". ")[0]
         raise ValueError(f"{path} is damaged, or no file of torch.save: {reason}.") from error
     entry, keys = (checkpoint, []) if key is None else (_entry(checkpoint, key, path), [key])

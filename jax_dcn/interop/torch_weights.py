@@ -98,7 +98,8 @@ def to_flax(
         applied before `prefix`.
       convert: A table of regular expressions and functions. The variables whose dotted path matches
         are filled with the function's result for their tensor: `{r"^pos_embed$": np.asarray}`
-        keeps the axes, `{r"\bup\.kernel$": transposed_convolution}` names the module.
+        keeps the axes, `{r"\bup\.kernel$": transposed_convolution}` names the module. A function
+        may also make floating point of a tensor of integers.
       strict: Whether all variables must be found, and all of `weights` used.
 
     Returns:

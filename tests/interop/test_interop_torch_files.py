@@ -122,6 +122,31 @@ def test_values_of_every_dtype_are_exact(dtype, suffix, tmp_path):
     assert found.dtype == ("float32" if narrow else dtype)
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"])
+def test_narrow_dtypes_become_float32(dtype, suffix, tmp_path):
+    pytest.importorskip("safetensors", "0.8", reason="knows the dtypes")
+    if not hasattr(torch, dtype):
+        pytest.skip(f"this torch has no {dtype}")
+    value = torch.tensor([1.0, 2.0, 0.5]).to(getattr(torch, dtype))
+    path = tmp_path / f"w.{suffix}"
+    (torch.save if suffix == "pth" else safetensors_torch.save_file)({"a": value}, path)
+    found = read_state_dict(path)["a"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [1, 2, 0.5])
+
+
+def test_a_dtype_without_an_array_is_named(tmp_path):
+    pytest.importorskip("safetensors", "0.8", reason="knows the dtype")
+    header = b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}'
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"0")
+    with pytest.raises(
+        ValueError, match=r"a has the dtype F4, .*: save the tensor in another dtype"
+    ):
+        read_state_dict(path)
+
+
 def test_a_key_without_effect_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors_torch.save_file(tensors(), path)
@@ -211,6 +236,14 @@ def test_a_file_that_begins_with_the_byte_of_a_bracket_is_no_web_page(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + value.tobytes())
     assert path.read_bytes()[:1] == b"<"
     np.testing.assert_array_equal(read_state_dict(path)["a"], value)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that TorchScript is old
+def test_a_program_of_torchscript_is_met_with_the_remedy(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.jit.trace(torch.nn.Linear(2, 3), torch.ones(1, 2)).save(path)
+    with pytest.raises(ValueError, match=r"TorchScript.*torch\.jit\.load\(path\)\.state_dict\(\)"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("content", [{"a": pathlib.PurePosixPath("x")}, torch.nn.Linear(2, 3)])

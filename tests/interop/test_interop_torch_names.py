@@ -357,6 +357,14 @@ def test_tensors_of_integers_do_not_fill_parameters():
         to_flax({"a.bias": np.ones(3, np.int8)}, zeros("a.bias"))
 
 
+def test_convert_makes_floating_point_of_tensors_of_integers():
+    weights, like = {"a.bias": np.array([1, -2, 3], np.int8)}, zeros("a.bias")
+    found = to_flax(weights, like, convert={"bias": lambda tensor: 0.5 * tensor})
+    np.testing.assert_array_equal(found["a"]["bias"], [0.5, -1, 1.5])
+    with pytest.raises(ValueError, match=r"a.bias: expected floating point, got int8"):
+        to_flax(weights, like, convert={"bias": np.asarray})
+
+
 # ---------------------------------------------------------------------------------------- options
 
 
