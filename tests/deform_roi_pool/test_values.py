@@ -141,6 +141,22 @@ def test_older_regions_are_not_aligned_and_have_a_pixel(name, implementation):
     assert_close(y, loops.deform_roi_align(*arrays, **options))
 
 
+@pytest.mark.parametrize("bins", [7, 14])
+def test_bins_of_whole_pixels_have_as_many_samples(bins, implementation):
+    x = np.random.default_rng(0).normal(size=(1, 100, 100, 1)).astype(np.float32)
+    f = functools.partial(
+        deform_roi_align,
+        x,
+        spatial_scale=1 / 4,
+        pooled_size=bins,
+        implementation=implementation,
+    )
+    for pixels in range(1, 100 // bins + 1):
+        roi = np.array([[0, 0, 0, 4 * pixels * bins, 4 * pixels * bins]], np.float32)
+        expected = f(roi, sampling_ratio=pixels)
+        np.testing.assert_allclose(f(roi, sampling_ratio=0), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_corners_are_rounded_away_from_zero_before_they_are_scaled(implementation):
     x = np.arange(20.0).reshape(1, 1, 20, 1)
     f = functools.partial(

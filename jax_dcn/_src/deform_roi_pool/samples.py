@@ -113,7 +113,11 @@ def _bins(
     """The start of each bin along `axis`, `[P_h, P_w, classes]`, and the size of a bin."""
     start, size = _extent(low, high, geometry)
     bins = geometry.pooled_size[axis]
-    bin_size = size / bins
+    # XLA multiplies by the reciprocal of a constant divisor, and may miss a whole number of pixels,
+    # which decides how many samples there are.
+    quotient = size / bins
+    whole = jnp.round(quotient)
+    bin_size = jnp.where(whole * bins == size, whole, quotient)
     index = np.arange(bins).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
     first = jnp.asarray(index, size.dtype) * bin_size + start
     return first + displacement * geometry.offset_scale * size, bin_size
