@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Exports functions and models to ONNX, and evaluates ONNX's operator `DeformConv`."""
 
+import contextlib
 import inspect
+import logging
 import numbers
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -83,7 +85,9 @@ def to_onnx(
     with pads_offset_branch(False):
         traced = _trace(function, avals)
     try:
-        return jax2onnx.to_onnx(jaxpr_as_fun(traced), avals, opset=opset, **options)
+        # Values without a type, which jax2onnx writes for free sizes, do no harm.
+        with _only_errors("onnx_ir.serde"):
+            return jax2onnx.to_onnx(jaxpr_as_fun(traced), avals, opset=opset, **options)
     except Exception as error:
         if type(error).__name__ == "InconclusiveDimensionOperation" and _has_free_padding(traced):
             raise ValueError(
@@ -103,8 +107,22 @@ def _import_jax2onnx() -> Any:
         raise ImportError(
             f"exporting to ONNX needs jax2onnx: pip install 'jax-dcn[onnx]' ({error})"
         ) from error
-    _jax2onnx.register()
+    # A plugin for another package, which does not work with this JAX, is no concern of an export.
+    with _only_errors("jax2onnx.plugins.plugin_system"):
+        _jax2onnx.register()
     return jax2onnx
+
+
+@contextlib.contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Silences the warnings of the logger `name`."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _trace(function: Callable[..., Any], avals: Sequence[Any]) -> Any:

@@ -3,6 +3,8 @@
 
 import functools
 import importlib.metadata
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -301,6 +303,22 @@ def test_a_model_is_written_by_path(tmp_path):
         np.testing.assert_allclose(
             run(onnx.load(path), x), layer(jnp.asarray(x)), rtol=1e-5, atol=1e-5
         )
+
+
+QUIET = """
+from flax import nnx
+from jax_dcn.interop.onnx import to_onnx
+from jax_dcn.nnx import DeformConv
+to_onnx(DeformConv(4, 6, 3, rngs=nnx.Rngs(0)), ("batch", "height", "width", 4))
+"""
+
+
+@exporter
+def test_the_first_export_logs_no_warnings():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", QUIET], capture_output=True, text=True, check=True
+    )
+    assert "Skipping" not in done.stderr and "is not known" not in done.stderr
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "batch", [(2, 3), None], [3.0], {"x": 1}, (-1, 2)])
