@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -57,9 +58,9 @@ class Loop {
     }
   }
 
-  // A worker takes the items of its own share, then what others have left of theirs. Call after
-  // call, an item so meets the same thread, whose cache may hold the data of the item. A few items
-  // for each worker are one share, so that the first items, which take longest, start first.
+  // A worker takes the items of its own share, then the remaining items of other shares. A share
+  // holds neighbouring items, so that a worker reads neighbouring data. A few items for each worker
+  // are one share, so that the first items, which take longest, start first.
   void Work() {
     const int64_t worker = worker_.fetch_add(1);
     if (worker >= workers_) return;  // an earlier loop of the call had more workers
@@ -129,22 +130,27 @@ class Executor::Team {
 
   // The work of a helper: loop after loop, until no loop comes.
   void Help() {
-    int64_t seen = 0;
-    while (SpinUntil([&] { return loops_.load() != seen; })) {
-      std::shared_ptr<Loop> loop;
-      {
-        std::lock_guard<std::mutex> lock(mutex_);
-        loop = loop_;
-        seen = loops_;
-      }
+    for (int64_t seen = 0;;) {
+      SpinUntil([&] { return loops_.load() != seen; });
+      const std::shared_ptr<Loop> loop = NextOrLeave(seen);
       if (loop == nullptr) return;
       loop->Work();
     }
-    std::lock_guard<std::mutex> lock(mutex_);
-    --helpers_;
   }
 
  private:
+  // The loop that came after `seen` loops. Without one, the helper leaves: under the lock, so that
+  // no loop begins that counts on the helper.
+  std::shared_ptr<Loop> NextOrLeave(int64_t& seen) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (loops_ == seen) {
+      --helpers_;
+      return nullptr;
+    }
+    seen = loops_;
+    return loop_;
+  }
+
   std::mutex mutex_;
   std::shared_ptr<Loop> loop_;  // the current one; none after the last
   std::atomic<int64_t> loops_{0};
@@ -161,8 +167,10 @@ void Executor::For(int64_t items, size_t scratch_bytes, Body body, const void* c
   const int64_t workers = std::max<int64_t>(1, std::min(items, workers_));
   auto loop = std::make_shared<Loop>(items, workers, scratch_bytes, body, context);
   const int64_t missing = team_->Begin(loop, workers - 1);
-  for (int64_t i = 0; i < missing; ++i) {
-    pool_.Schedule([team = team_] { team->Help(); });
+  try {
+    for (int64_t i = 0; i < missing; ++i) pool_.Schedule([team = team_] { team->Help(); });
+  } catch (const std::bad_alloc&) {
+    // The helpers that have started read the caller's stack, so the caller finishes the loop.
   }
   loop->Work();
   loop->Wait();
