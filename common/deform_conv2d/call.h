@@ -12,7 +12,7 @@
 namespace jax_dcn {
 
 // The arrays of the operator, in the order of the attribute `wrt`; kX to kMask are the primals.
-enum Array : int64_t { kX, kKernel, kOffset, kMask, kBias, kY };
+enum DeformConv2dArray : int64_t { kX, kKernel, kOffset, kMask, kBias, kY };
 
 class DeformConv2dCall : public OperatorCall {
  public:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jax_dcn import deform_conv2d, reference
-from jax_dcn._src.deform_conv2d.samples import sampling_positions
+from jax_dcn._src.deform_conv2d.samples import all_positions
 from tests.deform_conv2d import refusals
 from tests.deform_conv2d.cases import ARGUMENTS, CASES, WORKLOADS, Case
 from tests.laws import loops
@@ -58,7 +58,7 @@ CROWDED = Case("crowded", 2, (13, 11), 3, 4, kernel=(3, 2), padding="SAME")
 
 
 def crowd(arrays: tuple) -> tuple:
-    regular = sampling_positions(jnp.zeros(arrays[2].shape), CROWDED.kernel, CROWDED.geometry)
+    regular = all_positions(jnp.zeros(arrays[2].shape), CROWDED.kernel, CROWDED.geometry)
     return (*arrays[:2], np.asarray([5.3, 4.6] - np.asarray(regular), arrays[2].dtype), *arrays[3:])
 
 

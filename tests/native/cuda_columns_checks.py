@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_dcn import reference
 from jax_dcn._src.deform_conv2d import cuda as deform_conv2d_cuda
-from jax_dcn._src.deform_conv2d.samples import sampling_positions
+from jax_dcn._src.deform_conv2d.samples import all_positions
 from jax_dcn._src.operator import chunks
 from tests.deform_conv2d.cases import Case
 
@@ -51,7 +51,7 @@ def pointed(case: Case, offset: np.ndarray) -> np.ndarray:
     """Offsets with which all samples are taken at one place."""
     if "one_target" not in case.name:
         return offset
-    grid = sampling_positions(jnp.zeros(offset.shape), case.kernel, case.geometry)
+    grid = all_positions(jnp.zeros(offset.shape), case.kernel, case.geometry)
     return np.broadcast_to(np.array([1.25, 2.5]) - grid, offset.shape)
 
 

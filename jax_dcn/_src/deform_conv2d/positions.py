@@ -134,4 +134,4 @@ def _regular(
     none = jnp.zeros(
         (1,) * (array.ndim - 5) + (*array.shape[-5:-3], 1, array.shape[-2], 2), array.dtype
     )
-    return samples.sampling_positions(samples.shifted(none, shift), taps, geometry)
+    return samples.all_positions(samples.shifted(none, shift), taps, geometry)

@@ -12,7 +12,7 @@ from jax_dcn._src.sampling.positions import displaced, regular_grid
 from jax_dcn._src.sampling.window import Size
 
 
-def sampling_positions(offset: jax.Array, kernel_size: Size, geometry: ConvGeometry) -> jax.Array:
+def all_positions(offset: jax.Array, kernel_size: Size, geometry: ConvGeometry) -> jax.Array:
     """All samples, also samples outside the image: `[..., H_out, W_out, G, K, 2]`.
 
     The last axis is `(y, x)` in pixels of `x`. The result has the shape of `offset`.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 _X, _ROIS = "[N, H, W, C]", "[R, 5], (batch index, x1, y1, x2, y2)"
-MOST = 4096  # The kernels take at most so many bins, cells and samples along an axis.
+MOST_PER_AXIS = 4096  # The kernels take at most so many bins, cells and samples along an axis.
 
 
 @public("jax_dcn")
@@ -125,14 +125,14 @@ def deform_roi_pool(
       v2: More Deformable, Better Results", CVPR 2019.
     """
     x = array("x", x, _X)
-    pooled = integer("pooled_size", pooled_size, 1, MOST)
-    parts = pooled if part_size is None else integer("part_size", part_size, 1, MOST)
+    pooled = integer("pooled_size", pooled_size, 1, MOST_PER_AXIS)
+    parts = pooled if part_size is None else integer("part_size", part_size, 1, MOST_PER_AXIS)
     geometry = RoIGeometry(
         spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=(pooled, pooled),
-        samples=integer("samples_per_part", samples_per_part, 1, MOST),
+        samples=integer("samples_per_part", samples_per_part, 1, MOST_PER_AXIS),
         offset_scale=finite("trans_std", trans_std),
-        group_size=integer("group_size", group_size, 1, MOST),
+        group_size=integer("group_size", group_size, 1, MOST_PER_AXIS),
     )
     _check_effect("trans_std", geometry, offset)
     if offset is None and geometry.offset_scale != 0:
@@ -204,7 +204,10 @@ def deform_roi_align(
       (1, 7, 5, 64)
     """
     height, width = positive_pair("pooled_size", pooled_size)
-    pooled = integer("pooled_size", height, 1, MOST), integer("pooled_size", width, 1, MOST)
+    pooled = (
+        integer("pooled_size", height, 1, MOST_PER_AXIS),
+        integer("pooled_size", width, 1, MOST_PER_AXIS),
+    )
     if is_integer(sampling_ratio) and sampling_ratio == -1:
         raise ValueError(
             "sampling_ratio must be an integer >= 0, got -1: torchvision's -1 is 0 here."
@@ -212,7 +215,7 @@ def deform_roi_align(
     geometry = RoIGeometry(
         spatial_scale=finite("spatial_scale", spatial_scale),
         pooled_size=pooled,
-        samples=integer("sampling_ratio", sampling_ratio, 0, MOST),
+        samples=integer("sampling_ratio", sampling_ratio, 0, MOST_PER_AXIS),
         offset_scale=finite("gamma", gamma),
         aligned=True,
     )

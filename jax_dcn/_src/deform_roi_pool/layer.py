@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_dcn._src import arguments
-from jax_dcn._src.deform_roi_pool.function import MOST, deform_roi_align, deform_roi_pool, regions
+from jax_dcn._src.deform_roi_pool.function import (
+    MOST_PER_AXIS,
+    deform_roi_align,
+    deform_roi_pool,
+    regions,
+)
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
@@ -43,8 +48,10 @@ def check_options(layer: DeformRoIPoolOptions) -> None:
     for name in ("output_dim", "hidden_features"):
         arguments.positive(name, getattr(layer, name))
     for name in ("pooled_size", "group_size"):
-        arguments.integer(name, getattr(layer, name), 1, MOST)
-    arguments.integer("samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1, MOST)
+        arguments.integer(name, getattr(layer, name), 1, MOST_PER_AXIS)
+    arguments.integer(
+        "samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1, MOST_PER_AXIS
+    )
     for name in ("spatial_scale", "trans_std"):
         arguments.finite(name, getattr(layer, name))
     arguments.optional_dtype("dtype", layer.dtype)

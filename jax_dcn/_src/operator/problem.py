@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-Arrays = tuple[np.ndarray, ...]
+NumPyArrays = tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class KnownResult:
     """
 
     title: str
-    arrays: Callable[[], Arrays]
+    arrays: Callable[[], NumPyArrays]
     result: Callable[[], np.ndarray]
 
 
@@ -36,7 +36,7 @@ class Problem:
     """
 
     function: Callable[..., jax.Array]
-    arrays: Callable[[np.dtype], Arrays]
+    arrays: Callable[[np.dtype], NumPyArrays]
     known: KnownResult | None = None
 
 

@@ -27,7 +27,7 @@ def output_size(
 ) -> tuple[int, int]:
     """Number of output positions `(height, width)`; not positive where the kernel does not fit."""
     height, width = (
-        (size + sum(pads) - _reach(taps, dilation)) // stride + 1
+        (size + sum(pads) - _reach_along(taps, dilation)) // stride + 1
         for size, pads, taps, dilation, stride in zip(
             image_size, padding, kernel_size, kernel_dilation, strides, strict=True
         )
@@ -58,7 +58,7 @@ def explicit_padding(
     if not isinstance(written, str):
         return written
     pads = _named_padding(written, image_size, kernel_size, strides, kernel_dilation)
-    reaches = map(_reach, kernel_size, kernel_dilation)
+    reaches = reach(kernel_size, kernel_dilation)
     (top, bottom), (left, right) = map(_known, pads, reaches, (written, written))
     return (top, bottom), (left, right)
 
@@ -84,7 +84,7 @@ def written_padding(
 
 def reach(kernel_size: Size, kernel_dilation: Size) -> tuple[int, ...]:
     """Pixels from the first to the last tap, `(height, width)`."""
-    return tuple(map(_reach, kernel_size, kernel_dilation))
+    return tuple(map(_reach_along, kernel_size, kernel_dilation))
 
 
 def free_shift(
@@ -106,7 +106,7 @@ def free_shift(
     return known[0][0] - exact[0][0], known[1][0] - exact[1][0]
 
 
-def _reach(taps: int, dilation: int) -> int:
+def _reach_along(taps: int, dilation: int) -> int:
     return dilation * (taps - 1) + 1
 
 
