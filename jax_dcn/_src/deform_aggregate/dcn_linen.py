@@ -55,8 +55,9 @@ def _mixed(layer: Any, y: jax.Array, x: jax.Array, features: jax.Array) -> jax.A
 
 
 def _sow_samples(layer: Any, x: jax.Array, offset: jax.Array, mask: jax.Array) -> None:
-    for name, value in layers.sown(layer, x, offset, mask).items():
-        layer.sow("intermediates", name, value)
+    if layer.is_mutable_collection("intermediates"):
+        for name, value in layers.sown(layer, x, offset, mask).items():
+            layer.sow("intermediates", name, value)
 
 
 @public("jax_dcn.linen")

@@ -151,9 +151,10 @@ class DeformConv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        self.sow("intermediates", "offset", offset)
-        self.sow("intermediates", "mask", mask)
-        self.sow("intermediates", "sampling_positions", layers.positions(self, x, offset))
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "offset", offset)
+            self.sow("intermediates", "mask", mask)
+            self.sow("intermediates", "sampling_positions", layers.positions(self, x, offset))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return layers.convolve(self, x, kernel, offset, mask, bias)
 
