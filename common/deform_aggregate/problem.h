@@ -30,7 +30,8 @@ struct DeformAggregateProblem {
 
   int64_t group_channels() const { return channels / groups; }
   int64_t image_size() const { return pixels * channels; }
-  // Index in `weights` of the first sample of a query's group; half of its index in `positions`.
+  // Index in `weights` of the first sample of a query's group. In `positions`, the sample begins at
+  // twice this index.
   int64_t SampleIndex(int64_t image, int64_t query, int64_t group) const {
     return ((image * queries + query) * groups + group) * samples;
   }

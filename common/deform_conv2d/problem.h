@@ -44,7 +44,7 @@ struct DeformConv2dProblem {
   JAX_DCN_INLINE int64_t group_channels() const { return channels / geometry.feature_groups; }
   JAX_DCN_INLINE int64_t group_features() const { return features / geometry.feature_groups; }
   JAX_DCN_INLINE int64_t offset_group_channels() const { return channels / offset_groups; }
-  // Positions of a sample's data in `mask`, and half of that in `offset`.
+  // Index of a sample in `mask`. In `offset`, the sample begins at twice this index.
   JAX_DCN_INLINE int64_t SampleIndex(int64_t pixel, int64_t group, int64_t tap) const {
     return (pixel * offset_groups + group) * taps() + tap;
   }

@@ -51,7 +51,7 @@ struct DeformRoIPoolProblem {
     return row * geometry.group_size +
            BinOf(1, bin) * geometry.group_size / geometry.pooled_size[1];
   }
-  // Position of a bin's displacement in `offset`, halved.
+  // Half the index of a bin's displacement in `offset`.
   JAX_DCN_INLINE int64_t OffsetIndex(int64_t region, int64_t bin, int64_t group) const {
     const int64_t row = BinOf(0, bin) * parts[0] / geometry.pooled_size[0];
     const int64_t column = BinOf(1, bin) * parts[1] / geometry.pooled_size[1];

@@ -26,7 +26,7 @@ class Refusal : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// Runs the body of a handler; nothing that it throws reaches XLA.
+// Runs the body of a handler; no std::exception of the body reaches XLA.
 template <typename F>
 ffi::Error Guarded(const F& body) {
   try {

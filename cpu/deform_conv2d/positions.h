@@ -13,7 +13,8 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// The fewest positions that are placed at once, where neighbouring pixels have theirs in order.
+// The fewest positions that are placed at once, where the positions of neighbouring pixels are
+// contiguous.
 constexpr int64_t kPlacedTogether = 64;
 
 // The positions of samples that follow each other: places in the grid, plus displacements.

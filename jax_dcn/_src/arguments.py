@@ -119,7 +119,8 @@ def finite(name: str, value: Any) -> float:
     """The argument `name` as a finite number."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
     if not is_number or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        hint = " Options are Python numbers." if isinstance(value, jax.Array) else ""
+        raise ValueError(f"{name} must be a finite number, got {value!r}.{hint}")
     return float(value)
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Deformable aggregation by the C++ kernels: one XLA call each for forward, tangent and backward."""
+"""Deformable aggregation by native kernels: one XLA call each for forward, tangent and backward.
+
+The kernels of CUDA have the same call for the forward pass and the tangent.
+"""
 
 from typing import Any
 

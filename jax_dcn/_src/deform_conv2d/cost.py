@@ -151,7 +151,7 @@ def _named_paths() -> dict[str, str]:
 
 
 def gpu_here() -> Gpu:
-    """The figures for the first GPU of this process; without a GPU, for compute capability 9.0."""
+    """The figures for the first GPU of all processes; without a GPU, for compute capability 9.0."""
     return gpus.entry(GPUS)
 
 

@@ -78,6 +78,7 @@ def deform_conv2d(
       precision: Precision of the matrix products on XLA, as in `jax.lax`. The native CPU kernels
         compute at full precision, with one exception: by default, some processors round sampled
         columns of bfloat16 images to bfloat16; `"high"` and `"highest"` keep columns in float32.
+        CUDA kernels multiply float32 as TF32 by default, as XLA does; not with `"highest"`.
       implementation: `"native"` (the C++ kernel on CPU, CUDA on GPU), `"xla"`, or a sequence of
         these to try in order. `None` takes the best that can run.
 

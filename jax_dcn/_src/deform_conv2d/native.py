@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Deformable convolution by the C++ kernels: one XLA call each for forward, tangent and backward.
+"""Deformable convolution by native kernels: one XLA call each for forward, tangent and backward.
+
+The fused kernels of CUDA have the same call for the forward pass.
 
 The kernels sum in the dtype of `offset`. By default, processors that multiply bfloat16 round the
 sampled columns of bfloat16 images to bfloat16; a higher `precision` keeps the columns in float32.

@@ -103,7 +103,7 @@ class Split:
             in_specs=self.operand_specs,
             out_specs=self.result_specs,
             axis_names=set(self.mesh.explicit_axes),
-            check_vma=False,  # XLA cannot know that sums of equal things are equal
+            check_vma=False,  # JAX does not know that a sum over devices is the same on all
         )
 
     def _once(self, array: str, operand: jax.Array) -> jax.Array:
