@@ -95,6 +95,31 @@ class DeformAggregate(plugin_system.PrimitiveLeafPlugin):
         _bind(ctx, eqn, y)
 
 
+class RoIAlign(plugin_system.PrimitiveLeafPlugin):
+    """`deform_roi_pool` as a RoiAlign node, where the primitive is no more than RoIAlign."""
+
+    def lower(self, ctx: Any, eqn: Any) -> None:
+        """Appends the nodes that compute `eqn` to the graph of `ctx`."""
+        geometry, (x, rois, offset, mask) = eqn.params["geometry"], eqn.invars
+        _check_regions(geometry, offset.aval.shape[1], mask.aval.shape[1])
+        image, regions = ctx.get_value_for_var(x), ctx.get_value_for_var(rois)
+        indices = _reshape(ctx, _slice(ctx, regions, 0, 1, axis=1), [-1])
+        y = _node(
+            ctx,
+            "RoiAlign",
+            _transpose(ctx, _cast(ctx, image, regions.dtype), _CHANNELS_FIRST),
+            _slice(ctx, regions, 1, 4, axis=1),
+            _cast(ctx, indices, ir.DataType.INT64),
+            dtype=regions.dtype,
+            output_height=geometry.pooled_size[0],
+            output_width=geometry.pooled_size[1],
+            sampling_ratio=geometry.samples,
+            spatial_scale=geometry.spatial_scale,
+            coordinate_transformation_mode="half_pixel",
+        )
+        _bind(ctx, eqn, _cast(ctx, _channels_last(ctx, eqn, y), image.dtype))
+
+
 class Stack(plugin_system.PrimitiveLeafPlugin):
     """`stack` of newer JAX, which older versions of jax2onnx do not have."""
 
@@ -157,6 +182,7 @@ def register() -> None:
     plugins = {
         "deform_conv2d": DeformConv,
         "deform_aggregate": DeformAggregate,
+        "deform_roi_pool": RoIAlign,
         "reduce_window_max": MaxPool,
         "name": Name,
     }
@@ -184,6 +210,18 @@ def _check_maps(geometry: Any) -> None:
     if not all(isinstance(size, int) for shape in geometry.shapes for size in shape):
         raise NotImplementedError(
             "ONNX needs the height and width of a sampled map: give them as numbers in inputs."
+        )
+
+
+def _check_regions(geometry: Any, parts: int, bins: int) -> None:
+    if not geometry.aligned:
+        raise NotImplementedError(
+            "ONNX has no deform_roi_pool: export the network up to the pooling, and from there on."
+        )
+    if parts or bins:
+        raise NotImplementedError(
+            "ONNX has deform_roi_align without offset and mask only: export the network up to the "
+            "pooling, and from there on."
         )
 
 

@@ -34,11 +34,12 @@ def to_onnx(
     opset: int = OPSET,
     **options: Any,
 ) -> Any:
-    """Exports a function or a Flax module, its operators as `DeformConv` and `GridSample` nodes.
+    """Exports a function or a Flax module, its operators as nodes of ONNX's own operators.
 
     `deform_conv2d` becomes a `DeformConv` node. `deform_aggregate`, and with it `ms_deform_attn`,
     `dcnv3`, `dcnv4` and `grid_sample`, becomes a `GridSample` node for each map and a weighted sum of
-    the samples; the sizes of the maps must be known. jax2onnx writes all other nodes. Installed by
+    the samples; the sizes of the maps must be known. `deform_roi_align` without `offset` and `mask`
+    becomes a `RoiAlign` node. jax2onnx writes all other nodes. Installed by
     `pip install 'jax-dcn[onnx]'`.
 
     Args:
@@ -47,7 +48,8 @@ def to_onnx(
         argument needs no list. A size with a name is free: `("batch", "height", "width", 3)`. With
         free height and width, `padding="SAME"` needs strides of 1.
       path: The file to write. `None` returns the model.
-      opset: Version of ONNX's operators, at least 19.
+      opset: Version of ONNX's operators, at least 19. ONNX Runtime has no RoiAlign of 22 on the CPU:
+        export `deform_roi_align` with `opset=21`.
       options: Options of `jax2onnx.to_onnx`: `inputs_as_nchw=[0]`, `input_names` and others.
 
     Returns:
@@ -56,11 +58,16 @@ def to_onnx(
 
     Raises:
       ImportError: without jax2onnx.
-      NotImplementedError: for `boundary="legacy"`, which ONNX does not have, and for sampled maps whose
-        height or width is free.
+      NotImplementedError: for `boundary="legacy"`, `deform_roi_pool`, and `deform_roi_align` with
+        `offset` or `mask`, which ONNX does not have, and for sampled maps whose height or width is
+        free.
       ValueError: for an `opset` below 19, for `inputs` that are no shapes or that the function does
         not take, for a `path` that is none, for a model in training mode, and for a Linen module
         without its parameters.
+
+    Note:
+      ONNX Runtime refuses regions of `deform_roi_align` that have no image or are not finite and,
+      with `sampling_ratio=0`, regions whose corners are reversed.
 
     Examples:
       A layer, for batches of any size, in a file::

@@ -264,6 +264,52 @@ def test_positions_export(f, batch):
 
 
 @exporter
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_regions_become_a_roi_align_node(aligned, sampling_ratio, dtype):
+    f = functools.partial(
+        jax_dcn.deform_roi_align,
+        spatial_scale=1 / 8,
+        pooled_size=(3, 2),
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
+    shapes = [jax.ShapeDtypeStruct((2, 13, 17, 5), dtype), ("regions", 5)]
+    # ONNX Runtime has no RoiAlign of version 22 on the CPU.
+    model = interop.to_onnx(f, shapes, opset=21)
+    check(model)
+    assert [node.op_type for node in model.graph.node].count("RoiAlign") == 1
+    random = np.random.default_rng(1)
+    centre, size = random.uniform(-40, 180, (50, 2)), random.uniform(0, 120, (50, 2))
+    size[:5] = 0
+    corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    rois = np.concatenate([np.arange(50)[:, None] % 2, corners], axis=1).astype(np.float32)
+    x = images(2, 13, 17, 5).astype(dtype)
+    y = f(jnp.asarray(x), jnp.asarray(rois))
+    assert np.ptp(y) > 1
+    error = 1e-5 if dtype == np.float32 else 2e-3
+    np.testing.assert_allclose(run(model, x, rois), y, rtol=error, atol=error)
+
+
+@exporter
+@pytest.mark.parametrize("operand", ["offset", "mask", "deform_roi_pool"])
+def test_regions_that_onnx_does_not_have_are_refused_in_a_sentence(operand):
+    arrays = dict(offset=jnp.zeros((3, 2, 2, 1, 2)), mask=jnp.ones((3, 2, 2)))
+    f = functools.partial(jax_dcn.deform_roi_align, spatial_scale=1.0, pooled_size=2)
+    message = "ONNX has deform_roi_align without offset and mask only"
+    if operand in arrays:
+        f = functools.partial(f, **{operand: arrays[operand]})
+    else:
+        f = functools.partial(
+            jax_dcn.deform_roi_pool, spatial_scale=1.0, pooled_size=2, output_dim=4
+        )
+        message = "ONNX has no deform_roi_pool: export the network up to"
+    with pytest.raises(NotImplementedError, match=message):
+        interop.to_onnx(f, [(1, 8, 9, 4), (3, 5)])
+
+
+@exporter
 def test_maps_of_free_size_are_refused_in_a_sentence():
     with pytest.raises(NotImplementedError, match="height and width of a sampled map"):
         interop.to_onnx(jax_dcn.grid_sample, [(1, "h", "w", 4), (1, 5, 6, 2)])
