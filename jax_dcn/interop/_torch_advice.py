@@ -120,11 +120,9 @@ def _ordinary(outcome: Outcome) -> list[str]:
 
 
 def _is_there(outcome: Outcome, branch: Sequence[str]) -> bool:
-    """Whether a module is no offset branch, or is one with a tensor in `weights`."""
+    """Whether a module is in no offset branch, or is one with a tensor in `weights`."""
     find = outcome.names.find
-    return not outcome.names.is_offset_branch(branch) or any(
-        find(branch, leaf) for leaf in ("kernel", "bias")
-    )
+    return OFFSET_BRANCH not in branch or any(find(branch, leaf) for leaf in ("kernel", "bias"))
 
 
 def _branch_without_bias(outcome: Outcome) -> list[str]:
@@ -133,13 +131,15 @@ def _branch_without_bias(outcome: Outcome) -> list[str]:
         for variable, _ in outcome.missing
         if variable.leaf == "bias" and outcome.is_branch(variable)
     ]
-    biases = {
+    sizes = {
         f"{name.removesuffix('weight')}bias": len(outcome.weights[name])
         for names in kernels
         for name in names
     }
-    table = ", ".join(f'"{name}": np.zeros({size})' for name, size in biases.items())
-    return [f"Offset branches in weights have no bias: add zeros, {{{table}}}."] if table else []
+    absent = {name: size for name, size in sizes.items() if name not in outcome.weights}
+    table = ", ".join(f'"{name}": np.zeros({size})' for name, size in absent.items())
+    zeros = f"Offset branches in weights have no bias: add zeros, weights |= {{{table}}}."
+    return [zeros] if absent else []
 
 
 def _layer_without_bias(outcome: Outcome) -> list[str]:

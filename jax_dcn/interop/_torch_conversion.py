@@ -58,25 +58,27 @@ class Conversion:
         if prefix and any(name.startswith(f"{prefix}.") for name in weights):
             prefix = f"{prefix}."
         self._weights, self._prefix, self._leave, self._convert = weights, prefix, leave, convert
-        paths = [(*variable.modules, variable.leaf) for variable in variables]
-        self._names = Names(weights, paths, prefix)
+        self._names = Names(weights, [(*v.modules, v.leaf) for v in variables], prefix)
         self._used: dict[str, str] = {}
         self._left: set[str] = set()
         self._missing: list[tuple[Variable, list[str]]] = []
         self._misfits: list[tuple[Variable, Sequence[str], Misfit]] = []
         self._warned: set[str] = set()
+        paths = [variable.path for variable in variables]
+        # The names in `leave` that are of PyTorch alone.
+        self._foreign = [part for part in leave if not self._is_in(part, paths)]
         self._check_leave(variables)
-        self._check_convert([variable.path for variable in variables])
+        self._check_convert(paths)
 
     def _check_leave(self, variables: Sequence[Variable]) -> None:
         names = [name for variable in variables for name in self._all_names(variable)]
         start = len(self._prefix)
         names += [name[start:] for name in self._weights if name.startswith(self._prefix)]
         for part in self._leave:
-            if not any(self._is_left_by(part, name) for name in names):
+            if not self._is_in(part, names):
                 raise ValueError(
                     f"leave names {part!r}, which is no module of the network, nor of weights "
-                    "under the prefix: see the names in weights and the paths of like."
+                    "under the prefix: leave the name out, or give one of theirs."
                 )
 
     def _check_convert(self, paths: Sequence[str]) -> None:
@@ -92,7 +94,7 @@ class Conversion:
         if not variable.is_parameter:
             return variable.value
         names = self._names.find(variable.modules, variable.leaf)
-        if any(map(self._is_left, self._all_names(variable))):
+        if self._is_variable_left(variable, names):
             self._left.update(names)
             return variable.value
         if not names:
@@ -238,8 +240,22 @@ class Conversion:
         names = self._names.find(*path) or self._names.expected(*path)
         return [variable.path, *(name.removeprefix(self._prefix) for name in names)]
 
+    def _is_variable_left(self, variable: Variable, found: Sequence[str]) -> bool:
+        """Whether `leave` names a variable as Flax does, or as PyTorch does.
+
+        Of a variable that is not in `weights`, the name in PyTorch is not certain: the name of a
+        Flax module names only this module.
+        """
+        path, *names = self._all_names(variable)
+        if self._is_left(path) or (found and any(map(self._is_left, names))):
+            return True
+        return any(self._is_in(part, names) for part in self._foreign)
+
     def _is_left(self, name: str) -> bool:
         return any(self._is_left_by(part, name) for part in self._leave)
+
+    def _is_in(self, part: str, names: Collection[str]) -> bool:
+        return any(self._is_left_by(part, name) for name in names)
 
     def _is_left_by(self, part: str, name: str) -> bool:
         """Whether `part` is in `name`, or begins with the prefix and is in the name after it."""

@@ -143,9 +143,16 @@ def test_a_branch_without_a_bias_is_completed_by_zeros():
     weights = tensors({"weight": (5, 4, 3, 3), "conv_offset.weight": (27, 4, 3, 3)})
     message = refusal(weights, layer())
     assert "leave=" not in message
-    zeros = eval(message.partition("add zeros, ")[2].removesuffix("."))
+    zeros = option(message, r"weights |")
     found = to_flax(weights | zeros, layer())["offset_conv"]
     assert found["kernel"][...].all() and not found["bias"][...].any()
+
+
+def test_only_the_bias_that_is_not_there_is_completed():
+    shapes = {"weight": (5, 4, 3, 3), **OFFSETS, "modulator_conv.weight": (9, 4, 3, 3)}
+    zeros = option(refusal(tensors(shapes), layer()), r"weights |")
+    assert set(zeros) == {"modulator_conv.bias"}
+    to_flax(tensors(shapes) | zeros, layer())
 
 
 def test_the_advice_to_leave_branches_keeps_those_in_the_file():

@@ -416,6 +416,12 @@ def test_a_name_with_the_prefix_leaves_the_one_module_of_this_name():
     assert found["aux"]["fc"]["bias"].all() and not found["fc"]["bias"].any()
 
 
+def test_a_missing_module_is_not_left_by_the_name_of_another():
+    like = zeros("conv.bias", "conv_1.bias", "fc.bias")  # `conv_1` may be `conv.1` in PyTorch.
+    _, report = to_flax_and_report(tensors({"fc.bias": (3,)}), like, leave="conv", strict=False)
+    assert report.missing_keys == ["conv_1.bias"]
+
+
 @pytest.mark.parametrize("leave", ["module", "head.a", "b"])
 def test_a_name_that_leaves_nothing_is_refused(leave):
     weights = tensors({"module.a.bias": (3,), "head.a.bias": (3,)})
