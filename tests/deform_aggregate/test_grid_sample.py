@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`grid_sample` equals `torch.nn.functional.grid_sample`, and refuses bad input in words."""
 
+import functools
 import itertools
 import re
 
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
+import jax_dcn
 from jax_dcn import grid_sample
 from jax_dcn._src.deform_aggregate.grid_sample import MODES, PADDING_MODES
 
@@ -47,6 +50,29 @@ def test_images_of_one_pixel_are_reflected_into_it():
     np.testing.assert_allclose(y, np.broadcast_to(X[:, :1, :1], y.shape), atol=1e-14)
 
 
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES)
+def test_infinite_positions_give_numbers_and_finite_gradients(mode, padding_mode):
+    grid = np.where(np.arange(4)[:, None, None] == 1, [np.inf, -3e38], GRID[0]).astype(np.float32)
+    f = lambda x: grid_sample(x, grid, mode=mode, padding_mode=padding_mode)
+    y, vjp = jax.vjp(f, X[0].astype(np.float32))
+    (gradient,) = vjp(jnp.ones_like(y))
+    assert jnp.isfinite(y).all() and jnp.isfinite(gradient).all()
+    if padding_mode == "zeros":
+        assert not y[1].any()
+
+
+@pytest.mark.parametrize("mode, padding_mode, align_corners", OPTIONS)
+def test_an_exported_program_samples_images_of_one_pixel(mode, padding_mode, align_corners):
+    options = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+    f = jax.jit(functools.partial(grid_sample, **options))
+    height, width = export.symbolic_shape("h, w")
+    types = [jax.ShapeDtypeStruct((height, width, 3), X.dtype), jax.typeof(jnp.asarray(GRID[0]))]
+    program = export.export(f, disabled_checks=jax_dcn.export_disabled_checks)(*types)
+    for x in (X[0], X[0, :1], X[0, :1, :1]):
+        np.testing.assert_allclose(program.call(x, GRID[0]), f(x, GRID[0]), atol=1e-12)
+
+
 def test_batch_axes_are_free():
     y = grid_sample(X[0], GRID[0])
     stacked = grid_sample(X[:1, None, None], GRID[:1, None, None])
@@ -61,6 +87,7 @@ WRONG = {
     "empty": (dict(x=X[:, :0]), "x must be [..., H, W, C] with pixels and channels"),
     "grid": (dict(grid=GRID[0]), "grid must be [..., Ho, Wo, 2] with the batch axes (2,) of x"),
     "grid axis": (dict(grid=GRID[..., :1]), "grid must be [..., Ho, Wo, 2]"),
+    "volume": (dict(grid=GRID[..., [0, 1, 1]]), "(2, 4, 6, 3). Volumes are not sampled."),
     "grid batch": (dict(grid=GRID[1:]), "grid must be [..., Ho, Wo, 2]"),
     "dtype": (dict(grid=GRID > 0), "grid must have a dtype of"),
     "mode": (dict(mode="linear"), "mode must be one of ('bilinear', 'nearest', 'bicubic')"),

@@ -14,7 +14,7 @@ from jax_dcn._src.deform_aggregate.function import deform_aggregate
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.operator.merging import merged, parted, whole
-from jax_dcn._src.operator.sizes import fits
+from jax_dcn._src.operator.sizes import fits, is_free
 from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection")
+
+_FARTHEST = 2.0**30  # pixels: further than any pixel
 
 
 @public("jax_dcn")
@@ -60,7 +62,8 @@ def grid_sample(
 
     Note:
       Values and gradients equal PyTorch's, except for a position that is NaN, which gives NaN here,
-      and for a position exactly one pixel before the first, where the gradient is zero here.
+      for an infinite position, which gives a number here in every mode, and for a position exactly
+      one pixel before the first, where the gradient is zero here.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
@@ -96,9 +99,10 @@ def _check(x: jax.Array, grid: jax.Array, mode: str, padding_mode: str) -> None:
     if x.ndim < 3 or 0 in x.shape[-3:]:
         raise ValueError(f"x must be [..., H, W, C] with pixels and channels, got shape {x.shape}.")
     if grid.ndim != x.ndim or grid.shape[-1] != 2 or not fits(grid.shape[:-3], x.shape[:-3]):
+        hint = " Volumes are not sampled." if grid.shape[-1:] == (3,) else ""
         raise ValueError(
             f"grid must be [..., Ho, Wo, 2] with the batch axes {x.shape[:-3]} of x, got shape "
-            f"{grid.shape}."
+            f"{grid.shape}.{hint}"
         )
 
 
@@ -122,14 +126,19 @@ def _padded(coordinate: jax.Array, size: int, padding_mode: str, align_corners: 
 def _reflected(coordinate: jax.Array, size: int, align_corners: bool) -> jax.Array:
     """Reflects at the centres of the border's pixels if corners are aligned, else at its edges."""
     low, span = (0.0, size - 1) if align_corners else (-0.5, size)
-    if span == 0:
-        return jnp.zeros_like(coordinate)
-    distance = jnp.abs(coordinate - low)
+    # The centres of an image of one pixel are no distance apart: any span reads the only pixel.
+    span = jnp.maximum(jnp.asarray(span, coordinate.dtype), 1) if is_free(span) else max(span, 1)
+    distance = jnp.abs(_within_reach(coordinate) - low)
     flips = jnp.floor(distance / span)
     rest = distance - flips * span
     # Not `flips % 2`, which jax2onnx does not export for arrays of free size.
     odd = flips - 2 * jnp.floor(flips / 2)
     return jnp.where(odd == 0, rest, span - rest) + low
+
+
+def _within_reach(coordinate: jax.Array) -> jax.Array:
+    """The coordinate, but a finite one in the place of infinity, from which nothing can be subtracted."""
+    return jnp.clip(coordinate, -_FARTHEST, _FARTHEST)
 
 
 # Each of these gives positions (y, x), `[..., T]`, and weights of the samples, for coordinates (y, x).
@@ -149,7 +158,7 @@ def _nearest(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, Non
 def _bicubic(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, jax.Array]:
     """Samples the 4x4 pixels around a position."""
     positions, weights = [], []
-    for axis, coordinate in enumerate(coordinates):
+    for axis, coordinate in enumerate(map(_within_reach, coordinates)):
         before = jax.lax.stop_gradient(jnp.floor(coordinate))
         steps = jnp.arange(-1, 3, dtype=coordinate.dtype).reshape((1,) * coordinate.ndim + (4,))
         positions.append(inside(before[..., None] + steps, axis))
