@@ -73,7 +73,9 @@ def any_array(name: str, value: Any, axes: str) -> jax.Array:
     try:
         if value is not None:
             return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except jax.errors.JaxRuntimeError:
+        raise  # which says nothing about the value, as when memory is short
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = error
     raise ValueError(f"{name} must be an array {axes}, got {_described(value)}.") from reason
 

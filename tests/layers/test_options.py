@@ -219,6 +219,7 @@ def test_names_of_published_functions_and_pools_are_translated(function, name, a
 def test_calls_that_do_not_fit_name_the_argument():
     layer = DeformConv(4, 6, 3, rngs=nnx.Rngs(0))
     taking = DeformConv(4, 6, 3, offset_branch=False, modulated=False, rngs=nnx.Rngs(0))
+    grouped = DeformConv(4, 6, 3, offset_branch=False, offset_groups=4, rngs=nnx.Rngs(0))
     offset = jnp.zeros((2, 7, 6, 1, 9, 2), jnp.float32)
     for call, message in [
         (lambda: layer(X[..., 1:]), "for in_features=4, got shape (2, 7, 6, 3)"),
@@ -236,6 +237,10 @@ def test_calls_that_do_not_fit_name_the_argument():
         (lambda: taking(X), "offset is required"),
         (lambda: taking(X, offset, offset[..., 0]), "modulated=False"),
         (lambda: taking.offset_and_mask(X), "offset_branch=False"),
+        (
+            lambda: grouped(X, offset),
+            "offset must be [..., Ho, Wo, G, K, 2] with G=offset_groups=4",
+        ),
         (lambda: LinenConv(6, 3, feature_group_count=3).init(jax.random.key(0), X), "must divide"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -27,6 +27,14 @@ from jax_dcn.linen import (
 )
 from jax_dcn.nnx import DCNv3, DCNv4, DeformConv, DeformRoIPool, MSDeformAttn, is_offset_branch
 
+
+class Unreadable:
+    """An array that refuses to be read, as PyTorch's tensors with a gradient do."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise RuntimeError("call detach() first")
+
+
 BAD: dict[str, Any] = {
     "None": None,
     "string": "nonsense",
@@ -35,6 +43,8 @@ BAD: dict[str, Any] = {
     "zero": 0,
     "minus one": -1,
     "object": object(),
+    "unreadable": Unreadable(),
+    "complex": np.ones((2, 3), np.complex64),
     "tuple": (1, 2, 3, 4, 5),
     "empty": (),
     "nan": float("nan"),
@@ -250,7 +260,7 @@ ROWS |= {
     "to_onnx": Row(
         onnx.to_onnx,
         dict(function=jnp.tanh, inputs=[(2, 3)], path=None, opset=21),
-        dict(path="None,string", inputs="integers,rank,tuple"),
+        dict(path="None,string", inputs="integers,rank,tuple,complex"),
         hidden="options",
     ),
 }
@@ -272,6 +282,11 @@ def skip_without_exporter(request):
 def in_folder_with_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     safetensors.numpy.save_file(WEIGHTS, "weights.safetensors")
+
+
+def test_numbers_that_no_array_holds_are_named():
+    with pytest.raises(ValueError, match=re.escape("x must be an array [..., H, W, C], got [118")):
+        jax_dcn.deform_conv2d([2**70], ones(3, 3, 4, 5), ones(2, 6, 7, 1, 9, 2))
 
 
 @pytest.mark.parametrize("row, argument", CALLS)

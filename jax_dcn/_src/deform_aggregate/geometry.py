@@ -69,6 +69,8 @@ def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _points(points: Any, samples: int, maps: int, of: str) -> tuple[int, ...]:
+    if is_free(samples):
+        raise ValueError(f"{of} must have a known number of samples, got {samples}.")
     if points is None:
         if samples % maps:
             raise ValueError(

@@ -121,7 +121,18 @@ def check_call(
         raise ValueError("guide has no effect with offset_branch=False.")
     if mask is not None and not layer.modulated:
         raise ValueError("mask is given, but the layer has modulated=False.")
+    _check_offset_groups(layer, offset)
     return x
+
+
+def _check_offset_groups(layer: DeformConvOptions, offset: Any) -> None:
+    """Refuses offsets of other groups than the layer names; without a branch, 1 names none."""
+    groups, expected = layer.offset_groups, "[..., Ho, Wo, G, K, 2]"
+    shape = arguments.array("offset", offset, expected).shape
+    if groups > 1 and shape[-3:-2] != (groups,):
+        raise ValueError(
+            f"offset must be {expected} with G=offset_groups={groups}, got shape {shape}."
+        )
 
 
 def _images(layer: DeformConvOptions, x: Any) -> jax.Array:

@@ -33,7 +33,11 @@ def implementation_names(implementation: Implementation) -> tuple[str, ...]:
     if implementation is None:
         return NAMES
     names: Any = (implementation,) if isinstance(implementation, str) else implementation
-    if not is_sequence(names) or not len(names) or any(name not in NAMES for name in names):
+    if (
+        not is_sequence(names)
+        or not len(names)
+        or not all(isinstance(name, str) and name in NAMES for name in names)
+    ):
         raise ValueError(
             f"implementation must be None, one of {NAMES} or a sequence of them, "
             f"got {implementation!r}."
