@@ -77,7 +77,7 @@ def _prefix(outcome: Outcome) -> list[str]:
 
 def _separate_branches(outcome: Outcome) -> list[str]:
     """Advice for a convolution of offsets and one of masks that stand elsewhere in `weights`."""
-    found = [(variable, names[0]) for variable, names, _ in outcome.misfits]
+    found = [(variable, names[0]) for variable, names, _ in outcome.misfits if len(names) == 1]
     kernels = [*((variable, None) for variable, _ in outcome.missing), *found]
     for variable, name in filter(lambda kernel: _is_kernel(outcome, kernel[0]), kernels):
         branch = outcome.names.expected(variable.modules, "kernel")[0]

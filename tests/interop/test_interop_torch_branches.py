@@ -139,6 +139,16 @@ def test_masks_that_stand_elsewhere_are_no_sign_of_version_1():
     assert option(message, "rename") == {r"^modulator_conv\.": "deform.modulator_conv."}
 
 
+def test_branches_that_are_in_place_are_not_advised_to_be_renamed():
+    shapes = {
+        f"{block}.{name}": shape for block in "ab" for name, shape in (OFFSETS | MASKS).items()
+    }
+    model = nnx.Dict(a=layer())
+    model["a"].mask_scale = 1.0
+    message = refusal(tensors(shapes | {"a.weight": (5, 4, 3, 3)}), model)
+    assert "mask_scale=2.0, not 1.0" in message and "rename" not in message
+
+
 def test_a_branch_without_a_bias_is_completed_by_zeros():
     weights = tensors({"weight": (5, 4, 3, 3), "conv_offset.weight": (27, 4, 3, 3)})
     message = refusal(weights, layer())
