@@ -182,6 +182,29 @@ def test_wrong_options_are_refused_when_the_layer_is_made(wrong):
         MSDeformAttn(FEATURES, num_heads=4, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("reference_points", "write reference= instead"),
+        ("input_flatten", "write value= instead"),
+        ("padding_mask", "write value_mask=~padding_mask instead"),
+        ("level_start_index", "levels begin where spatial_shapes says"),
+    ],
+)
+def test_calls_translate_the_names_of_other_libraries(name, answer):
+    layer = MSDeformAttn(FEATURES, heads=HEADS, levels=3, rngs=nnx.Rngs(0))
+    for called in (layer, linen.MSDeformAttn(FEATURES, heads=HEADS, levels=3)):
+        with pytest.raises(TypeError, match=re.escape(f"no argument {name}=: {answer}")):
+            called(QUERY, **{name: None})
+
+
+def test_traced_sizes_of_maps_are_to_be_static():
+    layer = MSDeformAttn(FEATURES, heads=HEADS, levels=3, rngs=nnx.Rngs(0))
+    f = jax.jit(lambda shapes: layer(QUERY, POINTS, VALUE, spatial_shapes=shapes))
+    with pytest.raises(ValueError, match="Make it static: static_argnums or static_argnames"):
+        f(np.array(SHAPES))
+
+
 KEEP = np.ones((BATCH, PIXELS), bool)
 WRONG = {
     "query": (dict(query=QUERY[..., 1:]), "query must be [..., Q, 12], got shape (2, 6, 11)"),

@@ -28,6 +28,32 @@ OPTIONS = {
     "num_points": "points",
 }
 
+# Names of arguments of a call in other libraries, and their names here.
+CALL_ARGUMENTS = {
+    "hidden_states": "query",
+    "reference_points": "reference",
+    "encoder_hidden_states": "value",
+    "input_flatten": "value",
+    "input_spatial_shapes": "spatial_shapes",
+    "spatial_shapes_list": "spatial_shapes",
+}
+
+# Arguments of a call in other libraries that have no counterpart.
+_STARTS = "levels begin where spatial_shapes says"
+_PADDING = "write value_mask=~{} instead, which is True for pixels that count"
+_POSITIONS = "add the positions to query"
+CALL_ABSENT = {
+    "attention_mask": "write value_mask= instead, True for pixels that count",
+    "padding_mask": _PADDING.format("padding_mask"),
+    "input_padding_mask": _PADDING.format("input_padding_mask"),
+    "key_padding_mask": _PADDING.format("key_padding_mask"),
+    "level_start_index": _STARTS,
+    "input_level_start_index": _STARTS,
+    "query_pos": _POSITIONS,
+    "position_embeddings": _POSITIONS,
+    "identity": "add the identity to the result",
+}
+
 # The sizes of the levels; a size may be free.
 Shapes = Sequence[tuple[Any, Any]]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jax_dcn._src.arguments import renamed_options
+from jax_dcn._src.arguments import renamed, renamed_options
 from jax_dcn._src.deform_aggregate import attention_layer as layers
 from jax_dcn._src.deform_aggregate.layer import branch_input, branch_options, cast
 from jax_dcn._src.operator.implementation import Implementation
@@ -109,6 +109,7 @@ class MSDeformAttn(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
         )
 
+    @renamed(layers.CALL_ARGUMENTS, layers.CALL_ABSENT)
     def __call__(
         self,
         query: jax.Array,

@@ -138,6 +138,7 @@ class MSDeformAttn(nnx.Module):
             rngs=rngs,
         )
 
+    @renamed(layers.CALL_ARGUMENTS, layers.CALL_ABSENT)
     def __call__(
         self,
         query: jax.Array,

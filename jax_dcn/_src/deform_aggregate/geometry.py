@@ -60,8 +60,12 @@ def map_shapes(name: str, shapes: Any) -> tuple[tuple[int, int], ...]:
     """The sizes of maps as pairs of integers; `name` is the argument's name in the error."""
     if is_sequence(shapes) and len(shapes) and all(map(is_image_size, shapes)):
         return tuple((_known(height), _known(width)) for height, width in shapes)
-    is_known = hasattr(shapes, "tolist") and not isinstance(shapes, np.ndarray | jax.core.Tracer)
-    hint = f" Write {name}.tolist()." if is_known else ""
+    if isinstance(shapes, jax.core.Tracer):
+        hint = " Make it static: static_argnums or static_argnames of jit."
+    elif hasattr(shapes, "tolist") and not isinstance(shapes, np.ndarray):
+        hint = f" Write {name}.tolist()."
+    else:
+        hint = ""
     raise ValueError(
         f"{name} must be a non-empty sequence of (height, width), positive integers known when the "
         f"function is traced, got {shapes!r}.{hint}"
