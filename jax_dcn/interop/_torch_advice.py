@@ -46,7 +46,7 @@ def advice(outcome: Outcome) -> list[str]:
     """Sentences that say how to mend what does not fit."""
     separate = _separate_branches(outcome)
     hints = [
-        *(_prefix(outcome) or separate or _renamed_branch(outcome) or _ordinary(outcome)),
+        *(_prefix(outcome) or separate or _renamed_branches(outcome) or _ordinary(outcome)),
         *_branch_without_bias(outcome),
         *_layer_without_bias(outcome),
         *_misshapen(outcome, with_branches=not separate),
@@ -79,30 +79,39 @@ def _separate_branches(outcome: Outcome) -> list[str]:
     """Advice for a convolution of offsets and one of masks that stand elsewhere in `weights`."""
     found = [(variable, names[0]) for variable, names, _ in outcome.misfits if len(names) == 1]
     kernels = [*((variable, None) for variable, _ in outcome.missing), *found]
+    table: dict[str, str] = {}
     for variable, name in filter(lambda kernel: _is_kernel(outcome, kernel[0]), kernels):
         branch = outcome.names.expected(variable.modules, "kernel")[0]
-        offset = _nearest(outcome, branch, variable, 2, outcome.unexpected if not name else [name])
-        mask = _nearest(outcome, branch, variable, 1, outcome.unexpected)
+        unexpected = [other for other in outcome.unexpected if other not in table]
+        offset = _nearest(outcome, branch, variable, 2, [name] if name else unexpected)
+        mask = _nearest(outcome, branch, variable, 1, unexpected)
         if offset and mask:
             layer = branch.removesuffix(f"{OFFSET_BRANCH}.weight")
-            table = {offset: branch, mask: f"{layer}{MASK_BRANCH}.weight"}
-            return [
-                f"{offset} and {mask} together have the shape of an offset branch: if they are "
-                f"{branch}, and {_ORDER}, give {_rename(table)}."
-            ]
-    return []
+            table |= {offset: branch, mask: f"{layer}{MASK_BRANCH}.weight"}
+    if not table:
+        return []
+    (offset, branch), (mask, _), *_ = table.items()
+    return [
+        f"{offset} and {mask} together have the shape of an offset branch: if they are {branch}, "
+        f"and {_ORDER}, give {_rename(table)}."
+    ]
 
 
-def _renamed_branch(outcome: Outcome) -> list[str]:
-    """Advice for a branch that has another name in `weights`."""
+def _renamed_branches(outcome: Outcome) -> list[str]:
+    """Advice for branches that have other names in `weights`."""
+    table: dict[str, str] = {}
     kernels = [entry for entry in outcome.missing if _is_kernel(outcome, entry[0])]
     for variable, (branch, *_) in kernels:
-        if name := _nearest(outcome, branch, variable, 3, outcome.unexpected):
-            return [
-                f"{name} has the shape of an offset branch: if it is {branch}, and {_ORDER}, give "
-                f"{_rename({name: branch})}."
-            ]
-    return []
+        unexpected = [other for other in outcome.unexpected if other not in table]
+        if name := _nearest(outcome, branch, variable, 3, unexpected):
+            table[name] = branch
+    if not table:
+        return []
+    name, branch = next(iter(table.items()))
+    return [
+        f"{name} has the shape of an offset branch: if it is {branch}, and {_ORDER}, give "
+        f"{_rename(table)}."
+    ]
 
 
 def _ordinary(outcome: Outcome) -> list[str]:

@@ -131,6 +131,22 @@ def test_separate_branches_beside_the_layer_are_met_with_their_new_names(names, 
     np.testing.assert_array_equal(bias, expected)
 
 
+@pytest.mark.parametrize("names", [["shift"], ["offset", "mask"]])
+def test_one_table_renames_the_branches_of_all_layers(names):
+    channels = [18, 9] if len(names) == 2 else [27]
+    shapes = {"a.deform.weight": (5, 4, 3, 3), "b.deform.weight": (5, 4, 3, 3)}
+    for name, count in zip(names, channels, strict=True):
+        for block in "ab":
+            shapes |= {f"{block}.{name}.weight": (count, 4, 3, 3), f"{block}.{name}.bias": (count,)}
+    model, weights = (
+        nnx.Dict(a=nnx.Dict(deform=layer()), b=nnx.Dict(deform=layer())),
+        tensors(shapes),
+    )
+    rename = option(refusal(weights, model), "rename")
+    _, report = to_flax_and_report(weights, model, rename=rename)
+    assert len(report.loaded_keys) == len(shapes)
+
+
 def test_masks_that_stand_elsewhere_are_no_sign_of_version_1():
     shapes = {f"deform.{name}": shape for name, shape in OFFSETS.items()}
     weights = tensors(MASKS | shapes | {"deform.weight": (5, 4, 3, 3)})
