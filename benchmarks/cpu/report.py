@@ -13,7 +13,7 @@ import re
 from benchmarks.cpu.engines import CONVOLUTIONS, ENGINES, OURS, PEERS
 from benchmarks.cpu.measure import MODES
 from benchmarks.cpu.plot import plot
-from benchmarks.cpu.results import TITLES, TORCHVISION, Results, mean, relative, targets
+from benchmarks.cpu.results import TITLES, Results, mean, relative, targets
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = [ROOT / "benchmarks/results" / name for name in ("cpu.json", "cpu_amx.json")]
@@ -97,11 +97,7 @@ def summary(results: Results) -> str:
         found = [relative(results, engine, mode, threads, dtype).values() for mode in MODES]
         name = TITLES.get(engine, f"**{engine}**") + (", bfloat16" if dtype == "bfloat16" else "")
         rows.append([name, *map(_mean_and_range, found)])
-    published = [TORCHVISION.get((mode, threads)) for mode in MODES]
-    rows.append(
-        ["torchvision (measured elsewhere)", *("-" if p is None else f"{p:.1f}" for p in published)]
-    )
-    return markdown(rows)  # fmt: skip
+    return markdown(rows)
 
 
 def _mean_and_range(ratios) -> str:
