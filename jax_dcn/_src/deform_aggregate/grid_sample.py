@@ -14,7 +14,7 @@ from jax_dcn._src.deform_aggregate.function import deform_aggregate
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.operator.merging import merged, parted, whole
-from jax_dcn._src.operator.sizes import fits, is_free
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.public import public
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def _padded(coordinate: jax.Array, size: int, padding_mode: str, align_corners: 
 
 def _reflected(coordinate: jax.Array, size: int, align_corners: bool) -> jax.Array:
     """Reflects at the centres of the border's pixels if corners are aligned, else at its edges."""
-    low, span = (0.0, size - 1) if align_corners else (-0.5, size)
+    low, length = (0.0, size - 1) if align_corners else (-0.5, size)
     # The centres of an image of one pixel are no distance apart: any span reads the only pixel.
-    span = jnp.maximum(jnp.asarray(span, coordinate.dtype), 1) if is_free(span) else max(span, 1)
+    span = jnp.maximum(jnp.asarray(length, coordinate.dtype), 1)
     distance = jnp.abs(_within_reach(coordinate) - low)
     flips = jnp.floor(distance / span)
     rest = distance - flips * span

@@ -109,7 +109,7 @@ def aggregate_taps(
         merged(x, rows),
         merged(positions(offset.astype(sum_dtype(x)), taps), rows),
         merged(mask, rows),
-        AggregateGeometry((x.shape[rows : rows + 2],), (taps.count,)),
+        AggregateGeometry(((x.shape[-3], x.shape[-2]),), (taps.count,)),
         implementation,
     )
     return parted(y, rows, *offset.shape[rows : rows + 2])
