@@ -220,9 +220,9 @@ def _parameters(checkpoint: Any, path: pathlib.Path, *keys: str) -> Mapping[str,
         raise ValueError(f"{where} holds a {type(checkpoint).__name__}, expected a state dict.")
     sets = [k for k, v in checkpoint.items() if isinstance(k, str) and _holds_parameters(v)]
     if len(sets) > 1:
-        names = sorted(".".join([*keys, name]) for name in sets)
+        names = [".".join([*keys, name]) for name in sets]
         raise ValueError(
-            f"{where} holds several sets of parameters: choose one of {names} with key=, "
+            f"{where} holds several sets of parameters: choose one of {sorted(names)} with key=, "
             f"for example key={names[0]!r}."
         )
     if sets:
