@@ -45,7 +45,7 @@ class Training(Loop):
         model = settings.model.build(classes, settings.seed, settings.dtype)
         weights = split(model)[1]
         if settings.initial is not None:
-            weights = initial_weights(settings.initial, weights, self.placement)
+            weights = initial_weights(settings.initial, settings.model, weights, self.placement)
         weights = widened(weights, settings.dtype)
         optimizer = make_optimizer(settings, self.schedule)
         train_step = make_train_step(model, optimizer, settings)

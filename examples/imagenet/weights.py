@@ -25,6 +25,7 @@ from examples.imagenet.state import Arrays, Weights, make_predictor, split
 from jax_dcn.interop.onnx import to_onnx
 from jax_dcn.interop.torch_weights import read_state_dict, to_flax
 
+_UNLIKE_MASKS = {"v2", "v2-exact"}  # Values of --conv with equal arrays.
 _NAMED = 4  # Names of arrays in a list, at most.
 _MAY_BE_ABSENT = re.compile(r"\boffset_conv\.|\.roi_layers\.|^roi_head\.mask_head\.")
 """Parts that a network may have more than another network, whose weights it starts with."""
@@ -94,10 +95,23 @@ def _numbers(weights: dict[str, np.ndarray], prefix: str) -> list[str]:
     return [str(index) for index in range(len(head))]
 
 
-def initial_weights(run: pathlib.Path, fresh: Weights, placement: Placement) -> Weights:
-    """The weights of another run, to start with."""
-    kept = load(run, None, placement, "float32").weights
-    return over_fresh(run, fresh, kept, "--depth, --width and --conv")
+def initial_weights(
+    run: pathlib.Path, model: Model, fresh: Weights, placement: Placement
+) -> Weights:
+    """The weights of another run, to start a network of `model` with."""
+    network = load(run, None, placement, "float32")
+    conv = network.description.model.conv
+    if {conv, model.conv} == _UNLIKE_MASKS:
+        raise other_network(run, "--conv", conv, model.conv)
+    return over_fresh(run, fresh, network.weights, "--depth, --width and --conv")
+
+
+def other_network(run: pathlib.Path, option: str, there: str, here: str) -> UserError:
+    """The answer to weights whose arrays fit, and that another network was trained with."""
+    return UserError(
+        f"The network in {run} has {option} {there}, and computes something else with the same "
+        f"weights than {option} {here}: choose {option} {there}."
+    )
 
 
 def over_fresh(run: pathlib.Path, fresh: Weights, kept: Weights, options: str) -> Weights:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Weights of another run are taken where they fit; what is not taken is named, or refused."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -8,9 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from examples.imagenet.checkpoint import Checkpoints, Description
+from examples.imagenet.devices import place
 from examples.imagenet.errors import UserError
-from examples.imagenet.state import Weights
-from examples.imagenet.weights import over_fresh
+from examples.imagenet.settings import Model
+from examples.imagenet.state import Weights, split
+from examples.imagenet.weights import initial_weights, over_fresh
 
 RUN = pathlib.Path("runs/other")
 OFFSETS = "backbone.layer2.0.conv2.offset_conv.kernel"
@@ -73,3 +77,21 @@ def test_first_process_alone_names_a_few_of_many_arrays(capsys, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     started(many, {})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("there", "here"), [("v2", "v2-exact"), ("v2-exact", "v2")])
+def test_masks_of_another_scale_are_refused(tmp_path, there, here):
+    model = Model(depth=10, width=4, stages=(5,), conv=there)
+    weights = split(model.build(3))[1]
+    with Checkpoints(tmp_path, write=True) as checkpoints:
+        checkpoints.save_weights(weights, Description(model, ["a", "b", "c"]))
+    placement = place(1, devices=jax.devices()[:1])
+    other = dataclasses.replace(model, conv=here)
+    with pytest.raises(UserError, match=rf"has --conv {there}, .*: choose --conv {there}\.$"):
+        initial_weights(tmp_path, other, weights, placement)
+    ordinary = dataclasses.replace(model, conv="ordinary")
+    for taken in (model, ordinary):
+        fresh = split(taken.build(3, seed=1))[1]
+        found = initial_weights(tmp_path, taken, fresh, placement)
+        for name, value in found.params.items():
+            np.testing.assert_array_equal(value, weights.params[name], err_msg=name)
