@@ -13,9 +13,14 @@ from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
 from examples.detection.commands.evaluate import load
-from examples.detection.commands.weights import load_published
+from examples.detection.commands.weights import initial_weights, load_published
 from examples.detection.model.architecture import Architecture
+from examples.detection.training.recipes import COMPOSED
+from examples.imagenet.checkpoint import Checkpoints, Description
 from examples.imagenet.devices import place
+from examples.imagenet.errors import UserError
+from examples.imagenet.settings import Model
+from examples.imagenet.state import split
 from tests.examples.published_names import cascade_mask_rcnn, faster_rcnn
 from tests.examples.published_weights import FOLDER
 from tests.examples.small_detectors import CLASSES, FLAGS, LEAVES, SMALL, small_detector
@@ -90,7 +95,7 @@ def test_checkpoints_of_parallel_training_in_half_precision_are_read(tmp_path, c
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     arguments = ["import-weights", str(tmp_path / "two.pth"), str(tmp_path / "run"), *FLAGS]
     assert main(arguments) == 1
-    assert "--key, for example --key 'state_dict'" in capsys.readouterr().err
+    assert "with --key, for example --key '" in capsys.readouterr().err
     assert main([*arguments, "--key", "state_dict"]) == 0
     kept = load(tmp_path / "run", None, place(1, devices=jax.devices()[:1])).weights
     for name, value in (kept.params | kept.stats).items():
@@ -180,3 +185,57 @@ def test_missing_or_foreign_file_is_an_error(tmp_path, capsys):
     assert "There is no file" in capsys.readouterr().err
     assert main(["import-weights", str(tmp_path / "other.safetensors"), str(tmp_path / "run")]) == 1
     assert "expected a checkpoint of Faster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_conventions_of_another_age_than_the_names_are_noted(tmp_path, capsys, prefix):
+    new = small_detector(SMALL)
+    for age, weights, right, wrong in (
+        ("since", new, "mmdet3", "seed"),
+        ("before", original(new), "seed", "mmdet3"),
+    ):
+        path = tmp_path / f"{age}.safetensors"
+        save_file({f"{prefix}{name}": x for name, x in weights.items()}, path)
+        load_published(path, dataclasses.replace(SMALL, conventions=right))
+        assert capsys.readouterr().err == ""
+        load_published(path, dataclasses.replace(SMALL, conventions=wrong))
+        said = capsys.readouterr().err
+        assert said.startswith(f"Note: {path} has the names of mmdetection {age} version 2:")
+        assert said.endswith(f"measured by --conventions {right}.\n")
+
+
+PLACEMENT = place(1, devices=jax.devices()[:1])
+
+
+def started(architecture, **options):
+    """The weights that a run of a detector starts with."""
+    settings = dataclasses.replace(COMPOSED, architecture=architecture, **options)
+    return initial_weights(settings, split(architecture.build(CLASSES))[1], PLACEMENT)
+
+
+def test_detectors_of_other_arithmetic_are_refused_as_the_initial_one(tmp_path):
+    kept = dataclasses.replace(SMALL, pool="original")
+    save_file(small_detector(kept), tmp_path / "kept.safetensors")
+    arguments = [str(tmp_path / "kept.safetensors"), str(tmp_path / "run"), *FLAGS]
+    assert main(["import-weights", *arguments, "--pool", "original"]) == 0
+    for option, there, here in (
+        ("conventions", "mmdet3", "seed"),
+        ("pool", "original", "mmcv"),
+    ):
+        message = (
+            rf"has --{option} {there}, .* than --{option} {here}: choose --{option} {there}\.$"
+        )
+        with pytest.raises(UserError, match=message):
+            started(dataclasses.replace(kept, **{option: here}), initial=tmp_path / "run")
+    for pool in ("original", "align"):
+        started(dataclasses.replace(kept, pool=pool), initial=tmp_path / "run")
+
+
+def test_masks_of_another_scale_are_refused_in_the_backbone(tmp_path):
+    model = Model(depth=10, width=8, conv="v2-exact")
+    with Checkpoints(tmp_path, write=True) as checkpoints:
+        checkpoints.save_weights(split(model.build(3))[1], Description(model, ["a", "b", "c"]))
+    modulated = dataclasses.replace(SMALL, offset_groups=1)
+    with pytest.raises(UserError, match="give --backbone a classifier of --conv v2, or of --conv"):
+        started(modulated, backbone=tmp_path)
+    started(dataclasses.replace(modulated, conv="ordinary"), backbone=tmp_path)

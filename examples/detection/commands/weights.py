@@ -2,7 +2,8 @@
 """Weights of mmdetection, old and new, and of the original repository's branch of it."""
 
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from examples.imagenet.devices import Placement
 from examples.imagenet.errors import UserError
 from examples.imagenet.evaluate import load as classifier
 from examples.imagenet.state import Weights, split
-from examples.imagenet.weights import over_fresh, read_weights
+from examples.imagenet.weights import other_network, over_fresh, read_weights
 from jax_dcn.interop.torch_weights import to_flax, to_flax_and_report
 
 Arrays = dict[str, np.ndarray]
@@ -28,6 +29,7 @@ Arrays = dict[str, np.ndarray]
 _BACKBONE = "backbone."
 _OPTIONS = "--model, --conv, --offset-groups, --pool, --depth, --width, --features and --hidden"
 _OPTIONS_OF_BACKBONE = "--conv, --offset-groups, --depth and --width"
+_UNLIKE_POOLS = {"mmcv", "original"}  # Values of --pool with equal arrays.
 
 
 class Imported(NamedTuple):
@@ -83,8 +85,10 @@ def load_published(
     source: pathlib.Path, architecture: Architecture, key: str | None = None
 ) -> Imported:
     """The detector of a file of mmdetection, or of the original repository's branch."""
-    weights = renamed(read_weights(source, key))
+    given = read_weights(source, key)
+    weights = renamed(given)
     classes = _classes(source, weights)
+    _note_conventions(source, given, architecture)
     detector = nnx.eval_shape(lambda: architecture.build(classes))
     try:
         _, report = to_flax_and_report(weights, detector, strict=False)
@@ -100,6 +104,19 @@ def load_published(
     return Imported(detector, classes, report.loaded_keys, report.unexpected_keys)
 
 
+def _note_conventions(
+    source: pathlib.Path, names: Iterable[str], architecture: Architecture
+) -> None:
+    """Says so, if boxes are not measured as by the program that the names are of."""
+    age, conventions = ("before", "seed") if _is_old(names) else ("since", "mmdet3")
+    if architecture.conventions != conventions:
+        print(
+            f"Note: {source} has the names of mmdetection {age} version 2: the boxes of such a "
+            f"detector are measured by --conventions {conventions}.",
+            file=sys.stderr,
+        )
+
+
 def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
     """Weights under the names, and with the classes in the order, of mmdetection 2 and 3.
 
@@ -110,7 +127,7 @@ def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
         for name, array in weights.items()
         if not name.endswith("num_batches_tracked")
     }
-    if not any(name.startswith("bbox_head.") for name in weights):
+    if not _is_old(weights):
         return weights
     roi_parts = ("bbox_head.", "mask_head.", "bbox_roi_extractor.", "mask_roi_extractor.")
     return {
@@ -118,6 +135,11 @@ def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
         for name, array in weights.items()
         if not _is_idle_bias(name, array)
     }
+
+
+def _is_old(names: Iterable[str]) -> bool:
+    """Whether names are those of mmdetection before version 2."""
+    return any(name.removeprefix("module.").startswith("bbox_head.") for name in names)
 
 
 def _background_last(name: str, array: np.ndarray) -> np.ndarray:
@@ -156,17 +178,34 @@ def _classes(source: pathlib.Path, weights: Arrays) -> int:
 def initial_weights(settings: Settings, fresh: Weights, placement: Placement) -> Weights:
     """The weights to start with: fresh ones, where no run of the settings has others."""
     if settings.backbone is not None:
-        return _with_backbone(settings.backbone, fresh, placement)
+        return _with_backbone(settings.backbone, settings.architecture, fresh, placement)
     if settings.initial is not None:
-        kept = load(settings.initial, None, placement).weights
-        return over_fresh(settings.initial, fresh, kept, _OPTIONS)
+        kept = load(settings.initial, None, placement)
+        _check_initial(settings.initial, kept.description.model, settings.architecture)
+        return over_fresh(settings.initial, fresh, kept.weights, _OPTIONS)
     return fresh
 
 
-def _with_backbone(run: pathlib.Path, fresh: Weights, placement: Placement) -> Weights:
+def _check_initial(run: pathlib.Path, there: Architecture, here: Architecture) -> None:
+    """Refuses a detector that computes something else with the same weights."""
+    if there.conventions != here.conventions:
+        raise other_network(run, "--conventions", there.conventions, here.conventions)
+    if {there.pool, here.pool} == _UNLIKE_POOLS:
+        raise other_network(run, "--pool", there.pool, here.pool)
+
+
+def _with_backbone(
+    run: pathlib.Path, architecture: Architecture, fresh: Weights, placement: Placement
+) -> Weights:
     """The weights of a detector, in its backbone those of a classifier without the head."""
-    kept = classifier(run, None, placement, "float32").weights
-    headless = Weights(*(_without_head(part) for part in kept))
+    kept = classifier(run, None, placement, "float32")
+    if (kept.description.model.conv, architecture.conv) == ("v2-exact", "modulated"):
+        raise UserError(
+            f"The masks of {run}, a classifier of --conv v2-exact, go from 0 to 2, and those of "
+            "--conv modulated from 0 to 1: give --backbone a classifier of --conv v2, or of --conv "
+            "ordinary."
+        )
+    headless = Weights(*(_without_head(part) for part in kept.weights))
     mine = Weights(*(_backbone(part) for part in fresh))
     found = over_fresh(run, mine, headless, _OPTIONS_OF_BACKBONE)
     backbone = ({f"{_BACKBONE}{name}": x for name, x in part.items()} for part in found)
