@@ -68,8 +68,8 @@ def decode(data: str | pathlib.Path | bytes, name: str = "") -> np.ndarray:
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = str(error).rstrip(".")
         raise UserError(
-            f"Cannot decode {name or data} ({reason}): replace the file, or take the image out of "
-            "the data set; then run the same command again."
+            f"Cannot decode {name or data} ({reason}): replace the file, or leave the image out; "
+            "then run the same command again."
         ) from error
 
 

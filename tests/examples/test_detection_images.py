@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A detector sees the same pixels however an image is stored, and images of any size."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,6 +38,18 @@ def store(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_damaged_image_is_refused_before_another_is_looked_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("examples.detection.commands.predict.load_detector", lambda *_: None)
+    Image.fromarray(GREY).save(tmp_path / "sound.png")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes((tmp_path / "sound.png").read_bytes()[:-900])
+    words = ["predict", "run", tmp_path / "sound.png", damaged, "--output", tmp_path / "found"]
+    assert main([str(word) for word in words]) == 1
+    message = f"error: Cannot decode {damaged} .*: replace the file, or leave the image out; then "
+    assert re.match(message, capsys.readouterr().err)
+    assert not (tmp_path / "found").exists()
+
+
 @pytest.fixture(scope="module")
 def stages_of(tmp_path_factory):
     """What `stages` writes of an image file."""
@@ -56,6 +70,7 @@ def test_stages_do_not_depend_on_how_an_image_is_stored(stages_of, tmp_path):
     names = store(tmp_path)
     expected = stages_of(tmp_path / "colour.png")
     assert len(names) == 8 and len(expected["boxes"]) > 0
+    assert expected["labels"].dtype == np.int64  # As of mmdetection.
     for name in names:
         found = stages_of(tmp_path / name)
         assert found.keys() == expected.keys()

@@ -57,6 +57,8 @@ def predict(
     if not images:
         raise UserError("There is no image to look at: name one or more files after the run.")
     loaded = load_detector(run, step)
+    for path in images:  # A damaged file would come to light after the work on those before.
+        decode(path)
     output.mkdir(parents=True, exist_ok=True)
     found = []
     for number, path in enumerate(tqdm(images, unit=" images", disable=None)):

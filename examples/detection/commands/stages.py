@@ -71,7 +71,7 @@ def arrays(
         "proposal_scores": (proposals.scores, proposals.valid),
         "boxes": (detections.boxes, detections.valid),
         "scores": (detections.scores, detections.valid),
-        "labels": (detections.labels, detections.valid),
+        "labels": (np.asarray(detections.labels, np.int64), detections.valid),
     }
     result = {name: np.moveaxis(np.asarray(x[0]), -1, 0) for name, x in maps.items()}
     result |= {name: _valid(*pair) for name, pair in lists.items()}
