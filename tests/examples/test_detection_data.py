@@ -334,7 +334,8 @@ def test_composed_boxes_and_masks_are_exact(tmp_path):
     [
         (dict(size=32), "--largest must be at most 32, got 64"),
         (dict(most=0), "--most must be at least 1, got 0"),
-        (dict(train=-1), "--train must be at least 0"),
+        (dict(train=0), "--train must be at least 1, got 0"),
+        (dict(val=0), "--val must be at least 1, got 0"),
         (dict(seed=-1), "--seed must be at least 0"),
         (dict(warp=Warp(smallest=65)), "--largest must be at least 65"),
         (dict(warp=Warp(shear=-0.1)), "--shear must be at least 0"),
@@ -389,10 +390,10 @@ def test_digits_keep_their_labels(tmp_path, monkeypatch):
         return warped(random, scan, *rest)
 
     monkeypatch.setattr(compose_module, "_warped", recorded)
-    compose(tmp_path, train=0, val=12, size=64, most=1)
+    compose(tmp_path, train=1, val=12, size=64, most=1)
     content = json.loads((tmp_path / "annotations" / "val.json").read_text())
     labels = [entry["category_id"] for entry in content["annotations"]]
-    np.testing.assert_array_equal(labels, digits.target[drawn])
+    np.testing.assert_array_equal(labels, digits.target[drawn[1:]])
     assert len(set(labels)) > 3
 
 
@@ -408,9 +409,9 @@ def test_ink_of_a_mask_differs_from_the_photograph(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "examples.detection.data.compose._drawn", lambda random, pixels, ink: pixels
     )
-    compose(tmp_path / "without", train=0, val=2, size=64)
+    compose(tmp_path / "without", train=1, val=2, size=64)
     monkeypatch.undo()
-    compose(tmp_path / "with", train=0, val=2, size=64)
+    compose(tmp_path / "with", train=1, val=2, size=64)
     content = json.loads((tmp_path / "with" / "annotations" / "val.json").read_text())
     first = next(entry for entry in content["annotations"] if entry["image_id"] == 0)
     mask = run_lengths.decode(first["segmentation"]).astype(bool)
@@ -561,6 +562,10 @@ def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):
             read_changed(tmp_path, {"annotations": [entry]}).check_masks()
     entry = BARE["annotations"][0] | {"segmentation": [[5, 6, 12, 6, 12, 14]]}
     read_changed(tmp_path, {"annotations": [entry, entry | {"image_id": 9}]}).check_masks()
+    entry["segmentation"] = [[-500, 6, 500, 6, 12, 500]]  # As far away as corners may be.
+    reader = read_changed(tmp_path, {"annotations": [entry]})
+    reader.check_masks()
+    assert reader.objects(0, cells=9).masks.any()
 
 
 RUNS = run_lengths.encode(np.asfortranarray(np.eye(40, 50, dtype=np.uint8)))["counts"].decode()
@@ -588,6 +593,10 @@ RUNS = run_lengths.encode(np.asfortranarray(np.eye(40, 50, dtype=np.uint8)))["co
         ({"size": [40, 50], "counts": [1000.5, 999.5]}, "counts that are no run lengths"),
         ({"size": [40, 50], "counts": 2000}, "counts that are no run lengths"),
         ([[5, 6, 12, 6, 12, 14, 3]], "a polygon of 7 numbers, which are no pairs"),
+        ([[5, 6, 12, 6, 12, 14], [5, 6, 12, 14]], "a polygon of 4 numbers, which are no three"),
+        ([[5, 6, 12, 6, 501, 14]], "a corner more than 10 times the longer side of the image away"),
+        ([[5, 6, 12, 6, 12, -501]], "a corner more than 10 times the longer side"),
+        ([[5, 6, 12, 6, 12, 10**400]], "a corner more than 10 times the longer side"),
         ([[5, 6, 12, 6, 12, "14"]], "corners that are no numbers"),
         ([[5, 6, 12, 6, 12, 14], [5, 6, 12, 6, 12, float("nan")]], "corners that are no numbers"),
     ],
@@ -646,11 +655,21 @@ def test_image_is_the_same_to_eval_and_to_predict(tmp_path, conventions, size):
         )
 
 
-def test_image_of_another_size_than_the_file_says_is_an_error(folder):
-    reader = CocoReader(folder, "train")
-    first = reader.images[0]
-    reader.images = [first | {"height": 41}, first | {"height": 60, "width": 40}]
-    with pytest.raises(UserError, match=r"7.png has height and width \(40, 60\), and .*\(41, 60\)"):
+@pytest.mark.parametrize(
+    ("orientation", "size", "beginning"),
+    [
+        (1, (41, 60), r"a\.png has height and width \(40, 60\)"),
+        (1, (60, 40), r"a\.png has height and width \(40, 60\)"),
+        (6, (40, 60), r"a\.png, upright as its camera says, has height and width \(60, 40\)"),
+    ],
+)
+def test_image_of_another_size_than_the_file_says_is_an_error(
+    tmp_path, orientation, size, beginning
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = BARE["images"][0] | {"height": size[0], "width": size[1]}
+    reader = read_changed(tmp_path, {"images": [image]})
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "train" / "a.png", exif=exif)
+    with pytest.raises(UserError, match=rf"^{beginning}, and .* says \({size[0]}, {size[1]}\)"):
         reader.pixels(0)
-    with pytest.raises(UserError, match=r"7.png, upright as its camera says, has .*\(60, 40\)"):
-        reader.pixels(1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from examples.detection.data.masks import in_box
 from examples.detection.data.outlines import fault_of, is_outline, mask_of
@@ -75,10 +76,11 @@ class CocoReader:
     def pixels(self, index: int) -> np.ndarray:
         """The image `[H, W, 3]`, uint8."""
         image = self.images[index]
-        pixels = decode(self._folder / image["file_name"])
+        path = self._folder / image["file_name"]
+        pixels = decode(path)
         expected = (image["height"], image["width"])
         if pixels.shape[:2] != expected:
-            turned = ", upright as its camera says," if pixels.shape[1::-1] == expected else ""
+            turned = ", upright as its camera says," if _stored_size(path) == expected else ""
             raise UserError(
                 f"{image['file_name']}{turned} has height and width {pixels.shape[:2]}, and "
                 f"{self.path.name} says {expected}: write the size of the image."
@@ -158,6 +160,12 @@ def _images(data: pathlib.Path, split: str, annotations: pathlib.Path) -> pathli
         )
     same_name = [path for path in found if annotations.stem.endswith(path.name)]
     return (same_name or found)[0]
+
+
+def _stored_size(path: pathlib.Path) -> tuple[int, int]:
+    """Height and width of an image as the file has it, which may be on its side."""
+    with Image.open(path) as image:
+        return image.height, image.width
 
 
 def _check_files(folder: pathlib.Path, names: Sequence[str], path: pathlib.Path) -> None:

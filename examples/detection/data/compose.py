@@ -95,9 +95,10 @@ def compose(
       warp: How far digits may be warped.
       seed: Of all choices: the same seed gives the same files.
     """
-    for name, value in dict(train=train, val=val, **warp._asdict()).items():
+    for name, value in warp._asdict().items():
         check_option(name, value, 0)
-    for name, value in dict(size=size, most=most, smallest=warp.smallest).items():
+    at_least_one = dict(train=train, val=val, size=size, most=most, smallest=warp.smallest)
+    for name, value in at_least_one.items():
         check_option(name, value, 1)
     check_option("largest", warp.largest, warp.smallest, size)
     check_option("seed", seed, 0, LARGEST_SEED)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Outlines of objects in COCO's format: polygons, or run lengths down the columns of an image."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ _ZERO = ord("0")
 _BITS = 5  # Bits of a number that one character holds.
 _MORE, _NEGATIVE = 32, 16  # Flags of a character: the number goes on; the number is negative.
 _MOST_CHARACTERS = 7  # Characters of the longest number: enough for 2**34 pixels.
+_FARTHEST = 10  # Sides of the image, the longer ones, that a corner may be away.
 
 
 def is_outline(value: Any) -> bool:
@@ -19,14 +21,14 @@ def is_outline(value: Any) -> bool:
     if isinstance(value, dict):
         return {"size", "counts"} <= value.keys()
     polygons = value if isinstance(value, list) else []
-    # pycocotools takes four numbers for a box.
-    return bool(polygons) and all(isinstance(p, list) and len(p) >= 4 for p in polygons)
+    return bool(polygons) and all(isinstance(p, list) and p for p in polygons)
 
 
 def fault_of(outline: Any, size: tuple[int, int]) -> str | None:
     """The fault of an outline in an image of `size` `(height, width)`; `None` for a sound outline."""
     if isinstance(outline, list):
-        return next(filter(None, map(_fault_of_polygon, outline)), None)
+        fault_of_polygon = functools.partial(_fault_of_polygon, longer=max(size))
+        return next(filter(None, map(fault_of_polygon, outline)), None)
     if outline["size"] != list(size):
         return f"size {outline['size']}, and the image has {list(size)}"
     counts = counts_of(outline["counts"])
@@ -79,9 +81,15 @@ def _unpacked(text: str) -> np.ndarray | None:
     return numbers
 
 
-def _fault_of_polygon(polygon: Sequence[Any]) -> str | None:
+def _fault_of_polygon(polygon: Sequence[Any], longer: int) -> str | None:
+    """The fault of a polygon in an image with a `longer` side."""
     if len(polygon) % 2:
         return f"a polygon of {len(polygon)} numbers, which are no pairs"
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in polygon):
+    if len(polygon) < 6:  # pycocotools takes four numbers for a box.
+        return f"a polygon of {len(polygon)} numbers, which are no three corners"
+    if not all(isinstance(x, int | float) and abs(x) < math.inf for x in polygon):
         return "a polygon with corners that are no numbers"
+    # pycocotools takes memory for every pixel of an edge, also outside the image.
+    if not all(abs(x) <= _FARTHEST * longer for x in polygon):
+        return f"a corner more than {_FARTHEST} times the longer side of the image away"
     return None
