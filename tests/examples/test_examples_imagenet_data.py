@@ -183,7 +183,9 @@ def test_corrupt_image_is_named(tmp_path, workers):
     corrupt = tmp_path / "train" / "cat" / "2.jpg"
     corrupt.write_bytes(corrupt.read_bytes()[:300])
     reader = open_reader(str(tmp_path), "train")
-    with pytest.raises(UserError, match=r"Cannot decode .*cat/2.jpg \(.*replace the file, or leave"):
+    with pytest.raises(
+        UserError, match=r"Cannot decode .*cat/2.jpg \(.*replace the file, or leave"
+    ):
         list(batches_of(reader, range(2), workers=workers))
 
 
