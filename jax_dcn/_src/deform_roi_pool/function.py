@@ -179,7 +179,7 @@ def deform_roi_align(
       pooled_size: Number of bins, one number or `(height, width)`.
       sampling_ratio: Samples of a bin along each axis; 0, which is torchvision's -1, takes as many as
         the bin has pixels of `x`, rounded up.
-      gamma: How far an offset of one moves a bin, in sizes of the region.
+      gamma: How far an offset of one moves a bin, in sizes of the region; in the papers 0.1.
       aligned: Whether the first pixel of `x` has its middle at 0.5, so that regions have any size.
         `False`, the older RoIAlign and the default of torchvision's `roi_align`, has the middle at 0,
         and enlarges regions to a pixel of `x`.
@@ -202,6 +202,10 @@ def deform_roi_align(
       >>> x, rois = jnp.ones((1, 25, 38, 64)), jnp.array([[0, 32.5, 16, 320, 240]])
       >>> jax_dcn.deform_roi_align(x, rois, spatial_scale=1 / 16, pooled_size=(7, 5)).shape
       (1, 7, 5, 64)
+
+    References:
+      He et al., "Mask R-CNN", ICCV 2017. Zhu et al., "Deformable ConvNets v2: More Deformable, Better
+      Results", CVPR 2019.
     """
     height, width = positive_pair("pooled_size", pooled_size)
     pooled = (
