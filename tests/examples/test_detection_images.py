@@ -9,7 +9,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
+from examples.detection.commands.stages import arrays
 from examples.detection.model.boxes import CONVENTIONS
+from examples.detection.model.detect import Detections, Images, Proposals, Stages
 from tests.examples.small_detectors import FLAGS, SMALL, small_detector
 
 GREY = np.random.default_rng(0).integers(0, 256, (45, 61), np.uint8)
@@ -60,8 +62,8 @@ def stages_of(tmp_path_factory):
         arguments = ["stages", folder / "weights.safetensors", image, folder / "stages.npz"]
         flags = [*FLAGS, "--short", 64, "--long", 96, "--candidates", 30, *options]
         assert main([str(word) for word in [*arguments, *flags]]) == 0
-        with np.load(folder / "stages.npz") as arrays:
-            return dict(arrays)
+        with np.load(folder / "stages.npz") as written:
+            return dict(written)
 
     return stages
 
@@ -70,12 +72,21 @@ def test_stages_do_not_depend_on_how_an_image_is_stored(stages_of, tmp_path):
     names = store(tmp_path)
     expected = stages_of(tmp_path / "colour.png")
     assert len(names) == 8 and len(expected["boxes"]) > 0
-    assert expected["labels"].dtype == np.int64  # As of mmdetection.
     for name in names:
         found = stages_of(tmp_path / name)
         assert found.keys() == expected.keys()
         for stage, array in found.items():
             np.testing.assert_array_equal(array, expected[stage], err_msg=f"{name}: {stage}")
+
+
+def test_labels_of_stages_have_the_dtype_of_mmdetections():
+    boxes, scores, valid = np.ones((1, 2, 4)), np.ones((1, 2)), np.array([[True, False]])
+    labels = np.array([[7, 0]], np.int32)  # As of JAX in 32 bits.
+    found = Detections(boxes, scores, labels, valid, None)
+    computed = Stages([], [], [], Proposals(boxes, scores, valid), found)
+    images = Images(np.zeros((1, 4, 4, 3)), np.ones((1, 2)), np.ones((1, 2)))
+    written = arrays(computed, images, (4, 4), CONVENTIONS["mmdet3"])["labels"]
+    np.testing.assert_array_equal(written, np.array([7], np.int64), strict=True)
 
 
 @pytest.mark.parametrize("conventions", CONVENTIONS)
