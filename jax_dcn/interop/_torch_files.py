@@ -44,7 +44,8 @@ def read_state_dict(path: str | pathlib.Path, *, key: str | None = None) -> dict
         `"model.ema"` is the entry `ema` of the entry `model`. `None` finds the one entry, at any
         depth, that holds parameters: tensors of floating point that have axes, under names. Other
         tensors beside the entry, and the states of optimizers, are ignored. No entry is preferred to
-        another. Without such an entry, the tensors of the file itself are the parameters.
+        another. Without such an entry, or with names such as `conv1.weight` beside the entries, the
+        tensors of the file itself are the parameters.
 
     Returns:
       Arrays by their PyTorch names. bfloat16 and floating point of 8 bits become float32.
@@ -218,6 +219,9 @@ def _parameters(checkpoint: Any, path: pathlib.Path, *keys: str) -> Mapping[str,
     where = f"key={'.'.join(keys)!r} of {path}" if keys else str(path)
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{where} holds a {type(checkpoint).__name__}, expected a state dict.")
+    tensors = _tensors(checkpoint)
+    if any(map(_is_name_of_parameter, tensors)):
+        return tensors
     sets = [k for k, v in checkpoint.items() if isinstance(k, str) and _holds_parameters(v)]
     if len(sets) > 1:
         names = [".".join([*keys, name]) for name in sets]
@@ -227,9 +231,13 @@ def _parameters(checkpoint: Any, path: pathlib.Path, *keys: str) -> Mapping[str,
         )
     if sets:
         return _parameters(checkpoint[sets[0]], path, *keys, sets[0])
-    if tensors := _tensors(checkpoint):
+    if tensors:
         return tensors
     raise ValueError(f"{where} holds no parameters, only {sorted(map(str, checkpoint))}.")
+
+
+def _is_name_of_parameter(name: str) -> bool:
+    return "." in name or name in ("weight", "bias")
 
 
 def _holds_parameters(value: Any) -> bool:

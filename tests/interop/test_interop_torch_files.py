@@ -65,6 +65,11 @@ SCORES = {"callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.7
 OPTIMIZER = {"state": {"a.weight": {"exp_avg": torch.ones(3, 2)}}, "param_groups": []}
 
 
+def test_parameters_of_the_file_itself_are_the_set(tmp_path):
+    content = {**tensors(), "normalisation": {"mean": torch.zeros(3)}}
+    check(read_state_dict(saved(content, tmp_path)), tensors())
+
+
 @pytest.mark.parametrize("container", ["state_dict", "generator"])
 @pytest.mark.parametrize("inside", [True, False])
 def test_tensors_beside_the_one_set_of_parameters_do_not_hide_it(container, inside, tmp_path):
