@@ -170,8 +170,8 @@ def _read_pickled(path: pathlib.Path, key: str | None) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, numbers and names, or is no file of torch.save. If you "
-            "trust its source, load it with torch.load(..., weights_only=False) and save its "
-            "parameters as .safetensors."
+            "trust its source, load it with torch.load(..., weights_only=False), where the program "
+            "that wrote it is installed, and save its parameters as .safetensors."
         ) from error
     except (EOFError, RuntimeError) as error:
         if "TorchScript" in str(error):
