@@ -91,7 +91,7 @@ class DCNv3(nnx.Module):
       kernel_size: Taps, one number or `(height, width)`.
       kernel_dilation: Distance between taps in pixels, one number or `(height, width)`.
       dw_kernel_size: Kernel size of the depthwise convolution; by default, `kernel_size`.
-        InternImage-H has 5.
+        InternImage-H and -G have 5.
       offset_scale: Factor of the offsets, and of the grid of the taps. InternImage-L and -XL have 2.0.
       act: The activation; by default the exact GELU, as in PyTorch.
       norm: `"layer"`, as in all published models, or `"batch"`.
