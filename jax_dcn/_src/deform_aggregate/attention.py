@@ -34,10 +34,10 @@ _ARGUMENTS = {
     "attention_weights": "weights",
     "num_points_list": "points",
 }
-_STARTS = "levels begin where spatial_shapes says"
+STARTS = "levels begin where spatial_shapes says"
 _ABSENT = {
-    "level_start_index": _STARTS,
-    "value_level_start_index": _STARTS,
+    "level_start_index": STARTS,
+    "value_level_start_index": STARTS,
     "im2col_step": "the whole batch is computed at once",
 }
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_dcn._src import arguments
-from jax_dcn._src.deform_aggregate.attention import METHODS, ms_deform_attn
+from jax_dcn._src.deform_aggregate.attention import METHODS, STARTS, ms_deform_attn
 from jax_dcn._src.deform_aggregate.geometry import map_shapes
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.sizes import fits
@@ -39,7 +39,6 @@ CALL_ARGUMENTS = {
 }
 
 # Arguments of a call in other libraries that have no counterpart.
-_STARTS = "levels begin where spatial_shapes says"
 _PADDING = "write value_mask=~{} instead, which is True for pixels that count"
 _POSITIONS = "add the positions to query"
 CALL_ABSENT = {
@@ -47,8 +46,8 @@ CALL_ABSENT = {
     "padding_mask": _PADDING.format("padding_mask"),
     "input_padding_mask": _PADDING.format("input_padding_mask"),
     "key_padding_mask": _PADDING.format("key_padding_mask"),
-    "level_start_index": _STARTS,
-    "input_level_start_index": _STARTS,
+    "level_start_index": STARTS,
+    "input_level_start_index": STARTS,
     "query_pos": _POSITIONS,
     "position_embeddings": _POSITIONS,
     "identity": "add the identity to the result",
