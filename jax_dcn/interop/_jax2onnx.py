@@ -193,7 +193,7 @@ def register() -> None:
 
 
 def _except_rows(lengthen: Callable[..., Any]) -> Callable[..., Any]:
-    """`lengthen`, which in jax2onnx before 0.17 gives a wrong shape to a value that broadcasts."""
+    """`lengthen` for all values but those of one row, whose shapes jax2onnx before 0.17 gets wrong."""
 
     def lengthen_others(ctx: Any, value: Any, *rest: Any, **options: Any) -> Any:
         broadcasts = value.shape is not None and tuple(value.shape)[:1] == (1,)

@@ -11,15 +11,15 @@ from jax_dcn.interop._torch_arrays import Misfit
 from jax_dcn.interop._torch_names import MASK_BRANCH, OFFSET_BRANCH, Names, common_prefix
 from jax_dcn.interop._torch_variables import Variable
 
-# What `torch.compile` adds to the name of a module.
+# The part of a name that `torch.compile` adds.
 _COMPILED = "_orig_mod."
 
-# What a branch of tutorials may be without, and no shape shows.
+# The condition of advice on branches: a shape does not show the order of offsets.
 _ORDER = "the offsets are in pairs (dy, dx) (docs/checkpoints.md says how to reorder others)"
 
 
 class Outcome(NamedTuple):
-    """What became of the parameters and the variables.
+    """A finished conversion: parameters and variables that fit, and those that do not.
 
     Attributes:
       weights: PyTorch parameters by name.
@@ -39,6 +39,7 @@ class Outcome(NamedTuple):
     misfits: Sequence[tuple[Variable, Sequence[str], Misfit]]
 
     def is_branch(self, variable: Variable) -> bool:
+        """Whether a variable is of an offset branch."""
         return self.names.is_offset_branch(variable.modules)
 
 
@@ -60,7 +61,7 @@ def _prefix(outcome: Outcome) -> list[str]:
     unused = outcome.weights.keys() - outcome.used.keys()
     if outcome.missing and any(_COMPILED in name for name in unused):
         return [
-            f"The names contain `{_COMPILED}`, as those of compiled modules do: give "
+            f"Compiled modules add `{_COMPILED}` to the names of their parameters: give "
             f'rename={{r"{re.escape(_COMPILED)}": ""}}.'
         ]
     start = len(outcome.prefix)
@@ -135,6 +136,7 @@ def _is_there(outcome: Outcome, branch: Sequence[str]) -> bool:
 
 
 def _branch_without_bias(outcome: Outcome) -> list[str]:
+    """Advice for branches that have a bias in the network, and none in `weights`."""
     kernels = [
         outcome.names.find(variable.modules, "kernel")
         for variable, _ in outcome.missing
@@ -152,6 +154,7 @@ def _branch_without_bias(outcome: Outcome) -> list[str]:
 
 
 def _layer_without_bias(outcome: Outcome) -> list[str]:
+    """Advice for layers that have a bias in `weights`, and none in the network."""
     if any(f"{name.removesuffix('bias')}weight" in outcome.used for name in outcome.unexpected):
         return [
             "A layer has a bias here and none in the network: give it one with use_bias=True. "

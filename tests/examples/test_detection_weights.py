@@ -236,6 +236,6 @@ def test_masks_of_another_scale_are_refused_in_the_backbone(tmp_path):
     with Checkpoints(tmp_path, write=True) as checkpoints:
         checkpoints.save_weights(split(model.build(3))[1], Description(model, ["a", "b", "c"]))
     modulated = dataclasses.replace(SMALL, offset_groups=1)
-    with pytest.raises(UserError, match="give --backbone a classifier of --conv v2, or of --conv"):
+    with pytest.raises(UserError, match="give a classifier of --conv v2, or of --conv ordinary"):
         started(modulated, backbone=tmp_path)
     started(dataclasses.replace(modulated, conv="ordinary"), backbone=tmp_path)

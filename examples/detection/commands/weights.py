@@ -107,7 +107,7 @@ def load_published(
 def _note_conventions(
     source: pathlib.Path, names: Iterable[str], architecture: Architecture
 ) -> None:
-    """Says so, if boxes are not measured as by the program that the names are of."""
+    """Prints a note where `--conventions` are not those of the program that gave the names."""
     age, conventions = ("before", "seed") if _is_old(names) else ("since", "mmdet3")
     if architecture.conventions != conventions:
         print(
@@ -138,7 +138,7 @@ def renamed(weights: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _is_old(names: Iterable[str]) -> bool:
-    """Whether names are those of mmdetection before version 2."""
+    """Whether mmdetection before version 2 gave these names."""
     return any(name.removeprefix("module.").startswith("bbox_head.") for name in names)
 
 
@@ -201,9 +201,8 @@ def _with_backbone(
     kept = classifier(run, None, placement, "float32")
     if (kept.description.model.conv, architecture.conv) == ("v2-exact", "modulated"):
         raise UserError(
-            f"The masks of {run}, a classifier of --conv v2-exact, go from 0 to 2, and those of "
-            "--conv modulated from 0 to 1: give --backbone a classifier of --conv v2, or of --conv "
-            "ordinary."
+            f"--backbone {run} is a classifier of --conv v2-exact, whose masks go from 0 to 2. Masks "
+            "of --conv modulated go from 0 to 1: give a classifier of --conv v2, or of --conv ordinary."
         )
     headless = Weights(*(_without_head(part) for part in kept.weights))
     mine = Weights(*(_backbone(part) for part in fresh))

@@ -137,7 +137,7 @@ def _reflected(coordinate: jax.Array, size: int, align_corners: bool) -> jax.Arr
 
 
 def _within_reach(coordinate: jax.Array) -> jax.Array:
-    """The coordinate, but a finite one in the place of infinity, from which nothing can be subtracted."""
+    """The coordinate, limited to finite numbers: differences of infinities are NaN."""
     return jnp.clip(coordinate, -_FARTHEST, _FARTHEST)
 
 

@@ -126,7 +126,7 @@ def check_call(
 
 
 def _check_offset_groups(layer: DeformConvOptions, offset: Any) -> None:
-    """Refuses offsets of other groups than the layer names; without a branch, 1 names none."""
+    """Refuses offsets whose groups are not `offset_groups`; the default 1 takes any groups."""
     groups, expected = layer.offset_groups, "[..., Ho, Wo, G, K, 2]"
     shape = arguments.array("offset", offset, expected).shape
     if groups > 1 and shape[-3:-2] != (groups,):
