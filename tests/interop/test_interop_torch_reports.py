@@ -40,7 +40,7 @@ def test_a_prefix_that_finds_less_is_not_advised():
 def test_names_of_compiled_modules_are_met_with_the_remedy():
     weights = tensors({"backbone._orig_mod.c.bias": (3,), "fc.bias": (3,)})
     like = zeros("backbone.c.bias", "fc.bias")
-    with pytest.raises(ValueError, match="Compiled modules add `_orig_mod.`") as error:
+    with pytest.raises(ValueError, match=r"Compiled modules add `_orig_mod\.`") as error:
         to_flax(weights, like)
     rename = str(error.value).partition("rename=")[2].removesuffix(".")
     assert to_flax(weights, like, rename=eval(rename))["backbone"]["c"]["bias"].all()
