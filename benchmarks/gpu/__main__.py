@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Proves and measures the CUDA kernels on a GPU, in one command: `python -m benchmarks.gpu`
 
-It builds the kernels for this GPU, runs their tests on the host and the whole test suite on the GPU, compares
-results and gradients with XLA's, checks that 100 runs give the same bits, runs compute-sanitizer,
+It builds the kernels for this GPU, runs their tests on the host and the operators' tests on the GPU, compares
+results, gradients and tangents with XLA's, checks that 100 runs give the same bits, runs compute-sanitizer,
 asks XLA for peak memory, and times every layer of `WORKLOADS`: our kernels against torchvision, against XLA's
 ordinary convolution and against our `"xla"` implementation, in device time and by the host's clock. The
 results go to `benchmarks/results/gpu.json`, after each layer. Steps, layers and numbers can be named.
@@ -34,13 +34,15 @@ from jax_dcn import available_implementations
 FOUND = "found: "  # before the findings of a step in its output
 STATE = "state: "  # before what the step runs on
 
-# Steps and numbers of each session. The step "host" is in no session, because it needs no GPU.
+CHECKS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# Steps, numbers and minutes of each session: less than ten with all that starts before the first step, and
+# less than thirty together with the start of the machine. The step "host" needs no GPU, and is in no session.
 SESSIONS = {
-    1: (("build", "accuracy", "speed"), ("float16", "bfloat16")),
-    2: (("build", "sanitizer", "reproducibility", "suite"), tuple(NUMBERS)),
-    3: (("build", "rule", "chunks", "memory", "speed"), ("tf32", "float32")),
+    1: (("build", "accuracy", "speed"), ("float16", "bfloat16"), 9.2),
+    2: (("build", "kernels", *CHECKS, "reproducibility", "suite"), tuple(NUMBERS), 9.2),
+    3: (("build", "rule", "chunks", "memory", "speed"), ("tf32", "float32"), 7.0),
 }
-SESSION_MINUTES = 9.5
+ALL = (tuple(STEPS), tuple(NUMBERS), 24 * 60.0)
 
 
 def gpu() -> str:
@@ -71,10 +73,10 @@ def reports_of(
         late.start()
         try:
             for line in process.stdout or ():
-                if line.startswith(STATE):
-                    state = json.loads(line.removeprefix(STATE))
-                elif line.startswith(FOUND):
-                    found = json.loads(line.removeprefix(FOUND))
+                if (said := _said_after(STATE, line)) is not None:
+                    state = said
+                elif (said := _said_after(FOUND, line)) is not None:
+                    found = said
                     yield state | {step: found}
                 else:
                     output.append(line.rstrip())
@@ -87,6 +89,14 @@ def reports_of(
         yield state | {step: found | {"stopped": "there was no time left"}}
     elif process.returncode:
         yield state | {step: found | {"failed": output[-80:]}}
+
+
+def _said_after(start: str, line: str) -> dict | None:
+    """What a line of a step reports; nothing if the line begins otherwise, or others wrote into it."""
+    try:
+        return json.loads(line.removeprefix(start)) if line.startswith(start) else None
+    except ValueError:
+        return None
 
 
 def main() -> None:
@@ -106,14 +116,14 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     if not (options.smoke or options.steps == ["host"] or shutil.which("nvidia-smi")):
         sys.exit("There is no GPU. --smoke and --steps host need none.")
-    steps, numbers = SESSIONS.get(options.session, (tuple(STEPS), tuple(NUMBERS)))
-    minutes = options.minutes or (SESSION_MINUTES if options.session else 24 * 60)
+    steps, numbers, minutes = SESSIONS.get(options.session, ALL)
     environment = {
         LAYERS: ",".join(options.layers),
         CHOSEN_NUMBERS: ",".join(options.numbers or numbers),
     }
     report = run(
-        options.steps or steps, options.json, options.smoke, environment, deadline(minutes)
+        *(options.steps or steps, options.json, options.smoke, environment),
+        deadline(options.minutes or minutes),
     )
     print(f"written to {options.json}")
     failed = [name for name in options.steps or steps if "failed" in report[name]]

@@ -12,8 +12,9 @@ import numpy as np
 from benchmarks.attention.cases import AttentionCase
 from jax_dcn import deform_conv2d, ms_deform_attn
 from tests.deform_conv2d.cases import Case
+from tests.deform_roi_pool.cases import RoICase
 
-Layer = Case | AttentionCase
+Layer = Case | AttentionCase | RoICase
 
 # (dtype, precision of products): TF32 is what XLA does with float32 unless it is told otherwise.
 NUMBERS = {
@@ -29,12 +30,13 @@ REPEATS = 20  # of a function in one measurement, so that a launch is small besi
 ARGUMENTS = {
     Case: ("x", "kernel", "offset", "mask", "bias"),
     AttentionCase: ("value", "locations", "weights"),
+    RoICase: ("x", "rois", "offset", "mask"),
 }
-WIDE = ("offset", "mask", "locations", "weights")  # in float32 at least
+WIDE = ("offset", "mask", "locations", "weights", "rois")  # in float32 at least
 
 
 def numbers_of(layer: Layer) -> list[str]:
-    """The numbers that a layer computes in: attention multiplies no matrices, in TF32 or not."""
+    """The numbers that a layer computes in. Attention and pooling multiply no matrices, in TF32 or not."""
     return [n for n in NUMBERS if n != "tf32" or isinstance(layer, Case)]
 
 
@@ -53,16 +55,26 @@ def programs(
     """The operator, and all its gradients, as functions of the operands."""
     dtype, usual = NUMBERS[number]
     if isinstance(layer, AttentionCase):
-        operator = functools.partial(ms_deform_attn, spatial_shapes=layer.shapes)
+        options = dict(spatial_shapes=layer.shapes, implementation=implementation)
+        f = functools.partial(ms_deform_attn, **options)
+    elif isinstance(layer, RoICase):
+        f = layer.function(implementation)
     else:
         options = dict(**layer.options, precision=precision or usual)
-        operator = functools.partial(deform_conv2d, **options)
-    f = functools.partial(operator, implementation=implementation)
+        f = functools.partial(deform_conv2d, **options, implementation=implementation)
     return with_backward(f, arrays_of(layer, dtype)[1])
 
 
 def with_backward(f: Callable, grad_y: jax.Array) -> dict[str, Callable]:
-    return {"forward": f, "backward": lambda *arrays: jax.vjp(f, *arrays)[1](grad_y)}
+    def backward(*arrays):
+        return jax.vjp(f, *arrays)[1](unknown(grad_y))
+
+    return {"forward": f, "backward": backward}
+
+
+def unknown(array: jax.Array) -> jax.Array:
+    """An array that XLA does not know when it compiles, so that no work on it alone is left out."""
+    return jax.lax.optimization_barrier(array)
 
 
 def gradients_of(f: Callable, grad_y: jax.Array, operands: Sequence[int]) -> Callable:
@@ -73,7 +85,7 @@ def gradients_of(f: Callable, grad_y: jax.Array, operands: Sequence[int]) -> Cal
             moved = dict(zip(operands, some, strict=True))
             return f(*(moved.get(i, array) for i, array in enumerate(arrays)))
 
-        return jax.vjp(of_some, *(arrays[i] for i in operands))[1](grad_y)
+        return jax.vjp(of_some, *(arrays[i] for i in operands))[1](unknown(grad_y))
 
     return gradients
 

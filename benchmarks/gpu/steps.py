@@ -4,7 +4,9 @@
 `smoke` runs small problems, and puts in the place of what needs a GPU what can be checked without one.
 """
 
+import concurrent.futures
 import importlib.util
+import itertools
 import os
 import pathlib
 import shutil
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -43,6 +45,7 @@ from benchmarks.gpu.rule import (
 from jax_dcn._src.deform_conv2d import cost
 from jax_dcn._src.operator.chunks import VARIABLE, chunk_bytes
 from tests.deform_conv2d.cases import Case, workload
+from tests.deform_roi_pool.cases import RoICase
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -57,16 +60,22 @@ WORKLOADS: list[Layer] = [
 SMALL: list[Layer] = [
     workload("5x6x8 N2", 2, (5, 6), 8),
     AttentionCase("attention", ((4, 5), (2, 3)), 2, 2, 8, batch=2),
+    RoICase("regions", 2, (6, 5), 4, 3, samples=2),
 ]
-# Two layers that the fused kernels take, and one that they do not; attention by vectors and not, in
-# whose last map a pixel is read more often than a warp sorts.
+# Three layers that the fused kernels take, of which the last has more tiles of 128 features than any GPU
+# has multiprocessors, and one that they do not; attention by vectors and not, in whose last map a pixel is read
+# more often than a warp sorts; features of regions by vectors and not.
 PROVEN: list[Layer] = [
     workload("9x11x64 N3", 3, (9, 11), 64),
     workload("9x11x192 N3", 3, (9, 11), 192, feature_group_count=2, offset_groups=3),
+    workload("40x41x256 N4", 4, (40, 41), 256),
     workload("9x11x36 N3", 3, (9, 11), 36, offset_groups=2),
     AttentionCase("attention 8x32 N2", ((19, 17), (3, 4)), 4, 8, 32, batch=2),
     AttentionCase("attention 2x37 N2", ((19, 17), (3, 4)), 23, 2, 37, scattered=True, batch=2),
+    RoICase("regions of 16", 2, (9, 11), 16, 7, samples=2, group_size=2, classes=2),
+    RoICase("regions of 5", 2, (9, 11), 5, 7, pooled_size=(2, 3), samples=0, aligned=True),
 ]
+SMALL_CHUNKS = 200_000  # bytes: parts of an image, of all but the smallest layers
 # Parts of the names of the layers to run, and the numbers to compute in, separated by commas.
 LAYERS, CHOSEN_NUMBERS = "JAX_DCN_GPU_LAYERS", "JAX_DCN_GPU_NUMBERS"
 
@@ -99,6 +108,7 @@ def build(smoke: bool) -> Iterator[dict]:
 
 def build_command() -> list[str]:
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--editable", str(ROOT)]
+    command += ["--disable-pip-version-check"]  # which waits for the network
     command += [f"--config-settings=build-dir={ROOT / 'build/gpu'}"]
     tools = ("scikit_build_core", "pybind11")
     here = all(importlib.util.find_spec(tool) for tool in tools)
@@ -129,8 +139,11 @@ HOST_TESTS = [
     f"tests/native/test_cuda_{name}.py"
     for name in ("build", "cost", "divisor", "fused_rule", "lowering", "on_host")
 ]
-# The tests of the operators come first.
-SUITE = [f"tests/{name}" for name in ("laws", "deform_conv2d", "deform_aggregate")] + ["tests"]
+# The tests that run on the device. What the others test is the same with a GPU and without.
+SUITE = [
+    f"tests/{name}"
+    for name in ("laws", "deform_conv2d", "deform_aggregate", "deform_roi_pool", "layers")
+]
 
 
 def host(smoke: bool) -> Iterator[dict]:
@@ -139,7 +152,7 @@ def host(smoke: bool) -> Iterator[dict]:
 
 
 def suite(smoke: bool) -> Iterator[dict]:
-    """The whole test suite, on the GPU; `smoke` only collects it."""
+    """The tests of the operators and of their layers, on the GPU; `smoke` only collects them."""
     yield from _tests(SUITE, smoke, SUITE_ENVIRONMENT)
 
 
@@ -207,8 +220,18 @@ def paths_of(case: Layer, smoke: bool) -> Iterator[str]:
             yield path
 
 
+def ways_of(case: Layer, smoke: bool, sizes: Sequence[int | None]) -> Iterator[str]:
+    """The paths on CUDA with each size of chunks, and with the size of this GPU where it is None."""
+    for path, size in itertools.product(paths_of(case, smoke), sizes):
+        if size is None:
+            yield path
+        else:
+            with environment_variable(VARIABLE, str(size)):
+                yield f"{path} in chunks"
+
+
 def accuracy(smoke: bool) -> Iterator[dict]:
-    """Largest errors of results and gradients, relative to the largest value, against XLA's.
+    """Largest errors of results, gradients and tangents, relative to the largest value, against XLA's.
 
     Every layer is computed, also after one that is wrong.
     """
@@ -218,10 +241,10 @@ def accuracy(smoke: bool) -> Iterator[dict]:
         for number in chosen_numbers(case, smoke):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             exact = _results(case, number, arrays, "xla", "highest")
-            for path in paths_of(case, smoke):
-                name = f"{case}, {number}, {path}"
+            for way in ways_of(case, smoke, (None, SMALL_CHUNKS)):
+                name = f"{case}, {number}, {way}"
                 try:
-                    error = max(map(_error, _results(case, number, arrays, "native"), exact))
+                    error = _error(_results(case, number, arrays, "native"), exact)
                 except Exception as failure:
                     found[name] = reason(failure)
                     wrong.append(name)
@@ -233,14 +256,20 @@ def accuracy(smoke: bool) -> Iterator[dict]:
 
 
 def _results(case: Layer, number: str, arrays: list[jax.Array], *how: str) -> list:
-    """The result, and the gradients."""
-    return [jax.jit(f)(*arrays) for f in programs(case, number, *how).values()]
+    """The result, the gradients and the tangent along the operands, which XLA compiles side by side."""
+    functions = programs(case, number, *how)
+    functions["tangent"] = lambda *arrays: jax.jvp(functions["forward"], arrays, arrays)[1]
+    lowered = [jax.jit(f).lower(*arrays) for f in functions.values()]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [program(*arrays) for program in pool.map(lambda one: one.compile(), lowered)]
 
 
 def _error(actual, exact) -> float:
+    """The largest error of several arrays, each relative to its largest value; NaN if there is one."""
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(exact), strict=True)
     wide = [[np.asarray(a, np.float64) for a in pair] for pair in pairs]
-    return max(float(np.max(abs(a - e)) / np.max(abs(e))) for a, e in wide)
+    # The gradient of regions is zero.
+    return float(np.max([np.max(abs(a - e)) / (np.max(abs(e)) or 1.0) for a, e in wide]))
 
 
 def reproducibility(smoke: bool) -> Iterator[dict]:
@@ -258,28 +287,75 @@ def reproducibility(smoke: bool) -> Iterator[dict]:
         yield {"runs": runs, "different results": found}
 
 
-def sanitizer(smoke: bool) -> Iterator[dict]:
-    """What compute-sanitizer says while `accuracy` runs, on every kernel and type."""
+def kernels(smoke: bool) -> Iterator[dict]:
+    """Runs what `accuracy` proves, for the sanitizers, and keeps the compiled programs for them."""
+    # Memory from XLA's own pool would be one array to a sanitizer, and XLA would time its own kernels.
+    os.environ["XLA_PYTHON_CLIENT_ALLOCATOR"] = "platform"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+    if not smoke:
+        jax.config.update("jax_compilation_cache_dir", str(ROOT / "build/gpu-programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    ran: list[str] = []
+    for case in SMALL if smoke else PROVEN:
+        # The kernels of both 16-bit types are the same code.
+        for number in set(chosen_numbers(case, smoke)) - {"float16"}:
+            arrays, _ = arrays_of(case, NUMBERS[number][0])
+            for way in ways_of(case, smoke, (SMALL_CHUNKS,)):
+                jax.block_until_ready(_results(case, number, arrays, "native"))
+                ran.append(f"{case}, {number}, {way}")
+        yield {"ran": ran}
+
+
+def memcheck(smoke: bool) -> Iterator[dict]:
+    """Accesses out of bounds, as compute-sanitizer finds them."""
+    yield from _checked("memcheck", smoke, "--report-api-errors", "no")
+
+
+def racecheck(smoke: bool) -> Iterator[dict]:
+    """Races in shared memory."""
+    yield from _checked("racecheck", smoke)
+
+
+def synccheck(smoke: bool) -> Iterator[dict]:
+    """Barriers that some threads do not reach."""
+    yield from _checked("synccheck", smoke)
+
+
+def initcheck(smoke: bool) -> Iterator[dict]:
+    """Reads of memory that nobody has written. The kernels of others write what ours read."""
+    yield from _checked("initcheck", smoke)
+
+
+def _checked(check: str, smoke: bool, *options: str) -> Iterator[dict]:
+    """What compute-sanitizer says so far while `kernels` runs, and which of it is of our kernels."""
     folders = os.environ.get("PATH", ""), "/usr/local/cuda/bin"
     tool = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
     if not tool:
         yield {"skipped": "there is no compute-sanitizer"}
         return
-    found = {}
-    # Memory from XLA's own pool would be one array to it, and XLA would time its own kernels.
-    environment = os.environ | {
-        "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip(),
-    }
-    program = [sys.executable, "-m", "benchmarks.gpu", "--step", "accuracy"]
-    program += ["--smoke"] if smoke else []
-    for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
-        # Only our kernels, but for what they read: the kernels of others have written it.
-        ours = [] if check == "initcheck" else ["--kernel-name", "kns=jax_dcn"]
-        command = [tool, "--tool", check, "--error-exitcode", "1", *ours, *program]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-        found[check] = {"clean": done.returncode == 0, "end": done.stdout.splitlines()[-20:]}
-        yield found
+    only_ours = [] if check == "initcheck" else ["--kernel-name", "kns=jax_dcn"]
+    command = [tool, "--tool", check, "--error-exitcode", "1", *options, *only_ours]
+    command += [sys.executable, "-m", "benchmarks.gpu", "--step", "kernels"]
+    lines: list[str] = []
+    with subprocess.Popen(
+        [*command, *(["--smoke"] if smoke else [])],
+        **dict(cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            # One line follows the programs of each layer, and says which have run.
+            if line.startswith("found: "):
+                yield _said(lines)
+    yield _said(lines) | {"clean": process.returncode == 0}
+
+
+def _said(lines: list[str]) -> dict:
+    """The last lines, and the lines that name one of our kernels, with the line before each."""
+    said = [line for line in lines if line.startswith("=====")]
+    ours = [i for i, line in enumerate(said) if "jax_dcn" in line]
+    around = [text for i in ours[:20] for text in said[max(0, i - 1) : i + 1]]
+    return {"reports of our kernels": len(ours), "the first": around, "end": lines[-20:]}
 
 
 def memory(smoke: bool) -> Iterator[dict]:
@@ -334,7 +410,7 @@ def _measured(case: Case, number: str, part: str) -> dict:
         with on_path(path):
             functions[path]()  # compiles
     times = _times(functions, rounds=7)
-    return {"measured": {path: times[path]["device"] for path in cost.PATHS}}
+    return {"measured": {p: times[p]["device"] or times[p]["host"] for p in cost.PATHS}}
 
 
 def chunks(smoke: bool) -> Iterator[dict]:
@@ -387,9 +463,10 @@ def _seconds_by_host(function: Callable) -> float:
 STEPS = {
     step.__name__: step
     for step in (
-        *(build, host, accuracy, speed, reproducibility, sanitizer),
+        *(build, host, accuracy, speed, reproducibility),
+        *(kernels, memcheck, racecheck, synccheck, initcheck),
         *(rule, chunks, memory, suite),
     )
 }
-# These run other programs, which need the memory of the GPU.
-OTHER_PROGRAMS = (build, host, sanitizer, suite)
+# These run other programs, which need the memory of the GPU, or choose how XLA starts.
+OTHER_PROGRAMS = (build, host, kernels, memcheck, racecheck, synccheck, initcheck, suite)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from jax.profiler import ProfileData
@@ -39,12 +40,17 @@ def fake_device(tmp_path: pathlib.Path) -> pathlib.Path:
             *) exit 1 ;;
         esac""",
         "compute-sanitizer": """[ "$1 $3 $4" = "--tool --error-exitcode 1" ] || exit 2
-        case "$2" in memcheck|racecheck|initcheck|synccheck) ;; *) exit 2 ;; esac
-        case "$2 $5 $6" in
-            initcheck*) shift 4 ;;
-            *" --kernel-name kns=jax_dcn") shift 6 ;;
+        check=$2
+        shift 4
+        if [ $check = memcheck ]; then
+            [ "$1 $2" = "--report-api-errors no" ] && shift 2 || exit 2
+        fi
+        case $check in
+            initcheck) ;;
+            memcheck|racecheck|synccheck) [ "$1 $2" = "--kernel-name kns=jax_dcn" ] && shift 2 || exit 2 ;;
             *) exit 2 ;;
         esac
+        echo "========= COMPUTE-SANITIZER"
         exec "$@" """,
     }
     folder = tmp_path / "bin"
@@ -66,10 +72,15 @@ def test_every_step_reports_what_it_found(tmp_path, fake_device):
     assert {"configured", "skipped"} & set(report["build"])
     assert report["suite"]["passed"] and report["host"]["passed"], report
     assert set(steps.STEPS) == set(report["seconds"]) and "native" in report["implementations"]
-    assert all(check["clean"] for check in report["sanitizer"].values()), report["sanitizer"]
+    assert len(report["kernels"]["ran"]) == 3
+    for check in program.CHECKS:
+        assert report[check]["clean"] and report[check]["reports of our kernels"] == 0, report[
+            check
+        ]
+        assert report[check]["end"][0] == "========= COMPUTE-SANITIZER"
     assert set(report["reproducibility"]["different results"].values()) == {1}
-    layer, attention = report["speed"]["microseconds"].values()
-    for speeds, names in ((layer, {"convolution"}), (attention, set())):
+    layer, *others = report["speed"]["microseconds"].values()
+    for speeds, names in ((layer, {"convolution"}), *((other, set()) for other in others)):
         for mode in ("forward", "backward"):
             assert {"native", "xla"} | names <= set(speeds[mode])
             assert min(times["host"] for times in speeds[mode].values()) > 0
@@ -130,9 +141,10 @@ def test_the_gradients_of_a_part_are_those_of_its_operands_alone():
 
 
 def test_sessions_share_all_steps_and_numbers():
-    named = {step for of_session, _ in program.SESSIONS.values() for step in of_session}
+    sessions = program.SESSIONS.values()
+    named = {step for of_session, _, _ in sessions for step in of_session}
     assert named == set(steps.STEPS) - {"host"}  # which needs no GPU
-    timed = [numbers for named, numbers in program.SESSIONS.values() if "speed" in named]
+    timed = [numbers for of_session, numbers, _ in sessions if "speed" in of_session]
     assert sorted(n for numbers in timed for n in numbers) == sorted(steps.NUMBERS)
 
 
@@ -154,7 +166,7 @@ def test_a_contestant_that_fails_is_named_and_the_others_are_timed(monkeypatch):
         raise RuntimeError("there is no convolution in this test")
 
     monkeypatch.setattr(contestants, "ordinary_convolution", broken)
-    (times,) = next(steps.speed(smoke=True))["microseconds"].values()
+    times = next(steps.speed(smoke=True))["microseconds"]["5x6x8 N2, float32"]
     assert times["failed"] == {"convolution": "RuntimeError: there is no convolution in this test"}
     for mode in ("forward", "backward"):
         assert {"native", "xla"} <= set(times[mode]) and "convolution" not in times[mode]
@@ -166,8 +178,45 @@ def test_layers_after_a_wrong_one_are_proven_and_the_step_fails(monkeypatch):
     found = []
     with pytest.raises(AssertionError, match=r"wrong: \['5x6x8 N2, float32, columns'\]"):
         found += steps.accuracy(smoke=True)
-    wrong, right = "5x6x8 N2, float32, columns", "attention, float32, columns"
-    assert found[-1] == {wrong: np.inf, right: 0.0}
+    names = [f"{case}, float32, columns" for case in ("5x6x8 N2", "attention", "regions")]
+    ways = [f"{name}{chunks}" for name in names for chunks in ("", " in chunks")]
+    assert found[-1] == dict.fromkeys(ways, 0.0) | {ways[0]: np.inf}
+
+
+def test_an_error_is_that_of_the_worst_array():
+    exact = [np.array([3.0, -4.0]), np.array([2.0]), np.zeros(2)]
+    for wrong, error in (([4.0, -4.0], 0.25), ([3.0, np.nan], np.nan), ([3.0, np.inf], np.inf)):
+        for i in range(3):
+            # After arrays that are wrong, and before them.
+            order = np.roll([0, 1, 2], i)
+            actual = [np.array(wrong), *exact[1:]]
+            found = steps._error([actual[j] for j in order], [exact[j] for j in order])
+            np.testing.assert_equal(found, error)
+    assert steps._error([np.array([1e-3, 0])], [np.zeros(2)]) == 1e-3  # of nothing
+
+
+def test_xla_does_not_know_the_gradient_of_y_of_a_program_that_is_timed():
+    case = steps.SMALL[0]
+    arrays, _ = steps.arrays_of(case, "float32")
+    backward = contestants.programs(case, "float32", "native")["backward"]
+    for timed in (backward, rule.program_of("kernel", case, "float32")):
+        assert "optimization_barrier" in jax.jit(timed).lower(*arrays).as_text()
+
+
+REPORT = """========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 4 bytes
+=========     at void jax_dcn::BinMeansKernel<float>(Problem)+0x120
+=========     by thread (3,0,0) in block (0,0,0)
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at cutlass_kernel+0x10
+found: {"ran": ["jax_dcn"]}
+========= ERROR SUMMARY: 2 errors"""
+
+
+def test_reports_of_our_kernels_are_told_from_those_of_others():
+    lines = REPORT.splitlines()
+    found = steps._said(lines)
+    assert found == {"reports of our kernels": 1, "the first": lines[1:3], "end": lines}
 
 
 def test_files_that_cannot_be_collected_do_not_keep_others_from_their_run(tmp_path, monkeypatch):
@@ -187,6 +236,15 @@ raise SystemExit("the third is wrong")"""
     reports = [of["speed"] for of in program.reports_of("speed", True, {}, 60)]
     assert reports[:2] == [{"first": 1}, {"first": 1, "second": 2}]
     assert reports[2] == reports[1] | {"failed": ["the third is wrong"]}
+
+
+def test_a_line_that_others_wrote_into_ends_no_step(tmp_path, monkeypatch):
+    process = """print("found: {\\"first\\": 1, WARNING"); print("found: {\\"second\\": 2}")
+raise SystemExit("wrong")"""
+    fake_python(tmp_path, monkeypatch, process)
+    first, last = [of["speed"] for of in program.reports_of("speed", True, {}, 60)]
+    assert first == {"second": 2}
+    assert last["failed"] == ['found: {"first": 1, WARNING', "wrong"]
 
 
 def fake_python(folder: pathlib.Path, monkeypatch, code: str) -> None:
