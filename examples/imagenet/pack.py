@@ -25,6 +25,7 @@ def pack(
     """
     check_option("files", files, 1)
     readers = {split: FolderReader(str(images), split) for split in SPLITS}
+    _check_same_classes(readers)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: choose another folder.")
     part = _empty_folder(pathlib.Path(f"{output}.part"))
@@ -35,6 +36,18 @@ def pack(
             _pack_file(readers[split], range(index, len(readers[split]), count), path)
     part.rename(output)
     print(f"Wrote {output}.")
+
+
+def _check_same_classes(readers: dict[str, FolderReader]) -> None:
+    """Refuses splits of other classes: labels are numbers in the one list of the classes' names."""
+    train, validation = (readers[split].class_names for split in SPLITS)
+    odd = sorted(set(train) ^ set(validation))
+    if odd:
+        there, absent = SPLITS if odd[0] in train else reversed(SPLITS)
+        raise UserError(
+            f"The class {odd[0]} is among the {there} images alone, and not among those of "
+            f"{absent}: give both splits a folder of images for every class."
+        )
 
 
 def _empty_folder(part: pathlib.Path) -> pathlib.Path:

@@ -4,6 +4,7 @@
 import contextlib
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -258,6 +259,15 @@ def test_packed_images_are_those_of_the_folder(tmp_path):
         packed = open_reader(f"arrayrecord:{tmp_path / 'packed'}", split)
         assert list(packed.class_names) == ["cat", "dog"] and len(packed) == 3
         assert images_by_class(packed) == images_by_class(folder)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_splits_of_other_classes_are_not_packed(tmp_path, part):
+    write_images(tmp_path / "images", {"ant": ["1.png"], "cat": ["2.png"], "dog": ["3.png"]})
+    shutil.rmtree(tmp_path / "images" / part / "cat")
+    with pytest.raises(UserError, match="class cat is among the .* images alone"):
+        pack(tmp_path / "images", tmp_path / "packed", files=1)
+    assert not (tmp_path / "packed").exists()
 
 
 def images_by_class(reader) -> set[tuple[int, bytes]]:
