@@ -187,7 +187,7 @@ def optional_dtype(name: str, value: Any) -> np.dtype | None:
 def precision(value: Any) -> Any:
     """The argument `precision`, which `jax.lax` must take; by default, the precision in use now."""
     if value is None:
-        return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     found = tuple(value) if isinstance(value, list) else value
     if not _is_precision(found):
         raise ValueError(f"precision must be None or as in jax.lax, got {value!r}.")

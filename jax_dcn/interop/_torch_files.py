@@ -19,7 +19,7 @@ import numpy as np
 from jax_dcn._src.arguments import text
 
 # Dtypes of `.safetensors` whose names do not say the dtype of NumPy.
-_SAFETENSORS = {
+_SAFETENSORS: dict[str, Any] = {
     "BOOL": np.bool_,
     "BF16": jnp.bfloat16,
     "F8_E4M3": jnp.float8_e4m3fn,

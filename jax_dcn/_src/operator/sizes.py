@@ -10,10 +10,8 @@ from jax import export
 from jax_dcn._src.arguments import is_integer, is_pair
 
 # In `jax.core` before JAX 0.10.
-_Inconclusive = (
-    getattr(jax.errors, "InconclusiveDimensionOperation", None)
-    or jax.core.InconclusiveDimensionOperation
-)
+_errors: Any = jax.errors if hasattr(jax.errors, "InconclusiveDimensionOperation") else jax.core
+_Inconclusive = _errors.InconclusiveDimensionOperation
 
 
 def fits(shape: Sequence[Any], expected: Sequence[Any]) -> bool:
