@@ -127,6 +127,8 @@ def test_missing_kernels_say_where_to_get_them(monkeypatch, tmp_path):
     )
     assert "reinstall it from a wheel" in libraries._how_to_get("cpu")
     assert "build jax-dcn where nvcc is" in libraries._how_to_get("cuda")
+    monkeypatch.setattr(libraries.sys, "platform", "win32")
+    assert libraries._how_to_get("cpu") == "there are kernels for Linux and macOS only"
 
 
 def test_kernels_of_another_version_are_named_with_the_remedy(monkeypatch):

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import sys
 import types
 import warnings
 
@@ -110,6 +111,8 @@ def _import_first(modules: list[str]) -> types.ModuleType:
 
 
 def _how_to_get(platform: str) -> str:
+    if sys.platform not in ("linux", "darwin"):
+        return "there are kernels for Linux and macOS only"
     sources = pathlib.Path(__file__).parents[3]
     if platform == "cpu" and (sources / "CMakeLists.txt").exists():
         # Python looks in the working directory first, where there are no kernels.
