@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How many images a second can be read, trained on and tested here."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,11 +40,13 @@ def bench(settings: Preset) -> None:
         image_size=settings.model.image_size,
         workers=settings.workers,
     )
-    batch = next(batches)
-    for _ in range(read_ahead(settings.workers)):
-        next(batches)
-    functions = {"reading": lambda: next(batches)} | _compiled(settings, reader, batch)
-    report(functions, settings.batch_size, steps)
+    with contextlib.closing(batches):
+        compiled = _compiled(settings, reader, next(batches))
+        # Workers fill their buffers while the network is built.
+        for _ in range(read_ahead(settings.workers)):
+            next(batches)
+        functions = {"reading": lambda: next(batches)} | compiled
+        report(functions, settings.batch_size, steps)
 
 
 def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Callable]:

@@ -12,7 +12,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import absl.flags
 import grain
@@ -28,7 +28,9 @@ Batch = dict[str, np.ndarray]
 NO_LABEL = -1  # Of the images that fill the last batch of a test up.
 _KEPT = 0.875  # The share of the shorter side that a test sees, as everybody's since AlexNet.
 _THREADS = 4  # That read ahead where there are no worker processes.
-_PER_WORKER = 2  # Batches that a worker process reads ahead.
+_PER_WORKER = 2  # Batches in each of the two queues between a worker process and this one.
+_HELD_PER_WORKER = 1 + 2 * (_PER_WORKER + 1)
+"""Batches of a worker process: one that it reads, and for each queue those in it and one before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ def training_batches(
     seed: int = 0,
     workers: int = 0,
     share: Share = Share(),
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's share of the batches of `steps`, out of endless shuffled epochs.
 
     Args:
@@ -85,10 +87,11 @@ def _blocks(images: grain.MapDataset, batch_size: int, share: Share) -> grain.Ma
 
 def read_blocks(
     blocks: grain.MapDataset, steps: range, workers: int, share: Share
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's blocks of the batches of `steps`, read ahead.
 
-    A batch has one block for each process, next to each other: no process decodes another's.
+    A batch has one block for each process, next to each other: no process decodes another's. Close
+    what is not read to its end.
     """
     mine = blocks[share.index :: share.count][steps.start : steps.stop]
     threads = _THREADS if workers == 0 else 1
@@ -102,13 +105,15 @@ def read_blocks(
         )
         batches = batches.mp_prefetch(options)
     shared: collections.deque[str] = collections.deque(maxlen=64)
-    yield from _copies(batches, shared)
-    _wait_until_freed(shared)
+    try:
+        yield from _copies(batches, shared)
+    finally:
+        _wait_until_freed(shared)
 
 
 def read_ahead(workers: int) -> int:
     """How many batches `read_blocks` holds at most before they are asked for."""
-    return workers * (_PER_WORKER + 1) + 1 if workers else _THREADS
+    return workers * _HELD_PER_WORKER if workers else _THREADS
 
 
 def _copies(batches: grain.IterDataset, shared: collections.deque[str]) -> Iterator[Batch]:

@@ -2,27 +2,32 @@
 """What a training step of the ImageNet example sees depends on the seed and the step alone."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from examples.imagenet import bench
 from examples.imagenet.data import (
     NO_LABEL,
     Share,
     centre_view,
     evaluation_batches,
+    read_ahead,
     training_batches,
 )
 from examples.imagenet.errors import UserError
 from examples.imagenet.pack import pack
 from examples.imagenet.readers import SPLITS, decode, open_reader
+from examples.imagenet.settings import PRESETS
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGE_SIZE = 9
@@ -86,18 +91,59 @@ def test_worker_processes_change_nothing():
     assert_equal(batches_of(reader, range(3)), batches_of(reader, range(3), workers=2))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_read_ahead_are_as_many_as_said(workers, tmp_path):
+    class Counted(Numbered):  # Workers get a class of this function as a value.
+        def __getitem__(self, index):
+            with pathlib.Path(count).open("a") as file:
+                file.write("x")
+            return np.zeros((9, 9, 3), np.uint8), 0
+
+    count, expected = tmp_path / "count", 1 + read_ahead(workers)
+    batches = training_batches(Counted(), range(30), batch_size=1, image_size=9, workers=workers)
+    with contextlib.closing(batches):
+        next(batches)
+        end = time.monotonic() + 30
+        while count.stat().st_size < expected and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        assert count.stat().st_size == expected
+
+
+def test_bench_reads_what_was_read_ahead_after_it_has_built_the_network(monkeypatch):
+    events: list = []
+
+    def batches(*_, **__):
+        try:
+            while True:
+                events.append("read")
+                yield {}
+        finally:
+            events.append("closed")
+
+    monkeypatch.setattr(bench, "training_batches", batches)
+    monkeypatch.setattr(bench, "_compiled", lambda *_: events.append("built") or {})
+    monkeypatch.setattr(bench, "report", lambda *_: events.append("report"))
+    bench.bench(dataclasses.replace(PRESETS["generated"], workers=0))
+    assert events == ["read", "built", *["read"] * read_ahead(0), "report", "closed"]
+
+
 READ_AND_END = """
 from examples.imagenet.data import training_batches
 from examples.imagenet.readers import open_reader
 def read():
     reader = open_reader("digits", "train")
-    for batch in training_batches(reader, range(3), batch_size=600, image_size=9, workers=2): ...
+    batches = training_batches(reader, range(6), batch_size=600, image_size=9, workers=2)
+    for _ in range({count}):
+        next(batches)
+    batches.close()
 read()
 """
 
 
-def test_program_that_ends_after_the_last_batch_leaves_no_shared_memory():
-    command = [sys.executable, "-c", READ_AND_END]
+@pytest.mark.parametrize("count", [2, 6])
+def test_program_that_closes_its_batches_leaves_no_shared_memory(count):
+    command = [sys.executable, "-c", READ_AND_END.format(count=count)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "shared_memory" not in done.stderr  # Grain may warn of other things.
 
@@ -265,7 +311,7 @@ def test_packed_images_are_those_of_the_folder(tmp_path):
 def test_splits_of_other_classes_are_not_packed(tmp_path, part):
     write_images(tmp_path / "images", {"ant": ["1.png"], "cat": ["2.png"], "dog": ["3.png"]})
     shutil.rmtree(tmp_path / "images" / part / "cat")
-    with pytest.raises(UserError, match="class cat is among the .* images alone"):
+    with pytest.raises(UserError, match=r"class cat is among the .* images alone"):
         pack(tmp_path / "images", tmp_path / "packed", files=1)
     assert not (tmp_path / "packed").exists()
 

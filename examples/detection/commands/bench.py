@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """How many images a second can be read, trained on and searched here."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from examples.detection.commands.train import Training
 from examples.detection.training.recipes import KEEPS_RANDOM_WEIGHTS, Preset
 from examples.imagenet.bench import STEPS, UNTIMED, report
-from examples.imagenet.data import read_ahead
+from examples.imagenet.data import Batch, read_ahead
 
 
 def bench(settings: Preset) -> None:
@@ -24,11 +25,11 @@ def bench(settings: Preset) -> None:
     steps = settings.steps or STEPS
     training = Training(settings, None)
     training.steps = 1 + read_ahead(settings.workers) + UNTIMED + steps
-    report(_parts(training), settings.batch_size, steps)
+    with contextlib.closing(training.batches(0)) as batches:
+        report(_parts(training, batches), settings.batch_size, steps)
 
 
-def _parts(training: Training) -> dict[str, Callable]:
-    batches = training.batches(0)
+def _parts(training: Training, batches: Iterator[Batch]) -> dict[str, Callable]:
     placed = training.placement.put_batch(next(batches))
     scale = np.ones_like(placed["size"])
     searched = {"image": placed["image"], "size": placed["size"], "scale": scale}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command that trains a detector."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from examples.detection.commands.evaluate import make_finder, open_split, show
 from examples.detection.commands.weights import initial_weights
@@ -70,7 +70,7 @@ class Training(Loop):
         )
         self.prepare(weights, optimizer, make_train_step(detector, optimizer, settings))
 
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Generator[Batch, None, None]:
         return training_batches(
             self.readers["train"],
             range(first, self.steps),

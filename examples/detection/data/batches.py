@@ -3,7 +3,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import grain
 import jax
@@ -181,7 +181,7 @@ def training_batches(
     seed: int = 0,
     workers: int = 0,
     share: Share = Share(),
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's share of the batches of `steps`, out of endless shuffled epochs.
 
     A batch has `image` `[N, H, W, 3]` of uint8, `size` `[N, 2]`, `boxes` `[N, max_objects, 4]`,
