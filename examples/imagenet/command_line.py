@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
-from examples.imagenet.errors import UserError, lack_of_memory
+from examples.imagenet.errors import UserError, lack_of_memory, lack_of_space
 
 
 def run_command(
@@ -38,8 +38,8 @@ def in_words(call: Callable[[], object]) -> int:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error
         print(f"error: {reason}.", file=sys.stderr)
         return 1
-    except (RuntimeError, MemoryError) as error:
-        message = lack_of_memory(error)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        message = lack_of_space(error) or lack_of_memory(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from examples.imagenet.data import Share
-from examples.imagenet.errors import UserError, lack_of_memory
+from examples.imagenet.errors import UserError, lack_of_memory, lack_of_space
 from examples.imagenet.settings import Processes
 
 _GOES_ON = "Training goes on from the last checkpoint."
@@ -64,7 +64,7 @@ def _in_words(error: BaseException) -> str:
         return f"{here}: {error}"
     if isinstance(error, KeyboardInterrupt):
         return f"{here} was interrupted: start all again. {_GOES_ON}"
-    if message := lack_of_memory(error):
+    if message := lack_of_space(error) or lack_of_memory(error):
         return f"{here}: {message}"
     if isinstance(error, jax.errors.JaxRuntimeError):
         reason = str(error).splitlines()[0]

@@ -3,6 +3,7 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Collection
 
 
@@ -37,6 +38,13 @@ def check_suffix(path: pathlib.Path, suffixes: Collection[str]) -> None:
     """Refuses a file whose name does not end as one of the files that can be written."""
     if path.suffix not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)}.")
+
+
+def lack_of_space(error: BaseException) -> str | None:
+    """What to do about a checkpoint that a full disk cut off; `None` for every other error."""
+    if not re.search("RESOURCE_EXHAUSTED.*(Error writing|No space left)", str(error), re.DOTALL):
+        return None
+    return "The disk is full: make room, then the same command goes on after the last checkpoint."
 
 
 def lack_of_memory(error: BaseException) -> str | None:

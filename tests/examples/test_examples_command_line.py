@@ -133,6 +133,11 @@ def _help(main, command, capsys) -> list[str]:
             1,
             "error: Too little memory (RESOURCE_EXHAUSTED: Out of memory: 9 bytes): lower --batch-size,",
         ),
+        (
+            ValueError('RESOURCE_EXHAUSTED: Error writing "run/checkpoints/5": No space left'),
+            1,
+            "error: The disk is full: make room, then the same command goes on",
+        ),
         (MemoryError(), 1, "error: Too little memory (MemoryError): lower --batch-size,"),
     ],
 )
@@ -144,7 +149,9 @@ def test_programs_end_with_a_sentence_and_a_code(error, code, message, capsys):
     assert capsys.readouterr().err.startswith(message)
 
 
-@pytest.mark.parametrize("error", [KeyError("nothing"), RuntimeError("INTERNAL: fault")])
+@pytest.mark.parametrize(
+    "error", [KeyError("nothing"), ValueError("fault"), RuntimeError("INTERNAL: fault")]
+)
 def test_faults_of_the_program_are_not_hidden(error):
     def fail():
         raise error
