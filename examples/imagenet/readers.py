@@ -3,6 +3,7 @@
 
 import io
 import pathlib
+import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -14,6 +15,12 @@ from examples.imagenet.errors import UserError
 SPLITS = ("train", "validation")
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _GENERATED = {"train": 1000, "validation": 100}
+# Pillow has errors of Python's own for damaged files, another one for each format; the last are
+# those of damaged EXIF.
+_DAMAGES = (
+    *(OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError),
+    *(struct.error, TypeError, AttributeError),
+)
 _FOLDERS = {"train": ("train",), "validation": ("val", "validation")}
 
 
@@ -64,8 +71,7 @@ def decode(data: str | pathlib.Path | bytes, name: str = "") -> np.ndarray:
             return np.asarray(upright.convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"There is no image {data}: check the path.") from error
-    # Pillow has errors of Python's own for damaged files, another one for each format.
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+    except _DAMAGES as error:
         reason = str(error).rstrip(".")
         raise UserError(
             f"Cannot decode {name or data} ({reason}): replace the file, or leave the image out; "

@@ -297,6 +297,20 @@ def test_damaged_image_is_named(tmp_path, suffix):
             assert decode(whole[:place] + b"\0" + whole[place + 1 :]).dtype == np.uint8
 
 
+@pytest.mark.parametrize(
+    ("place", "byte"), [(17, 0), (41, 13), (43, 1)], ids=["tag", "text", "number"]
+)
+def test_image_with_damaged_exif_is_named(tmp_path, place, byte):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "Maker", 72.5
+    whole = exif.tobytes()
+    path = tmp_path / "turned.jpg"
+    damaged = whole[:place] + bytes([byte]) + whole[place + 1 :]
+    Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(path, exif=damaged)
+    with pytest.raises(UserError, match=r"Cannot decode .*turned.jpg \(.*replace the file"):
+        decode(path)
+
+
 def test_packed_images_are_those_of_the_folder(tmp_path):
     write_images(tmp_path / "images", {"cat": ["1.png", "2.png"], "dog": ["3.png"]})
     pack(tmp_path / "images", tmp_path / "packed", files=2)
