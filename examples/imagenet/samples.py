@@ -70,7 +70,7 @@ def _samples(path: tuple, layer: DeformConv, sown: Any, image_size: tuple[int, i
     )
     mask = sown["mask"][0]
     # Every layer of a ResNet halves the image or keeps it, rounding up.
-    scale = 2.0 ** np.round(np.log2(np.divide(image_size, position.shape[:2])))
+    scale = 2.0 ** np.ceil(np.log2(np.divide(image_size, position.shape[:2])))
     pixels = scale / np.broadcast_to(layer.strides, 2)
     return Samples(
         name=".".join(map(str, path)),

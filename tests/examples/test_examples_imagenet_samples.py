@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from examples.imagenet.samples import Samples, samples_of, trace
@@ -76,3 +77,23 @@ def test_samples_of_every_layer_are_those_of_the_layers_in_pixels_of_the_image()
     np.testing.assert_allclose(first.regular[2, 3], 2 * np.array([2, 3]) + TAPS, atol=1e-5)
     np.testing.assert_allclose(second.regular[2, 3], 2 * (np.array([2, 3]) + TAPS), atol=1e-5)
     assert second.offset_size.shape == (6, 8) and second.offset_size.min() > 0
+
+
+class Deep(nnx.Module):
+    """A deformable convolution at stride 32: halved sizes are rounded up, as in a ResNet."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
+        self.layer = DeformConv(3, 1, (3, 3), 2, padding=1, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        for _ in range(4):
+            images = images[:, ::2, ::2]
+        return self.layer(images)
+
+
+@pytest.mark.parametrize("size", [32, 40, 44, 66])
+def test_scale_is_the_stride_at_sizes_that_it_does_not_divide(size):
+    network = Deep()
+    (samples,) = samples_of(network, split(network)[1], jnp.zeros((1, size, size, 3), jnp.float32))
+    np.testing.assert_array_equal(samples.scale, [32, 32])
