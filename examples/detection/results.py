@@ -26,7 +26,7 @@ from examples.detection.data.measure import average_precision, measure
 from examples.detection.training.recipes import COMPOSED, Settings
 from examples.imagenet.command_line import in_words
 from examples.imagenet.devices import place, processor
-from examples.imagenet.errors import UserError, check_option
+from examples.imagenet.errors import OptionError, UserError, check_option
 
 DETECTORS = {
     "plain": dict(conv="ordinary"),
@@ -72,7 +72,7 @@ def results(
     for name, value in dict(seeds=seeds, train_images=train_images, val_images=val_images).items():
         check_option(name, value, 1)
     if unknown := set(only) - set(DETECTORS):
-        raise UserError(f"--only takes {', '.join(DETECTORS)}; got {', '.join(sorted(unknown))}.")
+        raise OptionError(f"--only takes {', '.join(DETECTORS)}; got {', '.join(sorted(unknown))}.")
     budget = dict(steps=steps, train_images=train_images, val_images=val_images)
     content = _start(file, budget)
     data = output / "data"

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from examples.imagenet.data import Share
-from examples.imagenet.errors import UserError, lack_of_memory, lack_of_space
+from examples.imagenet.errors import OptionError, UserError, lack_of_memory, lack_of_space
 from examples.imagenet.settings import Processes
 
 _GOES_ON = "Training goes on from the last checkpoint."
@@ -28,7 +28,7 @@ def connect(processes: Processes) -> None:
         return
     if processes.coordinator is None:
         if (processes.num_processes or 1) > 1:
-            raise UserError("--num-processes needs --coordinator, the host:port of process 0.")
+            raise OptionError("--num-processes needs --coordinator, the host:port of process 0.")
         return
     given = (processes.coordinator, processes.num_processes, processes.process_id)
     try:

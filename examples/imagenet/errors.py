@@ -37,7 +37,7 @@ def check_option(
 def check_suffix(path: pathlib.Path, suffixes: Collection[str]) -> None:
     """Refuses a file whose name does not end as one of the files that can be written."""
     if path.suffix not in suffixes:
-        raise UserError(f"{path} must end in {' or '.join(suffixes)}.")
+        raise OptionError(f"{path} must end in {' or '.join(suffixes)}.")
 
 
 def lack_of_space(error: BaseException) -> str | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from examples.imagenet.errors import OptionError, UserError, check_option
+from examples.imagenet.errors import OptionError, check_option
 from examples.imagenet.models import ResNet, resnet
 from jax_dcn.nnx import DeformConv
 
@@ -62,7 +62,7 @@ class Model:
                 rngs=nnx.Rngs(seed),
             )
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise OptionError(str(error)) from error
 
 
 LARGEST_SEED = 2**32 - 1
@@ -71,7 +71,7 @@ LARGEST_SEED = 2**32 - 1
 def check_dtype(dtype: str) -> None:
     """Refuses to compute in float64 where JAX would compute in float32."""
     if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("--dtype float64 needs the environment variable JAX_ENABLE_X64=1.")
+        raise OptionError("--dtype float64 needs the environment variable JAX_ENABLE_X64=1.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -394,17 +394,10 @@ def test_demo_of_other_images_is_not_the_demo_that_is_there(
     ("arguments", "message"),
     [
         ("train composed --data nowhere", "no annotations/.*train.*compose"),
-        ("train composed --data {data} --depth 19", "depth must be one of"),
-        ("train composed --data {data} --model cascade --pool mmcv", "cascade pools by"),
-        ("train composed --data {data} --num-processes 2", "needs --coordinator"),
         ("eval nowhere --data {data}", "no run in .*nowhere"),
         ("predict {run}", "no image to look at"),
         ("predict {run} nowhere.png", "no image nowhere.png"),
         ("visualize {run} {data}/val/000001.png --score-threshold 0.99", "Nothing is found"),
-        ("export {run} network.pth", "must end in .stablehlo or .onnx"),
-        ("export {run} network.onnx --score-threshold 0.5", "score-threshold has no effect"),
-        ("visualize {run} {data}/val/000001.png --output looks.txt", "must end in .png or .*svg"),
-        ("visualize {run} {data}/val/000001.png --output looks", "must end in .png or .*svg"),
         ("compose {data}", "has a data set already"),
         (f"{' '.join(TRAIN)} --width 4 --data {{data}} --output {{run}}", "another network"),
     ],
@@ -414,6 +407,26 @@ def test_mistakes_are_answered_in_a_sentence(
 ):
     monkeypatch.chdir(tmp_path)
     assert run(*arguments.format(data=composed, run=trained).split()) == 1
+    assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train composed --data {data} --depth 19", "depth must be one of"),
+        ("train composed --data {data} --model cascade --pool mmcv", "cascade pools by"),
+        ("train composed --data {data} --num-processes 2", "needs --coordinator"),
+        ("export nowhere network.pth", "must end in .stablehlo or .onnx"),
+        ("export nowhere network.onnx --score-threshold 0.5", "score-threshold has no effect"),
+        ("visualize nowhere image.png --output looks.txt", "must end in .png or .*svg"),
+        ("visualize nowhere image.png --output looks", "must end in .png or .*svg"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_as_such(
+    arguments, message, composed, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments.format(data=composed).split()) == 2
     assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.DOTALL)
 
 

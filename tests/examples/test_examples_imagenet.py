@@ -283,19 +283,33 @@ def test_network_starts_from_the_weights_of_another(photographs, uninterrupted, 
     [
         ("train imagenet --data nowhere", "no folder train in .*nowhere"),
         ("train generated --batch-size 8 --accumulate 3", "multiple of 3, such as 9"),
-        ("train generated --depth 19", "depth must be one of"),
-        ("train generated --num-processes 2", "needs --coordinator"),
         ("eval nowhere --data generated", "no run in .*nowhere"),
         ("predict nowhere image.jpg", "no run in .*nowhere"),
         ("import-weights nowhere.safetensors output", "no file nowhere.safetensors"),
-        ("export nowhere network.pth", "must end in .safetensors or .stablehlo or .onnx"),
-        ("visualize nowhere image.jpg --output looks.txt", "must end in .png or .*svg"),
         ("pack nowhere output", "no folder train in .*nowhere"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(*arguments.split()) == 1
+    assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("train generated --depth 19", "depth must be one of"),
+        ("train generated --stages 7", "stages must be among"),
+        ("train generated --num-processes 2", "needs --coordinator"),
+        ("export nowhere network.pth", "must end in .safetensors or .stablehlo or .onnx"),
+        ("visualize nowhere image.jpg --output looks.txt", "must end in .png or .*svg"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_as_such(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments.split()) == 2
     assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.DOTALL)
 
 

@@ -14,7 +14,7 @@ from examples.detection.commands.predict import Loaded, load_detector
 from examples.detection.data.images import normalise
 from examples.detection.model.detect import run as run_stages
 from examples.detection.model.networks import Detector
-from examples.imagenet.errors import UserError, check_option, check_suffix
+from examples.imagenet.errors import OptionError, check_option, check_suffix
 from examples.imagenet.weights import make_portable, onnx_as_bytes, write_export
 
 _SCORE_THRESHOLD = 0.05
@@ -55,7 +55,7 @@ def export(
     check_suffix(output, writers)
     check_option("score_threshold", score_threshold, 0, 1)
     if output.suffix == ".onnx" and score_threshold is not None:
-        raise UserError("--score-threshold has no effect on a file .onnx, which has raw scores.")
+        raise OptionError("--score-threshold has no effect on a file .onnx, which has raw scores.")
     loaded = load_detector(run, step)
     canvas = loaded.architecture.view.canvas(high)
     threshold = _SCORE_THRESHOLD if score_threshold is None else score_threshold

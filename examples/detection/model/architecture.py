@@ -18,7 +18,7 @@ from examples.detection.model.networks import (
     RoIHead,
     RPNHead,
 )
-from examples.imagenet.errors import UserError, check_option
+from examples.imagenet.errors import OptionError, check_option
 from examples.imagenet.models import BasicBlock, Bottleneck, ResNet, resnet
 from jax_dcn.nnx import DeformConv
 
@@ -114,7 +114,7 @@ class Architecture:
     def build(self, classes: int, seed: int = 0) -> Detector:
         """A fresh detector."""
         if self.model == "cascade" and self.pool != "align":
-            raise UserError(f"--model cascade pools by --pool align, not by --pool {self.pool}.")
+            raise OptionError(f"--model cascade pools by --pool align, not by --pool {self.pool}.")
         rngs = nnx.Rngs(seed)
         backbone = self._backbone(rngs)
         neck = FPN(self._backbone_features(), self.features, rngs)
@@ -133,7 +133,7 @@ class Architecture:
                 self.depth, None, conv=conv, stages=self.stages, width=self.width, rngs=rngs
             )
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise OptionError(str(error)) from error
 
     def _backbone_features(self) -> tuple[int, ...]:
         block = BasicBlock if self.depth < 50 else Bottleneck
