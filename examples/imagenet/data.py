@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import gc
 import os
+import signal
 import time
 from collections.abc import Generator, Iterable, Iterator
 
@@ -103,12 +104,17 @@ def read_blocks(
         options = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=_PER_WORKER
         )
-        batches = batches.mp_prefetch(options)
+        batches = batches.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
     shared: collections.deque[str] = collections.deque(maxlen=64)
     try:
         yield from _copies(batches, shared)
     finally:
         _wait_until_freed(shared)
+
+
+def _ignore_interrupts(index: int, count: int) -> None:
+    """Leaves Ctrl-C, which every process of the terminal gets, to the one that ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_ahead(workers: int) -> int:

@@ -2,6 +2,7 @@
 """Where images come from: everything that can be read is a `Reader`."""
 
 import io
+import os
 import pathlib
 import struct
 from collections.abc import Callable, Sequence
@@ -112,7 +113,7 @@ class FolderReader:
     def file(self, index: int) -> tuple[pathlib.Path, int]:
         """The file of an image, and the index of its class."""
         label = int(self._labels[index])
-        return self._root / self.class_names[label] / self._files[index].decode(), label
+        return self._root / self.class_names[label] / os.fsdecode(self._files[index]), label
 
 
 def _split_folder(folder: pathlib.Path, split: str) -> pathlib.Path:
@@ -132,7 +133,7 @@ def _images_in(folder: pathlib.Path) -> list[bytes]:
         raise UserError(
             f"{folder} has no images ({', '.join(_SUFFIXES)}): delete the folder, or fill it."
         )
-    return [name.encode() for name in names]
+    return [os.fsencode(name) for name in names]
 
 
 class ArrayRecordReader:

@@ -4,8 +4,10 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +112,15 @@ def test_batches_read_ahead_are_as_many_as_said(workers, tmp_path):
         assert count.stat().st_size == expected
 
 
+def test_workers_leave_interrupts_to_the_program():
+    class Handled(Numbered):  # Workers get a class of this function as a value.
+        def __getitem__(self, index):
+            return np.zeros((9, 9, 3), np.uint8), int(signal.getsignal(signal.SIGINT))
+
+    batches = training_batches(Handled(), range(1), batch_size=1, image_size=9, workers=1)
+    assert [batch["label"].item() for batch in batches] == [signal.SIG_IGN]
+
+
 def test_bench_reads_what_was_read_ahead_after_it_has_built_the_network(monkeypatch):
     events: list = []
 
@@ -205,6 +216,17 @@ def test_folder_gives_every_image_with_the_class_of_its_folder(tmp_path):
         image, label = reader[index]
         np.testing.assert_array_equal(image, Image.open(tmp_path / "train" / name))
         assert label == int("dog" in name)
+
+
+def test_file_whose_name_is_not_utf_8_is_read(tmp_path):
+    write_images(tmp_path, {"cat": ["1.png"]})
+    folder = tmp_path / "train" / "cat"
+    try:
+        (folder / "1.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    except OSError as error:
+        pytest.skip(f"The file system takes UTF-8 alone: {error}")
+    image, label = open_reader(str(tmp_path), "train")[0]
+    assert image.shape == (12, 17, 3) and label == 0
 
 
 def test_missing_folder_says_what_is_expected(tmp_path):
