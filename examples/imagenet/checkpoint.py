@@ -16,6 +16,7 @@ from examples.imagenet.errors import UserError
 from examples.imagenet.settings import Model
 from examples.imagenet.state import TrainState, Weights
 
+_NOT_TRAINED = 0  # The step of weights from elsewhere.
 _LATEST = 2  # One may be damaged by the crash that makes it needed.
 
 
@@ -43,6 +44,16 @@ class Description:
             raise UserError(
                 f"{folder.resolve()} holds checkpoints of another network ({'; '.join(differences)}"
                 "): choose another --output, or the same network."
+            )
+
+    def check_average(self, other: "Description") -> None:
+        """Refuses to go on with a moving average that is not there, or without the one that is."""
+        mine, theirs = (options.get("average") for options in (self.options, other.options))
+        if None not in (mine, theirs) and (mine > 0) != (theirs > 0):
+            has = "a" if mine > 0 else "no"
+            raise UserError(
+                f"The run has {has} moving average of the weights, and --average {theirs} does not "
+                f"go on with it: choose --average {mine}, or another --output."
             )
 
     def changes(self, other: "Description") -> list[str]:
@@ -99,8 +110,8 @@ class Checkpoints:
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         self._manager.close()  # Waits for what is being written.
-        # Step 0 is that of weights which were not trained here.
-        if isinstance(error, KeyboardInterrupt) and self._write and self.latest:
+        goes_on = self._write and self.latest not in (None, _NOT_TRAINED)
+        if isinstance(error, KeyboardInterrupt) and goes_on:
             error.add_note(f"The same command goes on after step {self.latest}.")
 
     @property
@@ -116,10 +127,10 @@ class Checkpoints:
         self._save(int(state.step), description, metrics, weights=weights, training=training)
 
     def save_weights(self, weights: Weights, description: Description) -> None:
-        """Starts to write a network that was not trained here, as a checkpoint of step 0."""
+        """Starts to write a network that was not trained here."""
         if self.latest is not None:
             raise UserError(f"{self.folder} has checkpoints already: choose another folder.")
-        self._save(0, description, None, weights=weights)
+        self._save(_NOT_TRAINED, description, None, weights=weights)
 
     def _save(self, step: int, description: Description, metrics, **items: Any) -> None:
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
@@ -130,8 +141,14 @@ class Checkpoints:
 
     def restore(self, like: TrainState, description: Description) -> TrainState:
         """The state of the latest checkpoint, placed as `like` is."""
+        if self.latest == _NOT_TRAINED:
+            raise UserError(
+                f"{self.folder} holds weights that were not trained here: name it with --initial, "
+                "and choose another --output."
+            )
         before = self.description(self.latest)
         before.check_equal(description, self.folder)
+        before.check_average(description)
         if jax.process_index() == 0:
             for change in before.changes(description):
                 print(f"Note: {change}", file=sys.stderr)

@@ -66,6 +66,7 @@ class Model:
 
 
 LARGEST_SEED = 2**32 - 1
+MOST_STEPS = 2**31 - 1  # Their number has 32 bits.
 
 
 def check_dtype(dtype: str) -> None:
@@ -124,7 +125,8 @@ class Run:
     processes: Processes = Processes()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "evaluate_every", "log_every"):
+        check_option("steps", self.steps, 1, MOST_STEPS)
+        for name in ("batch_size", "checkpoint_every", "evaluate_every", "log_every"):
             check_option(name, getattr(self, name), 1)
         for name in ("offset_rate", "workers"):
             check_option(name, getattr(self, name), 0)
@@ -134,7 +136,13 @@ class Run:
 
     def total_steps(self, steps_of_epoch: float) -> int:
         """How many steps the run takes."""
-        return self.steps or max(1, round(self.epochs * steps_of_epoch))
+        steps = self.steps or self.epochs * steps_of_epoch
+        if steps > MOST_STEPS:
+            raise OptionError(
+                f"--epochs {self.epochs} would take {steps:.3g} steps, and a run has at most "
+                f"{MOST_STEPS}: lower it."
+            )
+        return max(1, round(steps))
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide what is trained, besides the network, as JSON keeps them."""

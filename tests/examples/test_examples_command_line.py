@@ -26,6 +26,7 @@ OPTIONS = [
 ]
 OUT_OF_RANGE = [
     ("steps", "0", "at least 1"),
+    ("steps", str(2**31), f"at most {2**31 - 1}"),
     ("batch_size", "0", "at least 1"),
     ("checkpoint_every", "-5", "at least 1"),
     ("evaluate_every", "0", "at least 1"),
@@ -177,6 +178,13 @@ def test_bounds_belong_to_the_range_and_nothing_given_is_in_it():
 def test_epochs_decide_the_steps_of_every_preset(preset):
     assert dataclasses.replace(preset, epochs=3.0).total_steps(100) == 300
     assert dataclasses.replace(preset, epochs=3.0, steps=7).total_steps(100) == 7
+
+
+@pytest.mark.parametrize("epochs", [1e18, 1e308])
+def test_epochs_of_more_steps_than_can_be_counted_are_refused(epochs):
+    run = dataclasses.replace(settings.PRESETS["digits"], epochs=epochs)
+    with pytest.raises(OptionError, match=r"^--epochs 1e\+\d+ would take .* steps"):
+        run.total_steps(100)
 
 
 def test_small_presets_take_the_steps_that_their_pages_say():

@@ -327,6 +327,23 @@ def test_options_that_a_resumed_run_changes_are_named(photographs, uninterrupted
     assert notes == ["Note: --flip is False, and was True.", "Note: --seed is 1, and was 0."]
 
 
+def test_run_does_not_go_on_with_another_kind_of_average(photographs, uninterrupted, capsys):
+    command = [*TRAIN, "--data", photographs, "--output", uninterrupted, "--average", 0]
+    assert run(*command) == 1
+    error = capsys.readouterr().err
+    assert "has a moving average" in error and "choose --average 0.9999" in error
+    assert "Note" not in error
+
+
+def test_run_does_not_go_on_in_the_folder_of_imported_weights(photographs, tmp_path, capsys):
+    model = Model(10, width=8)
+    with Checkpoints(tmp_path, write=True) as checkpoints:
+        checkpoints.save_weights(split(model.build(1))[1], Description(model, ["a"]))
+    assert run(*TRAIN, "--data", photographs, "--output", tmp_path) == 1
+    message = "weights that were not trained here: name it with --initial, and choose another --out"
+    assert message in capsys.readouterr().err
+
+
 def test_interruption_promises_to_go_on_where_a_run_was_trained_alone(tmp_path):
     description = Description(Model(), ["a"])
     with pytest.raises(KeyboardInterrupt) as end, Checkpoints(tmp_path, write=True) as checkpoints:
