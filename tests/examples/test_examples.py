@@ -146,7 +146,7 @@ def test_output_that_cannot_be_written_is_an_error(program, tmp_path, capsys):
 def test_boxes_are_pooled_with_steps_and_pictures_that_there_are(capsys):
     assert pool_boxes(["--steps", "-1"]) == 2
     assert capsys.readouterr().err == "error: --steps must be at least 0, got -1.\n"
-    assert pool_boxes(["--output", "picture.txt"]) == 1
+    assert pool_boxes(["--output", "picture.txt"]) == 2
     assert "picture.txt must end in .png or " in capsys.readouterr().err
 
 
