@@ -12,6 +12,7 @@ from jax_dcn._src import arguments
 from jax_dcn._src.arguments import is_integer, is_sequence
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.geometry import ConvGeometry
+from jax_dcn._src.operator.sizes import fits
 from jax_dcn._src.sampling.window import is_empty
 
 _AXES = {
@@ -146,7 +147,7 @@ def _array(name: str, value: Any, axes: str) -> jax.Array:
 
 
 def _check_shape(name: str, array: Any, expected: tuple[Any, ...], owner: str) -> None:
-    if array.shape != expected:
+    if not fits(array.shape, expected):
         raise ValueError(f"{name} does not fit {owner}: expected {expected}, got {array.shape}.")
 
 

@@ -166,3 +166,11 @@ def test_bad_input_names_the_argument(wrong):
     good = dict(value=VALUE, locations=LOCATIONS, weights=WEIGHTS, spatial_shapes=SHAPES)
     with pytest.raises(ValueError, match=re.escape(message)):
         ms_deform_attn(**good | change)
+
+
+def test_discrete_sums_of_no_points_are_zero():
+    value, locations = jnp.ones((2, 17, 3, 4)), jnp.ones((2, 5, 3, 3, 0, 2))
+    weights = jnp.ones(locations.shape[:-1])
+    shapes = ((3, 4), (2, 2), (1, 1))
+    y = ms_deform_attn(value, locations, weights, spatial_shapes=shapes, method="discrete")
+    np.testing.assert_array_equal(y, np.zeros((2, 5, 12)))

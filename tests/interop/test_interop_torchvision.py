@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_dcn
 from jax_dcn.interop.torchvision import deform_conv2d
 from tests.laws.loops import deform_conv2d as loop_deform_conv2d
 
@@ -242,3 +243,18 @@ def test_options_may_be_of_numpy(pair):
     x, weight, offset = jnp.ones((1, 2, 5, 6)), jnp.ones((3, 2, 2, 2)), jnp.zeros((1, 8, 4, 4))
     y = deform_conv2d(x, offset, weight, stride=pair, padding=pair, dilation=pair)
     assert y.shape == (1, 3, 4, 4)
+
+
+def test_images_of_free_size_export():
+    scope = jax.export.SymbolicScope(["h >= 4", "w >= 4"])
+    free = [
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape, scope=scope), jnp.float32)
+        for shape in ("b, 6, h, w", "b, 36, p, q")
+    ]
+    kernel = jnp.ones((4, 3, 3, 2), jnp.float32)
+    compute = jax.jit(lambda x, offset: deform_conv2d(x, offset, kernel))
+    checks = jax_dcn.export_disabled_checks
+    program = jax.export.export(compute, disabled_checks=checks)(*free)
+    random = np.random.default_rng(0)
+    x, offset = (random.normal(size=s).astype("float32") for s in ((2, 6, 7, 5), (2, 36, 5, 4)))
+    np.testing.assert_allclose(program.call(x, offset), compute(x, offset), rtol=1e-6)

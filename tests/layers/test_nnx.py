@@ -166,3 +166,8 @@ def test_parameters_are_named_as_those_of_an_ordinary_convolution():
 def test_unbatched_images_work():
     module = displaced(layer())
     np.testing.assert_allclose(module(images()[0]), module(images())[0], atol=1e-6)
+
+
+def test_a_list_of_precisions_can_be_hashed():
+    layer = DeformConv(4, 5, 3, precision=["high", "highest"], rngs=nnx.Rngs(0))
+    assert hash(nnx.graphdef(layer)) == hash(nnx.graphdef(nnx.clone(layer)))

@@ -187,4 +187,6 @@ def _sizes_of_samples(locations: jax.Array, geometry: AggregateGeometry) -> jax.
         for shape, points in zip(geometry.shapes, geometry.points, strict=True)
         for size in shape[::-1] * points
     ]
-    return jnp.stack(sizes).reshape((1,) * (locations.ndim - 2) + locations.shape[-2:])
+    # jnp.stack takes no empty list.
+    stacked = jnp.stack(sizes) if sizes else jnp.zeros(0, locations.dtype)
+    return stacked.reshape((1,) * (locations.ndim - 2) + locations.shape[-2:])

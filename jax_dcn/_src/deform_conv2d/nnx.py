@@ -143,7 +143,7 @@ class DeformConv(nnx.Module):
         self.offset_dtype = offset_dtype
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.precision = precision
+        self.precision = static(precision)
         self.implementation = static(implementation)
         layers.check_options(self)
         layers.check_initialisers(kernel_init, bias_init)
