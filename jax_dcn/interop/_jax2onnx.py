@@ -81,6 +81,9 @@ class DeformAggregate(plugin_system.PrimitiveLeafPlugin):
         sums, pixel, sample = [], 0, 0
         # The axes [N, groups] are one batch axis of GridSample.
         for (height, width), points in zip(geometry.shapes, geometry.points, strict=True):
+            if not points:  # A GridSample node without samples cannot be loaded.
+                pixel += height * width
+                continue
             image = _slice(ctx, images, pixel, height * width, axis=2)
             image = _reshape(ctx, image, [-1, channels // positions.aval.shape[-3], height, width])
             grid = _slice(ctx, places, sample, points, axis=3)
@@ -88,6 +91,8 @@ class DeformAggregate(plugin_system.PrimitiveLeafPlugin):
             factor = None if factors is None else _slice(ctx, factors, sample, points, axis=3)
             sums.append(_sum_of_samples(ctx, image, grid, factor, [*queries, points]))
             pixel, sample = pixel + height * width, sample + points
+        if not sums:
+            raise NotImplementedError("positions have no samples: ONNX has no node for this.")
         y = functools.reduce(lambda a, b: _node(ctx, "Add", a, b, dtype=a.dtype), sums)
         y = _transpose(ctx, _reshape(ctx, y, [-1, channels, *queries]), (0, 2, 1))
         if batch != 1:

@@ -526,3 +526,18 @@ def test_free_sizes_that_fail_without_padding_keep_the_message_of_the_exporter(m
     monkeypatch.setattr("jax2onnx.to_onnx", compares)
     with pytest.raises(Exception, match="comparison 'n' > '3' is inconclusive"):
         interop.to_onnx(jnp.sin, ("n", 2))
+
+
+@exporter
+def test_maps_without_samples_have_no_node():
+    options = dict(shapes=((7, 8), (1, 7)), points=(3, 0))
+    f = functools.partial(jax_dcn.deform_aggregate, **options)
+    arrays = images(2, 63, 6), images(2, 5, 2, 3, 2), images(2, 5, 2, 3)
+    model = interop.to_onnx(f, [array.shape for array in arrays])
+    check(model)
+    np.testing.assert_allclose(
+        run(model, *arrays), f(*map(jnp.asarray, arrays)), rtol=1e-5, atol=1e-5
+    )
+    f = functools.partial(jax_dcn.deform_aggregate, shapes=((7, 8),), points=(0,))
+    with pytest.raises(NotImplementedError, match="positions have no samples"):
+        interop.to_onnx(f, [(2, 56, 6), (2, 5, 2, 0, 2), (2, 5, 2, 0)])
