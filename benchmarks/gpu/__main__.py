@@ -27,19 +27,29 @@ from collections.abc import Iterator
 import jax
 
 from benchmarks.gpu.contestants import NUMBERS
-from benchmarks.gpu.steps import CHOSEN_NUMBERS, LAYERS, OTHER_PROGRAMS, ROOT, STEPS
+from benchmarks.gpu.steps import (
+    CHECKS,
+    CHOSEN_NUMBERS,
+    FOUND,
+    LAYERS,
+    OTHER_PROGRAMS,
+    ROOT,
+    STEPS,
+)
 from benchmarks.timing import machine
 from jax_dcn import available_implementations
 
-FOUND = "found: "  # before the findings of a step in its output
 STATE = "state: "  # before what the step runs on
 
-CHECKS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Steps, numbers and minutes of each session: less than ten with all that starts before the first step, and
 # less than thirty together with the start of the machine. The step "host" needs no GPU, and is in no session.
 SESSIONS = {
     1: (("build", "accuracy", "speed"), ("float16", "bfloat16"), 9.2),
-    2: (("build", "kernels", *CHECKS, "reproducibility", "suite"), tuple(NUMBERS), 9.2),
+    2: (
+        ("build", "kernels", *(check.__name__ for check in CHECKS), "reproducibility", "suite"),
+        tuple(NUMBERS),
+        9.2,
+    ),
     3: (("build", "rule", "chunks", "memory", "speed"), ("tf32", "float32"), 7.0),
 }
 ALL = (tuple(STEPS), tuple(NUMBERS), 24 * 60.0)
@@ -92,7 +102,7 @@ def reports_of(
 
 
 def _said_after(start: str, line: str) -> dict | None:
-    """What a line of a step reports; nothing if the line begins otherwise, or others wrote into it."""
+    """The report in a line of a step; `None` for other lines, and for reports that other output cut up."""
     try:
         return json.loads(line.removeprefix(start)) if line.startswith(start) else None
     except ValueError:

@@ -48,6 +48,7 @@ from tests.deform_conv2d.cases import Case, workload
 from tests.deform_roi_pool.cases import RoICase
 
 ROOT = pathlib.Path(__file__).parents[2]
+FOUND = "found: "  # before the findings of a step in its output
 
 WORKLOADS: list[Layer] = [
     workload("14x14x256 N32", 32, (14, 14), 256),
@@ -299,7 +300,7 @@ def kernels(smoke: bool) -> Iterator[dict]:
     ran: list[str] = []
     for case in SMALL if smoke else PROVEN:
         # The kernels of both 16-bit types are the same code.
-        for number in set(chosen_numbers(case, smoke)) - {"float16"}:
+        for number in (n for n in chosen_numbers(case, smoke) if n != "float16"):
             arrays, _ = arrays_of(case, NUMBERS[number][0])
             for way in ways_of(case, smoke, (SMALL_CHUNKS,)):
                 jax.block_until_ready(_results(case, number, arrays, "native"))
@@ -328,7 +329,7 @@ def initcheck(smoke: bool) -> Iterator[dict]:
 
 
 def _checked(check: str, smoke: bool, *options: str) -> Iterator[dict]:
-    """What compute-sanitizer says so far while `kernels` runs, and which of it is of our kernels."""
+    """The output of compute-sanitizer so far, while `kernels` runs, and its reports of our kernels."""
     folders = os.environ.get("PATH", ""), "/usr/local/cuda/bin"
     tool = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
     if not tool:
@@ -345,7 +346,7 @@ def _checked(check: str, smoke: bool, *options: str) -> Iterator[dict]:
         for line in process.stdout or ():
             lines.append(line.rstrip())
             # One line follows the programs of each layer, and says which have run.
-            if line.startswith("found: "):
+            if line.startswith(FOUND):
                 yield _said(lines)
     yield _said(lines) | {"clean": process.returncode == 0}
 
@@ -460,13 +461,14 @@ def _seconds_by_host(function: Callable) -> float:
     return time.perf_counter() - start
 
 
+CHECKS = (memcheck, racecheck, synccheck, initcheck)
 STEPS = {
     step.__name__: step
     for step in (
         *(build, host, accuracy, speed, reproducibility),
-        *(kernels, memcheck, racecheck, synccheck, initcheck),
+        *(kernels, *CHECKS),
         *(rule, chunks, memory, suite),
     )
 }
 # These run other programs, which need the memory of the GPU, or choose how XLA starts.
-OTHER_PROGRAMS = (build, host, kernels, memcheck, racecheck, synccheck, initcheck, suite)
+OTHER_PROGRAMS = (build, host, kernels, *CHECKS, suite)
