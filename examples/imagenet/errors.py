@@ -41,7 +41,7 @@ def check_suffix(path: pathlib.Path, suffixes: Collection[str]) -> None:
 
 
 def lack_of_space(error: BaseException) -> str | None:
-    """What to do about a checkpoint that a full disk cut off; `None` for every other error."""
+    """Advice where a full disk has cut a checkpoint off; `None` for every other error."""
     if not re.search("RESOURCE_EXHAUSTED.*(Error writing|No space left)", str(error), re.DOTALL):
         return None
     return "The disk is full: make room, then the same command goes on after the last checkpoint."

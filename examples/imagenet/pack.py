@@ -45,8 +45,8 @@ def _check_same_classes(readers: dict[str, FolderReader]) -> None:
     if odd:
         there, absent = SPLITS if odd[0] in train else reversed(SPLITS)
         raise UserError(
-            f"The class {odd[0]} is among the {there} images alone, and not among those of "
-            f"{absent}: give both splits a folder of images for every class."
+            f"The split {there} has images of the class {odd[0]}, and the split {absent} has none: "
+            "give both splits a folder of images for every class."
         )
 
 

@@ -16,8 +16,8 @@ from examples.imagenet.errors import UserError
 SPLITS = ("train", "validation")
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _GENERATED = {"train": 1000, "validation": 100}
-# Pillow has errors of Python's own for damaged files, another one for each format; the last are
-# those of damaged EXIF.
+# Pillow raises errors of Python's own for damaged files, another one for each format, and the last
+# three for damaged EXIF.
 _DAMAGES = (
     *(OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError),
     *(struct.error, TypeError, AttributeError),

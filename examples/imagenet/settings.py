@@ -66,7 +66,7 @@ class Model:
 
 
 LARGEST_SEED = 2**32 - 1
-MOST_STEPS = 2**31 - 1  # Their number has 32 bits.
+MOST_STEPS = 2**31 - 1  # The counter of steps has 32 bits.
 
 
 def check_dtype(dtype: str) -> None:

@@ -198,7 +198,7 @@ def register() -> None:
 
 
 def _except_rows(lengthen: Callable[..., Any]) -> Callable[..., Any]:
-    """`lengthen` for all values but those of one row, whose shapes jax2onnx before 0.17 gets wrong."""
+    """`lengthen`, but values of one row stay as they are: jax2onnx before 0.17 gives them a wrong shape."""
 
     def lengthen_others(ctx: Any, value: Any, *rest: Any, **options: Any) -> Any:
         broadcasts = value.shape is not None and tuple(value.shape)[:1] == (1,)

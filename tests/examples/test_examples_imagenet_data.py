@@ -347,7 +347,7 @@ def test_packed_images_are_those_of_the_folder(tmp_path):
 def test_splits_of_other_classes_are_not_packed(tmp_path, part):
     write_images(tmp_path / "images", {"ant": ["1.png"], "cat": ["2.png"], "dog": ["3.png"]})
     shutil.rmtree(tmp_path / "images" / part / "cat")
-    with pytest.raises(UserError, match=r"class cat is among the .* images alone"):
+    with pytest.raises(UserError, match=r"images of the class cat, and the split .* has none"):
         pack(tmp_path / "images", tmp_path / "packed", files=1)
     assert not (tmp_path / "packed").exists()
 

@@ -107,7 +107,7 @@ def load_published(
 def _note_conventions(
     source: pathlib.Path, names: Iterable[str], architecture: Architecture
 ) -> None:
-    """Prints a note where `--conventions` are not those of the program that gave the names."""
+    """Prints a note where the names come from a program with other conventions than `--conventions`."""
     age, conventions = ("before", "seed") if _is_old(names) else ("since", "mmdet3")
     if architecture.conventions != conventions:
         print(
