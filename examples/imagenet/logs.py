@@ -28,7 +28,7 @@ class Log:
             disable=None if self._writes else True,
         )
         self._steps, self._shown = steps, 0.0
-        self._since = (time.perf_counter(), first_step)
+        self.start_clock(first_step)
         if self._writes:
             folder.mkdir(parents=True, exist_ok=True)
             self._lines = _reopen(folder / "log.jsonl", first_step)
@@ -57,10 +57,13 @@ class Log:
             self._summary.add_scalar(name, value, step)
 
     def images_per_second(self, step: int) -> float:
-        """The speed since the last call."""
-        now, (then, last) = time.perf_counter(), self._since
-        self._since = (now, step)
-        return (step - last) * self._batch_size / (now - then)
+        """The speed since the clock was started."""
+        then, last = self._since
+        return (step - last) * self._batch_size / (time.perf_counter() - then)
+
+    def start_clock(self, step: int) -> None:
+        """Measures speed from now, after `step`."""
+        self._since = (time.perf_counter(), step)
 
     def show(self, step: int, **values: float) -> None:
         """Shows values beside the progress bar; without a terminal, as a line now and then."""

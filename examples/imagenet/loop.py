@@ -109,6 +109,7 @@ class Loop(abc.ABC):
         values["learning_rate"] = float(self.schedule(step - 1))
         log.write(step, **values, images_per_second=log.images_per_second(step))
         log.show(step, **values)
+        log.start_clock(step)
 
     def _keep(self, log: Log, step: int) -> None:
         result = self._test(log, step) if self._due(step, self.settings.evaluate_every) else None
@@ -129,6 +130,7 @@ class Loop(abc.ABC):
             raise
         log.write(step, **result)
         log.say(f"step {step}: {self.show(result)}")
+        log.start_clock(step)  # Speed is that of training, without the test.
         return result
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The training loop keeps what can be kept, and nothing that is not finite."""
 
+import dataclasses
+import json
 import math
+import types
 
 import pytest
 
@@ -92,3 +95,22 @@ def test_state_that_is_not_finite_is_not_kept_though_its_loss_is(loop):
     with pytest.raises(UserError, match="Weights after step 6 are not finite: lower"):
         loop.run()
     assert loop.checkpoints.saved[-1] == (5, loop.tested)
+
+
+def test_speed_is_that_of_training_without_tests(loop, monkeypatch, tmp_path):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr("examples.imagenet.logs.time.perf_counter", lambda: clock.now)
+
+    def lasting(seconds, function):
+        def slow(*arguments):
+            clock.now += seconds
+            return function(*arguments)
+
+        return slow
+
+    loop.settings = dataclasses.replace(loop.settings, log_every=2)
+    loop.train_step, loop.test = lasting(1, loop.train_step), lasting(100, loop.test)
+    loop.run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    speeds = {line["images_per_second"] for line in lines if "images_per_second" in line}
+    assert speeds == {loop.settings.batch_size}
