@@ -220,3 +220,11 @@ def test_backbones_with_weights_or_that_learn_are_trained(options, capsys):
 def test_backbone_is_of_one_run(capsys):
     assert detection(["train", "coco", "--data", "a", "--backbone", "b", "--initial", "c"]) == 2
     assert capsys.readouterr().err.startswith("error: Give --backbone or --initial:")
+
+
+def test_sizes_beside_images_that_keep_their_size_are_noted(capsys):
+    command = ["stages", "a.pth", "nowhere.png", "b.npz", "--no-resize"]
+    assert detection(command) == 1
+    assert "Note" not in capsys.readouterr().err
+    assert detection([*command, "--short", "640"]) == 1
+    assert capsys.readouterr().err.startswith("Note: --short and --long have no effect")

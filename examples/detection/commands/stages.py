@@ -2,6 +2,7 @@
 """Every intermediate result of a detector, to compare with other programs."""
 
 import pathlib
+import sys
 
 import numpy as np
 import tyro
@@ -10,7 +11,7 @@ from flax import nnx
 from examples.detection.commands.weights import load_published
 from examples.detection.data.images import batch
 from examples.detection.data.masks import paste
-from examples.detection.model.architecture import Architecture
+from examples.detection.model.architecture import Architecture, View
 from examples.detection.model.boxes import Conventions
 from examples.detection.model.detect import Images, Stages, run
 from examples.imagenet.errors import check_option, check_suffix
@@ -45,15 +46,21 @@ def stages(
     """
     check_option("score_threshold", score_threshold, 0, 1)
     check_suffix(output, [".npz"])
+    view = architecture.view if resize else _unresized(architecture)
     pixels = decode(image)
     detector = load_published(weights, architecture, key).detector
     rule = architecture.rule
-    view = architecture.view if resize else architecture.view._replace(short=None)
     images = batch([pixels], view)
     computed = nnx.jit(run)(detector, images, score_threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(output, **arrays(computed, images, pixels.shape[:2], rule))
     print(f"Wrote {output}.")
+
+
+def _unresized(architecture: Architecture) -> View:
+    if (architecture.short, architecture.long) != (Architecture.short, Architecture.long):
+        print("Note: --short and --long have no effect with --no-resize.", file=sys.stderr)
+    return architecture.view._replace(short=None)
 
 
 def arrays(
