@@ -2,13 +2,12 @@
 """What `cuda_on_host.py` checks of aggregation: every call against `jax_dcn.reference`."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from cuda_columns_checks import expect_near, set_chunk_bytes
+from cuda_outside import outside
 
 from jax_dcn import reference
 from jax_dcn._src.deform_aggregate import cuda, native
@@ -76,27 +75,20 @@ def _expected(case, geometry, wrt, alone: str, *inputs) -> list[np.ndarray]:
     """The results of the reference: value, tangent and all gradients, and then the tangent and the gradient
     of the argument `alone` by itself."""
     arrays, dots, grad_y = jax.tree.map(lambda a: np.asarray(a, np.float64), inputs)
-    compute = _reference(geometry, wrt)
+    compute = outside(_reference, geometry, wrt)
     y, tangent, *grads = compute(arrays, dots, grad_y)
     along = [dot if name == alone else 0 * dot for name, dot in zip(ARGUMENTS, dots, strict=True)]
     return [y, tangent, *grads, compute(arrays, along, grad_y)[1], grads[wrt.index(alone)]]
 
 
-@functools.cache
-def _reference(geometry, wrt: tuple[str, ...]) -> Callable:
-    """The value, the tangent and the gradients, compiled once for all types and seeds."""
-    options = dict(geometry=geometry)
-
-    @jax.jit
-    def compute(arrays, dots, grad_y):
-        along = dict(wrt=wrt, **options)
-        return [
-            reference.deform_aggregate(*arrays, **options),
-            reference.deform_aggregate_jvp(*arrays, *dots[: len(wrt)], **along),
-            *reference.deform_aggregate_backward(*arrays, grad_y, **along),
-        ]
-
-    return compute
+def _reference(geometry, wrt: tuple[str, ...], arrays, dots, grad_y) -> list[jax.Array]:
+    """The value, the tangent and the gradients."""
+    along = dict(wrt=wrt, geometry=geometry)
+    return [
+        reference.deform_aggregate(*arrays, geometry=geometry),
+        reference.deform_aggregate_jvp(*arrays, *dots[: len(wrt)], **along),
+        *reference.deform_aggregate_backward(*arrays, grad_y, **along),
+    ]
 
 
 # One map more than the kernels take, and as many.

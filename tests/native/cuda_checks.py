@@ -16,6 +16,7 @@ from cuda_aggregate_checks import (
 )
 from cuda_columns_checks import COLUMNS, WHOLE, check_columns, expect_near, set_chunk_bytes
 from cuda_far_checks import FAR, check_far
+from cuda_outside import outside
 from cuda_roi_checks import (
     ROI_CASES,
     ROI_LIMITS,
@@ -104,7 +105,7 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
     assert np.asarray(y).tobytes() == np.asarray(again).tobytes(), f"y of {case} varies"
     call = jax.ffi.ffi_call("jax_dcn_deform_conv2d_grad_kernel", (kernel_type, scratch))
     grad_kernel, _ = call(x, kernel, offset, mask, grad_y, **native.attributes(case.geometry))
-    expected = _expected(case)
+    expected = outside(_expected, case)
     wide = widened([*arrays, grad_y])
     absolute = [a if a is wide[2] else abs(a) for a in wide]
     names = "y", "gradient of the kernel"
@@ -113,16 +114,11 @@ def check_fused(case: Case, dtype: str, seed: int) -> None:
         expect_close(f"{name} of {case}", actual, value, magnitude, dtype)
 
 
-@functools.cache
-def _expected(case: Case) -> Callable:
-    """The result and the gradient of the kernel by the reference, compiled once for all types."""
-
-    def compute(x, kernel, offset, mask, bias, grad_y):
-        of = lambda k: reference.deform_conv2d(x, k, offset, mask, bias, geometry=case.geometry)
-        y, vjp = jax.vjp(of, kernel)
-        return y, vjp(grad_y)[0]
-
-    return jax.jit(compute)
+def _expected(case: Case, x, kernel, offset, mask, bias, grad_y):
+    """The result and the gradient of the kernel by the reference."""
+    of = lambda k: reference.deform_conv2d(x, k, offset, mask, bias, geometry=case.geometry)
+    y, vjp = jax.vjp(of, kernel)
+    return y, vjp(grad_y)[0]
 
 
 # Groups of offsets that span groups of features, whose channels are no multiple of a tile, and the
@@ -152,7 +148,7 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
         return of(names)(grad_y), of(names[1:])(grad_y)
 
     all_grads, others = actual(primals, grad_y)
-    expected = _expected_gradients(case, names)(*widened([*primals, grad_y]))
+    expected = outside(_expected_gradients, case, names)(*widened([*primals, grad_y]))
     for name, right in zip(names, expected, strict=True):
         grad, label = np.asarray(all_grads[name]), f"gradient of {name} of {case}"
         expect_near(label, grad, right, SAMPLES_TOLERANCE[dtype])
@@ -160,10 +156,9 @@ def check_fused_samples(case: Case, dtype: str, seed: int) -> None:
         assert name == "x" or grad.tobytes() == np.asarray(others[name]).tobytes(), label
 
 
-@functools.cache
-def _expected_gradients(case: Case, names: tuple[str, ...]) -> Callable:
+def _expected_gradients(case: Case, names: tuple[str, ...], *operands):
     options = dict(wrt=names, geometry=case.geometry, precision=None)
-    return jax.jit(functools.partial(reference.deform_conv2d_backward, **options))
+    return reference.deform_conv2d_backward(*operands, **options)
 
 
 # The paths of the gradient of the kernel and of the gradients of samples.

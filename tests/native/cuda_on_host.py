@@ -15,8 +15,8 @@ import sys
 import tempfile
 import types
 
+import cuda_outside
 import fuzz
-import jax
 import targets
 from cuda_host.build import ROOT, build
 
@@ -48,8 +48,7 @@ def stand_in(library: str) -> None:
 
 def check(library: str, seeds: int, only: str) -> None:
     """Runs in the sanitized process."""
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
+    cuda_outside.configure()
     sys.path.append(str(ROOT))
     stand_in(library)
     import cuda_checks

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What `cuda_on_host.py` checks of pooling regions: every call against `jax_dcn.reference`."""
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cuda_outside import outside
 
 from jax_dcn import reference
 from jax_dcn._src.deform_roi_pool import native
@@ -27,8 +25,8 @@ def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
     arrays, geometry = operands(case, dtype, seed)
     dots = [_finite(a) for a in operands(case, dtype, seed + 100)[0]]
     grad_y = _cotangent(case, dtype, seed)
-    compute = _expected(geometry)
-    expected = compute(_widened(arrays), _widened(dots), np.asarray(grad_y, np.float64))
+    wide = _widened(arrays), _widened(dots), np.asarray(grad_y, np.float64)
+    expected = outside(_reference, geometry)(*wide)
     actual = _native(geometry, arrays, dots, grad_y)
     for name, a, e in zip(("y", "y_dot", "x", "offset", "mask"), actual, expected, strict=True):
         _expect_close(f"{case} {dtype} {seed}: {name}", a, e, dtype)
@@ -64,12 +62,6 @@ def _native(geometry, arrays, dots, grad_y) -> list:
         *native.deform_roi_pool_jvp(*arrays, *linear, **options),
         *native.deform_roi_pool_backward(*arrays, jnp.asarray(grad_y), **options),
     ]
-
-
-@functools.cache
-def _expected(geometry: RoIGeometry) -> Callable:
-    """What the reference computes, compiled once for all types and seeds."""
-    return jax.jit(functools.partial(_reference, geometry))
 
 
 def _reference(geometry, arrays, dots, grad_y) -> list:

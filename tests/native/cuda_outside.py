@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""What `cuda_on_host.py` computes in a process without sanitizers, where XLA compiles three times as fast."""
+
+import atexit
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+
+def outside(function: Callable, *options: object) -> Callable:
+    """The function of arrays `function(*options, ...)`, computed outside and compiled once there."""
+    return lambda *arrays: _process().submit(_compute, function, options, arrays).result()
+
+
+@functools.cache
+def _process() -> concurrent.futures.Executor:
+    os.environ.pop("LD_PRELOAD", None)  # the sanitizers
+    spawn = multiprocessing.get_context("spawn")
+    process = concurrent.futures.ProcessPoolExecutor(1, spawn, configure)
+    atexit.register(process.shutdown)
+    return process
+
+
+def configure() -> None:
+    """The options of JAX inside and outside."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _compute(function: Callable, options: tuple, arrays: tuple) -> object:
+    return jax.tree.map(np.asarray, _compiled(function, *options)(*arrays))
+
+
+@functools.cache
+def _compiled(function: Callable, *options: object) -> Callable:
+    return jax.jit(functools.partial(function, *options))
