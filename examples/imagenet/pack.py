@@ -7,7 +7,7 @@ import tyro
 from tqdm import tqdm
 
 from examples.imagenet.errors import UserError, check_option
-from examples.imagenet.readers import SPLITS, FolderReader, pack_record
+from examples.imagenet.readers import SPLITS, FolderReader, class_lines, pack_record
 
 
 def pack(
@@ -29,7 +29,7 @@ def pack(
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: choose another folder.")
     part = _empty_folder(pathlib.Path(f"{output}.part"))
-    (part / "classes.txt").write_text("".join(f"{name}\n" for name in readers["train"].class_names))
+    (part / "classes.txt").write_bytes(class_lines(readers["train"].class_names))
     for split, count in (("train", files), ("validation", 1)):
         for index in range(count):
             path = part / f"{split}-{index:05}-of-{count:05}.arrayrecord"

@@ -136,6 +136,16 @@ def _images_in(folder: pathlib.Path) -> list[bytes]:
     return [os.fsencode(name) for name in names]
 
 
+def class_lines(names: Sequence[str]) -> bytes:
+    """The names of folders, which need not be UTF-8, as lines."""
+    return b"".join(os.fsencode(name) + b"\n" for name in names)
+
+
+def class_names(lines: bytes) -> list[str]:
+    """What `class_lines` made lines of."""
+    return [os.fsdecode(line) for line in lines.splitlines()]
+
+
 class ArrayRecordReader:
     """What `python -m examples.imagenet pack` wrote: few large files instead of many small ones."""
 
@@ -150,7 +160,7 @@ class ArrayRecordReader:
                 f"`python -m examples.imagenet pack IMAGES {folder}`."
             )
         _check_whole(paths, split)
-        self.class_names = (root / "classes.txt").read_text().splitlines()
+        self.class_names = class_names((root / "classes.txt").read_bytes())
         self._records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
 
     def __len__(self) -> int:

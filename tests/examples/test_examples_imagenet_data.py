@@ -28,7 +28,7 @@ from examples.imagenet.data import (
 )
 from examples.imagenet.errors import UserError
 from examples.imagenet.pack import pack
-from examples.imagenet.readers import SPLITS, decode, open_reader
+from examples.imagenet.readers import SPLITS, class_lines, class_names, decode, open_reader
 from examples.imagenet.settings import PRESETS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -341,6 +341,11 @@ def test_packed_images_are_those_of_the_folder(tmp_path):
         packed = open_reader(f"arrayrecord:{tmp_path / 'packed'}", split)
         assert list(packed.class_names) == ["cat", "dog"] and len(packed) == 3
         assert images_by_class(packed) == images_by_class(folder)
+
+
+def test_names_of_classes_that_are_not_utf_8_are_packed():
+    names = ["cat", os.fsdecode(b"caf\xe9"), "separated\u2028lines"]
+    assert class_names(class_lines(names)) == names
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
