@@ -3,7 +3,10 @@
 
 import functools
 import itertools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -100,3 +103,20 @@ def test_bad_input_names_the_argument(wrong):
     change, message = WRONG[wrong]
     with pytest.raises(ValueError, match=re.escape(message)):
         grid_sample(**dict(x=X, grid=GRID) | change)
+
+
+MANY_BATCH_AXES = """
+import jax, jax.numpy as jnp, jax_dcn
+batch = 3, 1, 2
+x, grid = jnp.ones((*batch, 6, 7, 3)), jnp.zeros((*batch, 8, 9, 2))
+loss = lambda x, grid: jax_dcn.grid_sample(x, grid, mode="bicubic").sum()
+print(jax.jit(jax.grad(loss, 1))(x, grid).shape)
+"""
+
+
+def test_optimized_gradient_of_bicubic_takes_many_batch_axes():
+    """XLA's optimizations, which the suite runs without, once made a program that crashed."""
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", MANY_BATCH_AXES]
+    output = subprocess.check_output(command, env=environment, text=True)
+    assert output == "(3, 1, 2, 8, 9, 2)\n"

@@ -75,18 +75,18 @@ def grid_sample(
     flag("align_corners", align_corners)
     _check(x, grid, mode, padding_mode)
     size = (x.shape[-3], x.shape[-2])
-    wide = whole(grid.astype(sum_dtype(x)), grid.ndim - 1)
+    rows = x.ndim - 3  # the axis of rows, of images, grid and results
+    wide = merged(whole(grid.astype(sum_dtype(x)), grid.ndim - 1), rows)
     coordinates = [_in_pixels(wide[..., 1 - i], size[i], align_corners) for i in range(2)]
 
     def inside(coordinate: jax.Array, axis: int) -> jax.Array:
         return _padded(coordinate, size[axis], padding_mode, align_corners)
 
     positions, weights = _SAMPLES[mode](coordinates, inside)
-    rows = x.ndim - 3  # the axis of rows, of images, positions and results
     y = deform_aggregate(
         merged(x, rows),
-        jnp.expand_dims(merged(jnp.stack(positions, axis=-1), rows), -3),
-        None if weights is None else jnp.expand_dims(merged(weights, rows), -2),
+        jnp.expand_dims(jnp.stack(positions, axis=-1), -3),
+        None if weights is None else jnp.expand_dims(weights, -2),
         shapes=(size,),
         implementation=implementation,
     )
@@ -164,9 +164,10 @@ def _bicubic(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, jax
         positions.append(inside(before[..., None] + steps, axis))
         weights.append(_cubic_weights((coordinate - before)[..., None] - steps))
     y, x = jnp.broadcast_arrays(positions[0][..., :, None], positions[1][..., None, :])
-    weight = weights[0][..., :, None] * weights[1][..., None, :]
-    flat = (*weight.shape[:-2], 16)
-    return [y.reshape(flat), x.reshape(flat)], weight.reshape(flat)
+    flat = (*y.shape[:-2], 16)
+    # A product of arrays of more axes has a gradient at which XLA for CPU crashes (seen in 0.10.2).
+    products = [weights[0][..., row : row + 1] * weights[1] for row in range(4)]
+    return [y.reshape(flat), x.reshape(flat)], jnp.concatenate(products, axis=-1)
 
 
 def _cubic_weights(distance: jax.Array) -> jax.Array:
