@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from jax_dcn._src.arguments import is_integer, positive
-from jax_dcn._src.deform_conv2d.layer import pads_offset_branch
+from jax_dcn._src.operator.convolution import runs_on_xla
 from jax_dcn.interop._channels_first import ChannelsFirst, integers
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def to_onnx(
     if path is not None:
         options |= dict(return_mode="file", output_path=os.fspath(path))
     # Traced here, where Flax's layers are Flax's own: jax2onnx replaces them by its own layers, which
-    # do not take all arguments of Flax's. Only XLA's CPU convolution profits from padded branches.
-    with pads_offset_branch(False):
+    # do not take all arguments of Flax's. Only XLA profits from other forms of ordinary convolutions.
+    with runs_on_xla(False):
         traced = _trace(function, avals)
     try:
         # Values without a type, which jax2onnx writes for free sizes, do no harm.

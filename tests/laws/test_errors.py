@@ -29,6 +29,14 @@ def test_errors_come_before_anything_is_compiled(operator):
 
 
 @every_operator
+def test_float64_is_refused_while_jax_computes_in_32_bits(operator):
+    arrays = [jax.numpy.asarray(array) for array in operator.small.arrays("float64")]
+    message = r"^\w+ must not be float64 while jax_enable_x64 is off: set jax_enable_x64, or"
+    with jax.enable_x64(False), pytest.raises(ValueError, match=message):
+        operator.small.function()(*arrays)
+
+
+@every_operator
 def test_implementation_that_cannot_run_is_refused(operator, monkeypatch):
     monkeypatch.setattr(libraries, "why_not", lambda *_, **__: "there is no compiler")
     jax.clear_caches()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax_dcn._src import arguments
 from jax_dcn._src.deform_aggregate.dcnv4 import packed_size, unpack
 from jax_dcn._src.deform_aggregate.taps import odd_if_removed, positions, published_taps
+from jax_dcn._src.operator.convolution import depthwise_convolution
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.public import public
 
@@ -170,6 +171,7 @@ def depthwise_options(layer: DCNOptions) -> dict[str, Any]:
     return dict(
         kernel_size=size,
         feature_group_count=layer.features,
+        conv_general_dilated=depthwise_convolution,
         dtype=layer.dtype,
         param_dtype=layer.param_dtype,
         kernel_init=initial,

@@ -12,6 +12,7 @@ from jax_dcn._src import arguments
 from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.positions import sampling_positions
 from jax_dcn._src.deform_conv2d.samples import shifted
+from jax_dcn._src.operator.convolution import runs_on_xla
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.sizes import fits
@@ -224,16 +225,11 @@ def _padded(layer: DeformConvOptions, x: jax.Array) -> tuple[jax.Array, Any, tup
     return jnp.pad(x, widths, mode=_MODES[padding]), "VALID", (pads[0][0], pads[1][0])
 
 
-# Whether `offset_convolution` pads its channels: not in programs that XLA does not run. The context is
-# part of the key of `jax.jit`, so that no program is traced under one value and used under the other.
-pads_offset_branch = jax.make_user_context(True)
-
-
 def offset_convolution(
     x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, faster on CPU for the 18 or 27 channels of an offset branch."""
-    if not pads_offset_branch.value:
+    if not runs_on_xla.value:
         return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)
     # XLA's CPU convolution is two to three times slower where the number of channels is no multiple
     # of 8.

@@ -17,6 +17,7 @@ from jax_dcn._src.deform_roi_pool.function import (
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.samples import sampling_positions
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
+from jax_dcn._src.operator.merging import whole
 
 HIDDEN_FEATURES = 1024
 """Features of the branches in published networks."""
@@ -111,7 +112,7 @@ def offset_and_mask(
     if not predicted:
         return None, None
     # The planes are ordered as in published checkpoints: x of all bins, y of all bins, the mask.
-    planes = jnp.concatenate(list(predicted.values()), axis=-1)
+    planes = jnp.concatenate([whole(array, 1) for array in predicted.values()], axis=-1)
     count = planes.shape[-1] // layer.pooled_size**2
     planes = planes.reshape(planes.shape[0], count, layer.pooled_size, layer.pooled_size)
     offset = jnp.stack([planes[:, 1], planes[:, 0]], axis=-1)[:, :, :, None]

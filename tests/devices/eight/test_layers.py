@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Layers on a mesh with an axis that does not split the batch: results and gradients of one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from jax_dcn.nnx import DCNv3, DCNv4, DeformConv, DeformRoIPool, MSDeformAttn
+from tests.devices.meshes import mesh
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.normal(size=(4, 5, 6, 8)).astype("float32")
+REGIONS = np.array([[0, 1, 1, 5, 4], [3, 0, 1, 4, 4], [1, 0, 2, 3, 4], [1, 1, 0, 4, 3]], "float32")
+QUERIES = RANDOM.normal(size=(4, 3, 8)).astype("float32")
+REFERENCE = RANDOM.uniform(0.2, 0.8, size=(4, 3, 2)).astype("float32")
+PIXELS = IMAGES.reshape(4, 30, 8)
+
+# A layer and its arguments, whose first axis is split.
+LAYERS = {
+    "DeformConv": (lambda rngs: DeformConv(8, 6, 3, offset_groups=2, rngs=rngs), [IMAGES]),
+    "DCNv3": (lambda rngs: DCNv3(8, groups=2, dw_kernel_size=(2, 3), rngs=rngs), [IMAGES]),
+    "DCNv4": (lambda rngs: DCNv4(8, groups=2, dw_kernel_size=3, rngs=rngs), [IMAGES]),
+    "DeformRoIPool": (
+        lambda rngs: DeformRoIPool(8, 2, spatial_scale=1.0, hidden_features=6, rngs=rngs),
+        [IMAGES, REGIONS],
+    ),
+    "MSDeformAttn": (
+        lambda rngs: MSDeformAttn(8, heads=2, levels=1, points=2, rngs=rngs),
+        [QUERIES, REFERENCE, PIXELS],
+    ),
+}
+
+
+def loss_of(graph, name):
+    shapes = dict(spatial_shapes=((5, 6),)) if name == "MSDeformAttn" else {}
+    return lambda state, *arrays: jnp.sin(nnx.merge(graph, state)(*arrays, **shapes)).sum()
+
+
+@pytest.mark.parametrize("parameters", [P(), P(None, "model")], ids=["whole", "split"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_on_a_mesh_are_those_of_one_device(name, kind, parameters):
+    make, arrays = LAYERS[name]
+    graph, state = nnx.split(make(nnx.Rngs(0)))
+    # Branches that start at zero are moved away from it.
+    state = jax.tree.map(lambda value: value + 0.1, state)
+    gradient = jax.jit(jax.grad(loss_of(graph, name), (0, 1)))
+    expected = gradient(state, *arrays)
+    devices = mesh(kind, data=2, model=2)
+
+    def place(array, spec):
+        return jax.device_put(array, NamedSharding(devices, spec))
+
+    def placed(parameter):
+        # JAX's own convolution takes no split kernel on an explicit mesh.
+        splits = parameter.ndim == 2 and parameter.shape[1] % 2 == 0
+        return place(parameter, parameters if splits else P())
+
+    with jax.set_mesh(devices):
+        batch = [place(array, P("data")) for array in arrays]
+        actual = gradient(jax.tree.map(placed, state), *batch)
+    for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
