@@ -64,7 +64,7 @@ def array(name: str, value: Any, axes: str) -> jax.Array:
     converted = any_array(name, value, axes)
     if converted.dtype.name not in DTYPES:
         raise ValueError(f"{name} must have a dtype of {DTYPES}, got {converted.dtype.name}.")
-    if converted.dtype == np.float64 and not jax.config.jax_enable_x64:
+    if converted.dtype != jax.dtypes.canonicalize_dtype(converted.dtype):
         raise ValueError(
             f"{name} must not be float64 while jax_enable_x64 is off: set jax_enable_x64, or pass "
             f'{name}.astype("float32").'
