@@ -145,11 +145,10 @@ class BackwardKernel {
   void MultiplyDepthwise(const E* grad_y, int64_t tap, const TapSamples<A>& samples) const {
     const int64_t channels = block_.channels.size(), features = problem_.features;
     A* sums = pass_.kernel_sums + tap * features + block_.channels.begin;
-    for (int64_t i = 0; i < samples.count; ++i) {
-      const E* row = grad_y + samples.rows[i] * features + block_.channels.begin;
-      DepthwiseProduct<E, E, A> product = {columns_ + i * channels, 0, row, 0, 1, sums, sums};
-      Vectorised<A>(channels, product);
-    }
+    const E* rows = grad_y + block_.channels.begin;
+    DepthwiseSampleSum<E, A> sum = {columns_,     channels,      rows, features,
+                                    samples.rows, samples.count, sums};
+    Vectorised<A>(channels, sum);
   }
 
   const BackwardPass<T, E>& pass_;

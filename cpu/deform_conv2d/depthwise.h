@@ -35,6 +35,37 @@ struct DepthwiseProduct {
   }
 };
 
+// sums += Σ_i columns_i grad_y_i, where grad_y_i is the row `rows[i]` of grad_y. The samples are
+// added among themselves first: added one by one to the sums of many pixels, they would lose their
+// last digits.
+template <typename E, typename A>
+struct DepthwiseSampleSum {
+  const E* const columns;  // [count, channels]
+  const int64_t channels;
+  const E* const grad_y;  // [pixels, features], from the first feature of the channels on
+  const int64_t features;
+  const int32_t* const rows;
+  const int64_t count;
+  A* const sums;
+
+  template <typename V>
+  JAX_DCN_INLINE void At(int64_t c) {
+    V even = {}, odd = {};
+    int64_t i = 0;
+    for (; i + 1 < count; i += 2) {
+      even += Product<V>(i, c);
+      odd += Product<V>(i + 1, c);
+    }
+    if (i < count) even += Product<V>(i, c);
+    Write(sums + c, Read<V>(sums + c) + (even + odd));
+  }
+
+  template <typename V>
+  JAX_DCN_INLINE V Product(int64_t i, int64_t c) const {
+    return Read<V>(columns + i * channels + c) * Read<V>(grad_y + rows[i] * features + c);
+  }
+};
+
 }  // namespace jax_dcn::JAX_DCN_ISA
 
 #endif  // JAX_DCN_CPU_DEFORM_CONV2D_DEPTHWISE_H_

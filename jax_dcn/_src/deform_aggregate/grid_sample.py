@@ -63,7 +63,8 @@ def grid_sample(
     Note:
       Values and gradients equal PyTorch's, except for a position that is NaN, which gives NaN here,
       for an infinite position, which gives a number here in every mode, and for a position exactly
-      one pixel before the first, where the gradient is zero here.
+      one pixel before the first, where the gradient is zero here. `"nearest"` and `"bicubic"` read the
+      next pixels to the right and below, too, with weight zero: if one is not finite, the result is NaN.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
