@@ -145,9 +145,9 @@ class BackwardKernel {
   void MultiplyDepthwise(const E* grad_y, int64_t tap, const TapSamples<A>& samples) const {
     const int64_t channels = block_.channels.size(), features = problem_.features;
     A* sums = pass_.kernel_sums + tap * features + block_.channels.begin;
-    const E* rows = grad_y + block_.channels.begin;
-    DepthwiseSampleSum<E, A> sum = {columns_,     channels,      rows, features,
-                                    samples.rows, samples.count, sums};
+    DepthwiseSampleSum<E, A> sum = {columns_, channels,     grad_y + block_.channels.begin,
+                                    features, samples.rows, samples.count,
+                                    sums};
     Vectorised<A>(channels, sum);
   }
 
