@@ -15,9 +15,11 @@ def operands(size, dtype):
     return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
 
 
+OPTIONS = dict(feature_group_count=5, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 def expected(x, kernel):
-    options = dict(feature_group_count=5, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **OPTIONS)
 
 
 def results(convolve, x, kernel):
@@ -55,8 +57,7 @@ def test_gradients_keep_the_images_once():
 
 def test_programs_for_others_than_xla_have_the_convolution_itself():
     x, kernel = operands((3, 3), "float32")
-    options = dict(feature_group_count=5, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    convolve = lambda x, kernel: depthwise_convolution(x, kernel, (1, 1), "SAME", **options)
+    convolve = lambda x, kernel: depthwise_convolution(x, kernel, (1, 1), "SAME", **OPTIONS)
     with runs_on_xla(False):
         assert "conv_general_dilated" in str(jax.make_jaxpr(convolve)(x, kernel))
     assert "conv_general_dilated" not in str(jax.make_jaxpr(convolve)(x, kernel))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers on a mesh with an axis that does not split the batch: results and gradients of one device."""
+"""Layers on a mesh with an axis that does not split the batch have the gradients of one device."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from jax_dcn.nnx import DCNv3, DCNv4, DeformConv, DeformRoIPool, MSDeformAttn
 from tests.devices.meshes import mesh
 
 RANDOM = np.random.default_rng(0)
-IMAGES = RANDOM.normal(size=(4, 5, 6, 8)).astype("float32")
+IMAGES = RANDOM.normal(size=(4, 6, 10, 8)).astype("float32")
 REGIONS = np.array([[0, 1, 1, 5, 4], [3, 0, 1, 4, 4], [1, 0, 2, 3, 4], [1, 1, 0, 4, 3]], "float32")
 QUERIES = RANDOM.normal(size=(4, 3, 8)).astype("float32")
 REFERENCE = RANDOM.uniform(0.2, 0.8, size=(4, 3, 2)).astype("float32")
-PIXELS = IMAGES.reshape(4, 30, 8)
+PIXELS = IMAGES.reshape(4, 60, 8)
 
-# A layer and its arguments, whose first axis is split.
+# A layer and its arguments.
 LAYERS = {
     "DeformConv": (lambda rngs: DeformConv(8, 6, 3, offset_groups=2, rngs=rngs), [IMAGES]),
     "DCNv3": (lambda rngs: DCNv3(8, groups=2, dw_kernel_size=(2, 3), rngs=rngs), [IMAGES]),
@@ -35,14 +35,30 @@ LAYERS = {
 
 
 def loss_of(graph, name):
-    shapes = dict(spatial_shapes=((5, 6),)) if name == "MSDeformAttn" else {}
+    shapes = dict(spatial_shapes=((6, 10),)) if name == "MSDeformAttn" else {}
     return lambda state, *arrays: jnp.sin(nnx.merge(graph, state)(*arrays, **shapes)).sum()
 
 
+kinds = pytest.mark.parametrize(
+    "kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
+)
+
+
 @pytest.mark.parametrize("parameters", [P(), P(None, "model")], ids=["whole", "split"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@kinds
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_on_a_mesh_are_those_of_one_device(name, kind, parameters):
+    assert_gradients_of_one_device(name, kind, P("data"), parameters)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3], ids=["rows", "columns", "channels"])
+@kinds
+def test_images_of_depthwise_convolutions_are_split_along_any_axis(kind, axis):
+    assert_gradients_of_one_device("DCNv3", kind, P(*[None] * axis, "data"), P())
+
+
+def assert_gradients_of_one_device(name: str, kind: AxisType, split: P, parameters: P) -> None:
+    """`split` is that of the arguments, `parameters` that of the kernels of dense layers."""
     make, arrays = LAYERS[name]
     graph, state = nnx.split(make(nnx.Rngs(0)))
     # Branches that start at zero are moved away from it.
@@ -60,7 +76,7 @@ def test_gradients_on_a_mesh_are_those_of_one_device(name, kind, parameters):
         return place(parameter, parameters if splits else P())
 
     with jax.set_mesh(devices):
-        batch = [place(array, P("data")) for array in arrays]
+        batch = [place(array, split) for array in arrays]
         actual = gradient(jax.tree.map(placed, state), *batch)
     for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
