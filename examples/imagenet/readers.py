@@ -142,7 +142,7 @@ def class_lines(names: Sequence[str]) -> bytes:
 
 
 def class_names(lines: bytes) -> list[str]:
-    """What `class_lines` made lines of."""
+    """The names in lines of `class_lines`."""
     return [os.fsdecode(line) for line in lines.splitlines()]
 
 

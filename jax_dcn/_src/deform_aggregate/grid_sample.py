@@ -166,7 +166,7 @@ def _bicubic(coordinates: Coordinates, inside: Inside) -> tuple[Coordinates, jax
         weights.append(_cubic_weights((coordinate - before)[..., None] - steps))
     y, x = jnp.broadcast_arrays(positions[0][..., :, None], positions[1][..., None, :])
     flat = (*y.shape[:-2], 16)
-    # A product of arrays of more axes has a gradient at which XLA for CPU crashes (seen in 0.10.2).
+    # The gradient of a product `[..., 4, 4]` crashes on CPU with three batch axes (XLA of JAX 0.10.2).
     products = [weights[0][..., row : row + 1] * weights[1] for row in range(4)]
     return [y.reshape(flat), x.reshape(flat)], jnp.concatenate(products, axis=-1)
 
