@@ -58,13 +58,17 @@ class RoIPoolBackward {
 
   RoIPoolBackward(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
                   const T* grad_y, const DeformRoIPoolCotangents<T>& grads)
-      : problem_(problem), primals_(primals), grad_y_(grad_y), grads_(grads) {}
+      : problem_(problem),
+        primals_(primals),
+        grad_y_(grad_y),
+        grads_(grads),
+        largest_(LargestBin(problem, primals.rois)) {}
 
   void Run(Executor& executor) const {
     if (grads_.offset != nullptr || grads_.mask != nullptr) {
       ParallelForWith(
           executor, problem_.regions,
-          [&](Arena& arena) { return BinLocator<T>(problem_, primals_, arena); },
+          [&](Arena& arena) { return BinLocator<T>(problem_, primals_, largest_, arena); },
           [&](int64_t region, const BinLocator<T>& locate) { Region(region, locate); });
     }
     if (grads_.x != nullptr) RunImages(executor);
@@ -133,7 +137,7 @@ class RoIPoolBackward {
 
   struct Scratch {
     Scratch(const RoIPoolBackward& backward, int64_t features, Arena& arena)
-        : locate(backward.problem_, backward.primals_, arena),
+        : locate(backward.problem_, backward.primals_, backward.largest_, arena),
           sums(arena.Take<A>(kInPlace ? 0 : backward.problem_.image_pixels() * features)) {}
     BinLocator<T> locate;
     A* sums;  // [H, W, features of the block], or none
@@ -217,6 +221,7 @@ class RoIPoolBackward {
   const DeformRoIPoolPrimals<T>& primals_;
   const T* const grad_y_;
   const DeformRoIPoolCotangents<T>& grads_;
+  const BinExtent largest_;
 };
 
 template <typename T>

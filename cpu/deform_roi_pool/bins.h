@@ -3,6 +3,7 @@
 #ifndef JAX_DCN_CPU_DEFORM_ROI_POOL_BINS_H_
 #define JAX_DCN_CPU_DEFORM_ROI_POOL_BINS_H_
 
+#include <cmath>
 #include <cstdint>
 
 #include "common/deform_roi_pool/problem.h"
@@ -27,6 +28,35 @@ struct Bin {
   A undefined;  // NaN where the bin's position is not a number, and else zero
 };
 
+// Pixels that a bin may read along each axis.
+struct BinExtent {
+  int64_t rows, columns;
+  int64_t pixels() const { return rows * columns; }
+};
+
+template <typename A>
+int64_t BinExtentAlong(int axis, const DeformRoIPoolProblem& problem, const A* rois) {
+  const RoIGeometry& geometry = problem.geometry;
+  const int64_t most = problem.MostPixels(axis);
+  if (geometry.samples > 0) return most;
+  A largest = 0;
+  for (int64_t region = 0; region < problem.regions; ++region) {
+    const A* corner = rois + 5 * region + 2 - axis;
+    const A size = RegionAxisAt(geometry, corner[0], corner[2]).size;
+    if (size > largest) largest = size;
+  }
+  // Beside those between the first and the last sample: one before, one behind, two of rounding.
+  const A pixels = std::ceil(largest / static_cast<A>(geometry.pooled_size[axis])) + 4;
+  return pixels < static_cast<A>(most) ? static_cast<int64_t>(pixels) : most;
+}
+
+// The extent of the largest bin. Memory of this size for each worker is far less than the image
+// where regions are small.
+template <typename A>
+BinExtent LargestBin(const DeformRoIPoolProblem& problem, const A* rois) {
+  return {BinExtentAlong(0, problem, rois), BinExtentAlong(1, problem, rois)};
+}
+
 template <typename T>
 class BinLocator {
  public:
@@ -34,13 +64,12 @@ class BinLocator {
 
   // An arena without memory counts the bytes that the locator needs.
   BinLocator(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
-             Arena& arena)
-      : problem_(problem), primals_(primals) {
-    const int64_t rows = problem.MostPixels(0), columns = problem.MostPixels(1);
-    rows_ = arena.Take<AxisPixel<A>>(rows);
-    columns_ = arena.Take<AxisPixel<A>>(columns);
-    pixels_ = arena.Take<BinPixel<A>>(rows * columns);
-  }
+             const BinExtent& largest, Arena& arena)
+      : problem_(problem),
+        primals_(primals),
+        rows_(arena.Take<AxisPixel<A>>(largest.rows)),
+        columns_(arena.Take<AxisPixel<A>>(largest.columns)),
+        pixels_(arena.Take<BinPixel<A>>(largest.pixels())) {}
 
   Bin<A> operator()(int64_t region, int64_t bin, int64_t group) const {
     const A* roi = primals_.rois + 5 * region;
@@ -72,8 +101,9 @@ class BinLocator {
 
   const DeformRoIPoolProblem& problem_;
   const DeformRoIPoolPrimals<T>& primals_;
-  AxisPixel<A>*rows_, *columns_;
-  BinPixel<A>* pixels_;
+  AxisPixel<A>* const rows_;
+  AxisPixel<A>* const columns_;
+  BinPixel<A>* const pixels_;
 };
 
 // The modulation of a bin: 1 where the call has no mask.

@@ -72,7 +72,11 @@ class BinMeans {
 
   BinMeans(const DeformRoIPoolProblem& problem, const DeformRoIPoolPrimals<T>& primals,
            const DeformRoIPoolTangents<T>* tangents, T* y)
-      : problem_(problem), primals_(primals), tangents_(tangents), y_(y) {}
+      : problem_(problem),
+        primals_(primals),
+        tangents_(tangents),
+        y_(y),
+        largest_(LargestBin(problem, primals.rois)) {}
 
   void Run(Executor& executor) const {
     const int64_t rows = problem_.geometry.pooled_size[0];
@@ -84,13 +88,11 @@ class BinMeans {
  private:
   struct Scratch {
     Scratch(const BinMeans& means, Arena& arena)
-        : locate(means.problem_, means.primals_, arena),
-          weights{arena.Take<A>(means.MostPixels()), arena.Take<A>(means.MostPixels())} {}
+        : locate(means.problem_, means.primals_, means.largest_, arena),
+          weights{arena.Take<A>(means.largest_.pixels()), arena.Take<A>(means.largest_.pixels())} {}
     BinLocator<T> locate;
     A* weights[2];
   };
-
-  int64_t MostPixels() const { return problem_.MostPixels(0) * problem_.MostPixels(1); }
 
   void Row(int64_t region, int64_t row, const Scratch& scratch) const {
     const int64_t image = ImageOfRegion(problem_, primals_.rois + 5 * region);
@@ -159,6 +161,7 @@ class BinMeans {
   const DeformRoIPoolPrimals<T>& primals_;
   const DeformRoIPoolTangents<T>* tangents_;
   T* const y_;
+  const BinExtent largest_;
 };
 
 template <typename T>

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Bad values and arguments in `deform_roi_pool` and `deform_roi_align` alone."""
 
+import contextlib
 import functools
+import pathlib
 import re
+import resource
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,18 @@ def value_and_gradients(case, implementation):
         return y, *vjp(jnp.ones_like(y))
 
     return f
+
+
+@contextlib.contextmanager
+def memory_limited(more: int):
+    """Allows the process so many bytes more than it has."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 EVERY_RULE = pytest.mark.parametrize("name", ["pool", "align", "align_adaptive"])
@@ -113,3 +129,23 @@ def test_alignment_checks_its_own_options():
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             deform_roi_align(X, ROIS, **dict(spatial_scale=1.0) | options)
+
+
+def test_images_too_long_for_the_kernels_are_xlas():
+    x, rois = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((1, 1, 2**24 + 1, 1), (2, 5)))
+    pool = functools.partial(deform_roi_align, spatial_scale=0.5, pooled_size=2)
+    assert "@jax_dcn" not in jax.jit(pool).lower(x, rois).as_text()
+    with pytest.raises(NotImplementedError, match=r"at most 2\*\*24 pixels along an axis"):
+        jax.jit(functools.partial(pool, implementation="native")).lower(x, rois)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no memory of a process")
+def test_small_regions_of_a_large_image_take_little_memory():
+    x = jnp.zeros((1, 4096, 4096, 1), "bfloat16")
+    rois = jnp.array([[0, 11, 13, 61, 53], [0, 4000, 4040, 4090, 4090]], "float32")
+    pool = functools.partial(deform_roi_align, spatial_scale=1.0, pooled_size=(7, 5))
+    compiled = jax.jit(functools.partial(pool, implementation="native")).lower(x, rois).compile()
+    with memory_limited(
+        x.nbytes
+    ):  # the pixels of the image, as those of a bin, need 16 times as much
+        assert not jnp.any(compiled(x, rois))

@@ -12,6 +12,7 @@ import numpy as np
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.deform_roi_pool.signature import SIGNATURE, types
 from jax_dcn._src.operator.native import xla_call
+from jax_dcn._src.operator.sizes import is_free
 
 # Shared memory of a block of the CUDA kernels, in bytes: the limit, which is kMostSharedBytes of
 # cuda/runtime/launch.cuh, and, as in cuda/deform_roi_pool/, the memory for sums in float64 and the
@@ -21,8 +22,21 @@ _SUMS_BYTES = 32 * 128 * 8 + (128 + 2 * 128 // 32) * 4 + 2 * 16
 _PIXEL_BYTES = 24
 
 
+_MOST_PIXELS = 2**24  # along an axis: float32 counts no further
+
+
+def why_not(x: jax.Array, *_: Any, **__: Any) -> str | None:
+    """Why the kernels cannot run; `None` where they can."""
+    if any(not is_free(size) and size > _MOST_PIXELS for size in x.shape[1:3]):
+        return "the native kernels need images of at most 2**24 pixels along an axis"
+    return None
+
+
 def why_not_on_cuda(x: jax.Array, *_: Any, geometry: RoIGeometry, **__: Any) -> str | None:
     """Why the CUDA kernels cannot run; `None` where they can. The twin of `WhyNotOnCuda` in C++."""
+    reason = why_not(x)
+    if reason is not None:
+        return reason
     most = [2 * geometry.samples] * 2 if geometry.samples else x.shape[1:3]
     if _SUMS_BYTES + _PIXEL_BYTES * sum(most) <= _MOST_SHARED:
         return None

@@ -83,7 +83,7 @@ deform_roi_pool_p = define_primitive(
     types=types,
     reference=reference.deform_roi_pool,
     native=(
-        Native("cpu", "jax_dcn_deform_roi_pool_forward", native.deform_roi_pool),
+        Native("cpu", "jax_dcn_deform_roi_pool_forward", native.deform_roi_pool, native.why_not),
         Native(
             "cuda",
             "jax_dcn_deform_roi_pool_forward",
@@ -101,7 +101,7 @@ deform_roi_pool_jvp_p = define_primitive(
     types=types,
     reference=reference.deform_roi_pool_jvp,
     native=(
-        Native("cpu", "jax_dcn_deform_roi_pool_jvp", native.deform_roi_pool_jvp),
+        Native("cpu", "jax_dcn_deform_roi_pool_jvp", native.deform_roi_pool_jvp, native.why_not),
         Native(
             "cuda",
             "jax_dcn_deform_roi_pool_jvp",
@@ -119,7 +119,12 @@ deform_roi_pool_backward_p = define_primitive(
     types=types,
     reference=reference.deform_roi_pool_backward,
     native=(
-        Native("cpu", "jax_dcn_deform_roi_pool_backward", native.deform_roi_pool_backward),
+        Native(
+            "cpu",
+            "jax_dcn_deform_roi_pool_backward",
+            native.deform_roi_pool_backward,
+            native.why_not,
+        ),
         Native(
             "cuda",
             "jax_dcn_deform_roi_pool_backward",
