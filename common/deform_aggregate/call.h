@@ -89,6 +89,7 @@ class DeformAggregateCall : public OperatorCall {
     problem_.samples = sample;
     problem_.legacy_boundary = Attribute<bool>(attributes, "legacy_boundary");
     problem_.unit_square = Attribute<bool>(attributes, "unit_square");
+    problem_.whole_positions = Attribute<bool>(attributes, "whole_positions");
   }
 
   void ReadProblem(const Shape& x, const Shape& positions, const Shape& weights) {

@@ -20,11 +20,11 @@ struct AggregateMap {
 //   x [N, S, C]   positions [N, Q, G, T, 2]   weights [N, Q, G, T] if weighted
 //   y [N, Q, C]
 // Positions are (y, x) in pixels. In the unit square they are (x, y), and 0 and 1 are the outer
-// edges of the map.
+// edges of the map. Whole positions are pixels: no pixel beside them is read.
 struct DeformAggregateProblem {
   int64_t batch, pixels, channels;   // N, S, C
   int64_t queries, groups, samples;  // Q, G, T
-  bool weighted, legacy_boundary, unit_square;
+  bool weighted, legacy_boundary, unit_square, whole_positions;
   const AggregateMap* maps;
   int64_t map_count;
 

@@ -26,6 +26,7 @@ template <int kAxes, typename Size = int64_t>
 struct SampledMap {
   Size size[kAxes];
   bool legacy_boundary;
+  bool whole_positions = false;  // every position is a pixel, and the pixels after it are outside
 };
 
 // The pixels around a position: along each axis, `low` is the last pixel at or before the position
@@ -92,7 +93,8 @@ JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes, Size>& map,
     at.low[axis] = low;
     at.fraction[axis] = inside ? position[axis] - low : nan_or_zero;
     at.outside_low[axis] = (inside & (low >= A(0))) ^ yes;
-    at.outside_high[axis] = (map.legacy_boundary ? inside : inside & has_next) ^ yes;
+    const Flags reads_next = map.legacy_boundary ? inside : inside & has_next;
+    at.outside_high[axis] = map.whole_positions ? yes : reads_next ^ yes;
     at.repeats_low[axis] = map.legacy_boundary ? has_next ^ yes : no;
   }
   return at;

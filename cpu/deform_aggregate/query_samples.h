@@ -145,7 +145,8 @@ class QuerySamples {
  private:
   JAX_DCN_INLINE void LocateVector(int64_t i) {
     const Vector<A> size[] = {Load(maps_.height + i), Load(maps_.width + i)};
-    const SampledMap<2, Vector<A>> map = {{size[0], size[1]}, problem_.legacy_boundary};
+    const SampledMap<2, Vector<A>> map = {
+        {size[0], size[1]}, problem_.legacy_boundary, problem_.whole_positions};
     const Vector<A> low = Load(positions_ + 2 * i), high = Load(positions_ + 2 * i + kLanes<A>);
     Vector<A> position[] = {Evens<A>(low, high), Odds<A>(low, high)};
     if (problem_.unit_square) {

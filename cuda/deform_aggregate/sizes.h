@@ -34,7 +34,7 @@ struct DeformAggregateSizes {
   int32_t channels, group_channels;
   int32_t pixel_bytes;  // between pixels of x, and between queries of y
   int32_t map_count;
-  bool legacy_boundary, unit_square;
+  bool legacy_boundary, unit_square, whole_positions;
   Divisor by_queries, by_groups, by_samples, by_pixels;
   DeformAggregateMap maps[kMostMaps];
 
@@ -51,6 +51,7 @@ struct DeformAggregateSizes {
         map_count(p.map_count),
         legacy_boundary(p.legacy_boundary),
         unit_square(p.unit_square),
+        whole_positions(p.whole_positions),
         by_queries(p.queries),
         by_groups(p.groups),
         by_samples(p.samples),
@@ -71,7 +72,8 @@ struct DeformAggregateSizes {
   template <typename A>
   JAX_DCN_INLINE AggregateRead<A> ReadAt(int32_t sample, const A* position) const {
     const DeformAggregateMap map = MapOf(sample);
-    const SampledMap<2, int32_t> sampled = {{map.height, map.width}, legacy_boundary};
+    const SampledMap<2, int32_t> sampled = {
+        {map.height, map.width}, legacy_boundary, whole_positions};
     A y = position[0], x = position[1];
     if (unit_square) {
       const A column = y;

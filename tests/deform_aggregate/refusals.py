@@ -36,6 +36,7 @@ ATTRIBUTES = dict(
     points=np.array(SMALL.points),
     legacy_boundary=False,
     unit_square=False,
+    whole_positions=False,
 )
 ARRAYS = (X, POSITIONS, WEIGHTS)
 REFUSED = {

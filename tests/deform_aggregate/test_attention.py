@@ -94,6 +94,16 @@ def test_discrete_reads_the_pixel_half_a_pixel_further_and_gives_locations_no_gr
     assert not gradient.any()
 
 
+def test_discrete_reads_no_pixel_beside_the_pixel_that_it_takes(implementation):
+    value, locations, weights = arrays()
+    options = dict(spatial_shapes=SHAPES, method="discrete", implementation=implementation)
+    spot = np.zeros_like(value)
+    spot[:, 7] = 1  # inside the first level
+    reads = ms_deform_attn(spot, locations, weights, **options) != 0
+    actual = ms_deform_attn(np.where(spot, np.inf, value), locations, weights, **options)
+    np.testing.assert_array_equal(jnp.isfinite(actual), ~reads)
+
+
 @pytest.mark.parametrize("method", ["bilinear", "discrete"])
 def test_levels_may_have_free_sizes(method):
     value, locations, weights = arrays()

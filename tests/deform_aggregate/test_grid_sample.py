@@ -65,6 +65,18 @@ def test_infinite_positions_give_numbers_and_finite_gradients(mode, padding_mode
         assert not y[1].any()
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bicubic"])
+def test_a_pixel_beside_the_pixels_that_are_read_has_no_effect(mode, implementation):
+    inside = 0.4 * GRID
+    f = functools.partial(grid_sample, grid=inside, mode=mode, implementation=implementation)
+    spot = np.zeros_like(X)
+    spot[1, 3, 4] = 1
+    reads = f(spot) != 0
+    actual = f(np.where(spot, np.nan, X))
+    np.testing.assert_array_equal(jnp.isnan(actual), reads)
+    np.testing.assert_array_equal(actual[~reads], f(X)[~reads])
+
+
 @pytest.mark.parametrize("mode, padding_mode, align_corners", OPTIONS)
 def test_an_exported_program_samples_images_of_one_pixel(mode, padding_mode, align_corners):
     options = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
@@ -120,3 +132,15 @@ def test_optimized_gradient_of_bicubic_takes_many_batch_axes():
     command = [sys.executable, "-c", MANY_BATCH_AXES]
     output = subprocess.check_output(command, env=environment, text=True)
     assert output == "(3, 1, 2, 8, 9, 2)\n"
+
+
+@pytest.mark.parametrize("implementation", ["native", "xla"])
+def test_images_of_pixels_beyond_32_bits_are_refused(implementation):
+    sample = functools.partial(grid_sample, implementation=implementation)
+    grid = jax.ShapeDtypeStruct((1, 3, 2, 2), "float32")
+    image = lambda width: jax.ShapeDtypeStruct((1, 2**15, width, 1), "float32")
+    assert jax.eval_shape(sample, image(2**16 - 1), grid).shape == (1, 3, 2, 1)
+    with pytest.raises(
+        ValueError, match=r"x must have less than 2\*\*31 pixels .*, got 2147483648"
+    ):
+        jax.eval_shape(sample, image(2**16), grid)

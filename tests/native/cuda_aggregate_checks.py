@@ -36,7 +36,9 @@ def check_aggregate(case: AggregateCase, dtype: str, seed: int) -> None:
     arrays = _operands(case, types, seed)
     dots = [_cast(a, t) for a, t in zip(_all_arrays(case, seed + 100), types, strict=True)]
     grad_y = _cast(case.cotangent(seed=seed), dtype)
-    geometry = dataclasses.replace(case.geometry, unit_square=seed % 2 == 1)
+    geometry = dataclasses.replace(
+        case.geometry, unit_square=seed % 2 == 1, whole_positions=seed % 4 > 1
+    )
     if geometry.unit_square:
         arrays[1] = _in_unit_square(arrays[1], case)
     lists = bin_words(case.queries * case.samples[-1], geometry.pixels, arrays[1].dtype)

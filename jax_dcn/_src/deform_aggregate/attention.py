@@ -120,6 +120,7 @@ def ms_deform_attn(
         geometry = dataclasses.replace(geometry, unit_square=True)
     else:
         locations = _pixel(locations.astype(sum_dtype(value)), geometry)
+        geometry = dataclasses.replace(geometry, whole_positions=True)
     value = merged(value, value.ndim - 2)
     return aggregate(value, locations, weights, geometry, implementation)
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_dcn._src.arguments import array, optional_array
+from jax_dcn._src.arguments import LIMIT, array, optional_array
 from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry, aggregate_geometry
 from jax_dcn._src.deform_aggregate.rules import deform_aggregate_p
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
-from jax_dcn._src.operator.sizes import fits
+from jax_dcn._src.operator.sizes import fits, is_free
 from jax_dcn._src.public import public
 from jax_dcn._src.sampling.bilinear import Boundary
 
@@ -104,6 +104,8 @@ def aggregate(
     implementation: Implementation,
 ) -> jax.Array:
     """The aggregation of arrays that are known to fit together."""
+    if not is_free(geometry.pixels) and geometry.pixels >= LIMIT:
+        raise ValueError(f"x must have less than 2**31 pixels in an image, got {geometry.pixels}.")
     wide = sum_dtype(x)
     batch = x.shape[:-2] or (1,)
     if weights is None:

@@ -25,12 +25,15 @@ class AggregateGeometry:
       boundary: `"padded"` or `"legacy"`, see `jax_dcn.deform_aggregate`.
       unit_square: Whether positions are `(x, y)`, where 0 and 1 are the outer edges of the map, not
         `(y, x)` in pixels.
+      whole_positions: Whether every position is a pixel, so that no pixel beside it is read: an
+        infinity or NaN there has no effect.
     """
 
     shapes: tuple[tuple[int, int], ...]
     points: tuple[int, ...]
     boundary: str = "padded"
     unit_square: bool = False
+    whole_positions: bool = False
 
     @property
     def pixels(self) -> int:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_dcn._src.arguments import array, choice, flag, renamed
-from jax_dcn._src.deform_aggregate.function import deform_aggregate
+from jax_dcn._src.deform_aggregate.function import aggregate
+from jax_dcn._src.deform_aggregate.geometry import AggregateGeometry
 from jax_dcn._src.operator.dtypes import sum_dtype
 from jax_dcn._src.operator.implementation import Implementation
 from jax_dcn._src.operator.merging import merged, parted, whole
@@ -63,8 +64,7 @@ def grid_sample(
     Note:
       Values and gradients equal PyTorch's, except for a position that is NaN, which gives NaN here,
       for an infinite position, which gives a number here in every mode, and for a position exactly
-      one pixel before the first, where the gradient is zero here. `"nearest"` and `"bicubic"` read the
-      next pixels to the right and below, too, with weight zero: if one is not finite, the result is NaN.
+      one pixel before the first, where the gradient is zero here.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
@@ -84,12 +84,12 @@ def grid_sample(
         return _padded(coordinate, size[axis], padding_mode, align_corners)
 
     positions, weights = _SAMPLES[mode](coordinates, inside)
-    y = deform_aggregate(
+    y = aggregate(
         merged(x, rows),
         jnp.expand_dims(jnp.stack(positions, axis=-1), -3),
         None if weights is None else jnp.expand_dims(weights, -2),
-        shapes=(size,),
-        implementation=implementation,
+        AggregateGeometry((size,), positions[0].shape[-1:], whole_positions=mode != "bilinear"),
+        implementation,
     )
     return parted(y, rows, *grid.shape[rows : rows + 2])
 

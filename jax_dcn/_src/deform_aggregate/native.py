@@ -29,6 +29,7 @@ def attributes(geometry: AggregateGeometry, wrt: tuple[str, ...] | None = None) 
         points=np.array(geometry.points, np.int64),
         legacy_boundary=geometry.boundary == "legacy",
         unit_square=geometry.unit_square,
+        whole_positions=geometry.whole_positions,
     )
     if wrt is not None:
         found["wrt"] = np.array(SIGNATURE.indices(wrt), np.int64)

@@ -90,19 +90,20 @@ def deform_aggregate_backward(
 def _corners(
     positions: jax.Array, weights: jax.Array, geometry: AggregateGeometry
 ) -> tuple[jax.Array, jax.Array]:
-    """The pixels that the samples of a query read, and their factors, both `[G, 4 T]`."""
+    """The pixels that the samples of a query read, and their factors, both `[G, corners of T]`."""
     height, width, first = _maps_of_samples(geometry)
     if geometry.unit_square:
-        sizes = jnp.stack([height, width], axis=-1).astype(positions.dtype)
-        positions = positions[..., ::-1] * sizes - 0.5
+        edges = jnp.stack([height, width], axis=-1).astype(positions.dtype)
+        positions = positions[..., ::-1] * edges - 0.5
     pixels, factors = [], []
     coordinates = positions[..., 0], positions[..., 1]
-    for corner in corners(coordinates, (height, width), geometry.boundary):
+    sizes = (height, width)
+    for corner in corners(coordinates, sizes, geometry.boundary, geometry.whole_positions):
         row, column = corner.indices
         pixels.append(jnp.where(corner.read, first + row * width + column, geometry.pixels))
         factors.append(corner.weight * weights if weights.shape[1] else corner.weight)
     # Flat: XLA sums over one axis faster than over two.
-    rows = (len(positions), 4 * positions.shape[1])
+    rows = (len(positions), len(factors) * positions.shape[1])
     return jnp.stack(pixels, axis=-1).reshape(rows), jnp.stack(factors, axis=-1).reshape(rows)
 
 

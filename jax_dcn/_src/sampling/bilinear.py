@@ -52,7 +52,12 @@ class Corner(NamedTuple):
     read: jax.Array  # whether the pixel counts: the position is inside, and so is the pixel
 
 
-def corners(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str) -> list[Corner]:
+def corners(
+    positions: Sequence[jax.Array],
+    size: Sequence[Size],
+    boundary: str,
+    whole_positions: bool = False,
+) -> list[Corner]:
     """The pixels and weights of multilinear interpolation; for two axes (bilinear):
 
     v = (1 - a)(1 - b) x[h0, w0] + (1 - a) b x[h0, w0 + 1] + a (1 - b) x[h0 + 1, w0] + a b x[h0 + 1, w0 + 1]
@@ -64,6 +69,7 @@ def corners(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str)
       positions: For each axis of the map, coordinates `[...]` in pixels.
       size: Pixels along each axis: of one map, or of the map of each position.
       boundary: Which positions are inside the map, see `is_inside`.
+      whole_positions: Whether every position is a pixel, the only one of its corners.
     """
     inside = is_inside(positions, size, boundary)
     # Positions outside are replaced before use: no conversion of a huge or undefined number to an
@@ -88,7 +94,8 @@ def corners(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str)
         read = inside if boundary == "legacy" else inside & in_map
         return Corner(clipped, weight + undefined, read)
 
-    return list(map(corner, itertools.product((0, 1), repeat=len(positions))))
+    steps = (0,) if whole_positions else (0, 1)
+    return list(map(corner, itertools.product(steps, repeat=len(positions))))
 
 
 def is_inside(positions: Sequence[jax.Array], size: Sequence[Size], boundary: str) -> jax.Array:

@@ -27,5 +27,6 @@ def draw_problem(draw: Draw) -> Problem:
             points=np.array(points),
             legacy_boundary=bool(draw(0, 1)),
             unit_square=bool(draw(0, 1)),
+            whole_positions=bool(draw(0, 1)),
         ),
     )

@@ -28,6 +28,7 @@ void DrawProblem(Random& random, Drawn& drawn) {
   p.weighted = p.samples > 0 && Draw(random, 0, 2) != 0;
   p.legacy_boundary = Draw(random, 0, 3) == 0;
   p.unit_square = Draw(random, 0, 1) == 0;
+  p.whole_positions = Draw(random, 0, 3) == 0;
 }
 
 template <typename T>
