@@ -87,30 +87,61 @@ JAX_DCN_INLINE V Odds(V a, V b) {
   return EverySecond<1>(a, b, LaneNumbers<A, V>());
 }
 
+// Lanes that a shuffle moves fast: those of 16 bytes, or all of a narrower vector.
+template <typename A, typename V>
+constexpr int kNearLanes = static_cast<int>(sizeof(V) < 16 ? sizeof(V) : 16) / sizeof(A);
+
+// The lane of (a, b) whose neighbour is added to it in lane `lane` of `SumOfNeighbours`.
+template <typename A, typename V>
+constexpr int NeighbourOf(int lane) {
+  constexpr int kNear = kNearLanes<A, V>, kAll = sizeof(V) / sizeof(A);
+  const int first = lane / kNear * kNear, step = lane % kNear;
+  return step < kNear / 2 ? first + 2 * step : kAll + first + 2 * step - kNear;
+}
+
+template <typename A, typename V, int... kLane>
+JAX_DCN_INLINE V SumOfNeighbours(V a, V b, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, NeighbourOf<A, V>(kLane)...) +
+         __builtin_shufflevector(a, b, (NeighbourOf<A, V>(kLane) + 1)...);
+#else
+  using Lanes = decltype(a < b);
+  return __builtin_shuffle(a, b, Lanes{NeighbourOf<A, V>(kLane)...}) +
+         __builtin_shuffle(a, b, Lanes{NeighbourOf<A, V>(kLane) + 1 ...});
+#endif
+}
+
+// In each 16 bytes: the sums of two neighbours of `a`, then the sums of two neighbours of `b`.
 template <typename A, typename V>
 JAX_DCN_INLINE V SumOfNeighbours(V a, V b) {
-  return Evens<A>(a, b) + Odds<A>(a, b);
+  return SumOfNeighbours<A>(a, b, LaneNumbers<A, V>());
+}
+
+// Adds the vectors of 16 bytes in `vector`, or a narrower vector itself, to totals.
+template <typename A, typename V>
+JAX_DCN_INLINE void AddNear(V vector, A* totals) {
+  if constexpr (sizeof(V) <= 16) {
+    Write(totals, Read<V>(totals) + vector);
+  } else {
+    Vector<A, sizeof(V) / 2> halves[2];
+    __builtin_memcpy(halves, &vector, sizeof(halves));
+    AddNear(halves[0] + halves[1], totals);
+  }
 }
 
 // Adds the sum of each of four vectors to a total.
 template <typename A, typename V>
 JAX_DCN_INLINE void AddSums(const V (&vectors)[4], A* totals) {
-  constexpr int kLanesOfV = sizeof(V) / sizeof(A);
-  if constexpr (kLanesOfV == 1) {
+  if constexpr (sizeof(V) == sizeof(A)) {
     for (int i = 0; i < 4; ++i) totals[i] += vectors[i];
   } else {
     const V low = SumOfNeighbours<A>(vectors[0], vectors[1]);
     const V high = SumOfNeighbours<A>(vectors[2], vectors[3]);
-    if constexpr (kLanesOfV == 2) {
-      Write(totals, Read<V>(totals) + low);
-      Write(totals + 2, Read<V>(totals + 2) + high);
+    if constexpr (kNearLanes<A, V> == 2) {
+      AddNear(low, totals);
+      AddNear(high, totals + 2);
     } else {
-      V sums = SumOfNeighbours<A>(low, high);
-      for (int lanes = kLanesOfV; lanes > 4; lanes /= 2) sums = SumOfNeighbours<A>(sums, sums);
-      using Four = Vector<A, 4 * sizeof(A)>;
-      Four four;
-      __builtin_memcpy(&four, &sums, sizeof(four));
-      for (int i = 0; i < 4; ++i) totals[i] += four[i];
+      AddNear(SumOfNeighbours<A>(low, high), totals);
     }
   }
 }
