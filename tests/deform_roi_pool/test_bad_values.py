@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from jax_dcn import deform_roi_align, deform_roi_pool
+from jax_dcn._src.deform_roi_pool import native
+from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from tests.deform_roi_pool.refusals import ROIS, SMALL, X
 from tests.deform_roi_pool.row import CASE, REGION
 from tests.laws.operator import assert_close
@@ -88,9 +90,12 @@ def test_any_region_is_safe(name):
 
 
 def test_kernels_refuse_more_pixels_than_float32_counts():
-    x, roi = np.zeros((1, 1, 2**24 + 1, 1), np.float32), np.array([[0, 2, 0, 5, 1]], np.float32)
+    x, rois = jnp.zeros((1, 1, 2**24 + 1, 1)), jnp.array([[0, 2.0, 0, 5, 1]])
+    geometry = RoIGeometry(spatial_scale=1, pooled_size=(1, 1), samples=1, offset_scale=0)
     with pytest.raises(Exception, match=re.escape("at most 2^24 pixels along an axis")):
-        deform_roi_align(x, roi, spatial_scale=1, pooled_size=1, implementation="native")
+        native.deform_roi_pool(
+            x, rois, jnp.zeros((1, 0, 0, 1, 2)), jnp.zeros((1, 0, 0)), geometry=geometry
+        )
 
 
 def test_pixels_beside_those_read_do_not_matter():
