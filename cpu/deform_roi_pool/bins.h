@@ -34,8 +34,9 @@ struct BinExtent {
   int64_t pixels() const { return rows * columns; }
 };
 
+// The extent of the largest bin along one axis.
 template <typename A>
-int64_t BinExtentAlong(int axis, const DeformRoIPoolProblem& problem, const A* rois) {
+int64_t LargestBinAlong(int axis, const DeformRoIPoolProblem& problem, const A* rois) {
   const RoIGeometry& geometry = problem.geometry;
   const int64_t most = problem.MostPixels(axis);
   if (geometry.samples > 0) return most;
@@ -50,11 +51,11 @@ int64_t BinExtentAlong(int axis, const DeformRoIPoolProblem& problem, const A* r
   return pixels < static_cast<A>(most) ? static_cast<int64_t>(pixels) : most;
 }
 
-// The extent of the largest bin. Memory of this size for each worker is far less than the image
-// where regions are small.
+// The extent of the largest bin: where regions are small, memory of this size for each worker is
+// far less than the image.
 template <typename A>
 BinExtent LargestBin(const DeformRoIPoolProblem& problem, const A* rois) {
-  return {BinExtentAlong(0, problem, rois), BinExtentAlong(1, problem, rois)};
+  return {LargestBinAlong(0, problem, rois), LargestBinAlong(1, problem, rois)};
 }
 
 template <typename T>

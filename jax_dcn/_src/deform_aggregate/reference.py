@@ -93,12 +93,12 @@ def _corners(
     """The pixels that the samples of a query read, and their factors, both `[G, corners of T]`."""
     height, width, first = _maps_of_samples(geometry)
     if geometry.unit_square:
-        edges = jnp.stack([height, width], axis=-1).astype(positions.dtype)
-        positions = positions[..., ::-1] * edges - 0.5
+        sizes = jnp.stack([height, width], axis=-1).astype(positions.dtype)
+        positions = positions[..., ::-1] * sizes - 0.5
     pixels, factors = [], []
     coordinates = positions[..., 0], positions[..., 1]
-    sizes = (height, width)
-    for corner in corners(coordinates, sizes, geometry.boundary, geometry.whole_positions):
+    whole = geometry.whole_positions
+    for corner in corners(coordinates, (height, width), geometry.boundary, whole):
         row, column = corner.indices
         pixels.append(jnp.where(corner.read, first + row * width + column, geometry.pixels))
         factors.append(corner.weight * weights if weights.shape[1] else corner.weight)
