@@ -87,7 +87,8 @@ JAX_DCN_INLINE V Odds(V a, V b) {
   return EverySecond<1>(a, b, LaneNumbers<A, V>());
 }
 
-// Lanes that a shuffle moves fast: those of 16 bytes, or all of a narrower vector.
+// The number of lanes in 16 bytes, or in a narrower vector. Shuffles within 16 bytes are a single
+// instruction.
 template <typename A, typename V>
 constexpr int kNearLanes = static_cast<int>(sizeof(V) < 16 ? sizeof(V) : 16) / sizeof(A);
 

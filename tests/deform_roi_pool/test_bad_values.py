@@ -150,7 +150,6 @@ def test_small_regions_of_a_large_image_take_little_memory():
     rois = jnp.array([[0, 11, 13, 61, 53], [0, 4000, 4040, 4090, 4090]], "float32")
     pool = functools.partial(deform_roi_align, spatial_scale=1.0, pooled_size=(7, 5))
     compiled = jax.jit(functools.partial(pool, implementation="native")).lower(x, rois).compile()
-    with memory_limited(
-        x.nbytes
-    ):  # the pixels of the image, as those of a bin, need 16 times as much
+    # A list of all pixels of the image would need 16 times the memory of the image.
+    with memory_limited(x.nbytes):
         assert not jnp.any(compiled(x, rois))
