@@ -42,7 +42,7 @@ def _sum_of_shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows, columns = kernel.shape[:2]
     pads = [(0, 0), *(((size - 1) // 2, size // 2) for size in (rows, columns)), (0, 0)]
     # On a mesh with explicit axes, JAX pads no axis that is split.
-    padded = jnp.pad(whole(whole(x, 1), 2).astype(sum_dtype(x)), pads)
+    padded = jnp.pad(whole(x, 1, 2).astype(sum_dtype(x)), pads)
 
     def term(row: int, column: int) -> jax.Array:
         lines = jax.lax.slice_in_dim(padded, row, row + x.shape[1], axis=1)

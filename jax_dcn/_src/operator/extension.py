@@ -262,6 +262,47 @@ def _is_split_by_xla(context: Any) -> bool:
     return len(devices) > 1 and not context.lowering_parameters.for_export
 
 
+# ------------------------------------------------------------------- whole axes on automatic meshes
+
+
+def gather(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The same array. Where XLA splits the program, `axes` are whole, and so are the cotangent's."""
+    return _gather.bind(array, axes=axes)
+
+
+def _gather_now(array: jax.Array, *, axes: tuple[int, ...]) -> jax.Array:
+    """Outside `jit`."""
+    if len(array.devices()) == 1:
+        return array
+    return xla.apply_primitive(_gather, array, axes=axes)
+
+
+def _batched_gather(operands: Sequence[Any], dims: Sequence[int], *, axes: tuple[int, ...]):
+    (array,), (dim,) = operands, dims
+    return gather(array, tuple(axis + (axis >= dim) for axis in axes)), dim
+
+
+def _lower_gather(platform: str | None, context: Any, value: Any, *, axes: tuple[int, ...]):
+    if platform is None or not _is_split_by_xla(context.module_context):
+        return [value]
+    (aval,) = context.avals_in
+    names = {"array": tuple(None if i in axes else f"axis{i}" for i in range(aval.ndim))}
+    parts = {f"axis{i}": size for i, size in enumerate(aval.shape)}
+    named = sharding.Axes(names, operands=("array",), results=("array",), parts=parts)
+    call = sharding.partitioned(lambda array: (array,), named)
+    return mlir.lower_fun(call, multiple_results=True)(context, value)
+
+
+_gather = Primitive("jax_dcn_gather")
+_gather.def_impl(_gather_now)
+_gather.def_abstract_eval(lambda array, axes: array)
+ad.deflinear2(_gather, lambda cotangent, array, axes: [gather(cotangent, axes)])
+batching.primitive_batchers[_gather] = _batched_gather
+dispatch.prim_requires_devices_during_lowering.add(_gather)
+for _platform in ("cpu", "cuda", None):
+    mlir.register_lowering(_gather, functools.partial(_lower_gather, _platform), platform=_platform)
+
+
 def _as_tuple(results: Any) -> tuple[jax.Array, ...]:
     """The results of a function that returns one array, or a sequence of them."""
     return tuple(results) if isinstance(results, tuple | list) else (results,)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_dcn._src.operator.extension import gather
 from jax_dcn._src.operator.sharding import MeshAxes, entry_axes, explicit_mesh, longest_divisor
 
 
@@ -34,13 +35,18 @@ def parted(array: jax.Array, axis: int, parts: Any, elements: Any = None) -> jax
     return _with_axes(array, axis, 1, [(parts, outer), (elements, inner)])
 
 
-def whole(array: jax.Array, axis: int) -> jax.Array:
-    """Gathers the axis `axis`."""
-    if not _explicit_axes(array, axis):
+def gathered(array: jax.Array, *axes: int) -> jax.Array:
+    """Gathers `axes`, on a mesh with automatic axes, too."""
+    return gather(whole(array, *axes), axes)
+
+
+def whole(array: jax.Array, *axes: int) -> jax.Array:
+    """Gathers `axes`, if the type of `array` says that they are split."""
+    if not any(_explicit_axes(array, axis) for axis in axes):
         return array
     sharding = jax.typeof(array).sharding
-    spec = PartitionSpec(*sharding.spec[:axis], None, *sharding.spec[axis + 1 :])
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+    spec = [None if axis in axes else entry for axis, entry in enumerate(sharding.spec)]
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 def _explicit_axes(array: jax.Array, axis: int) -> MeshAxes:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Layers on a mesh with an axis that does not split the batch have the gradients of one device."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,10 @@ PIXELS = IMAGES.reshape(4, 60, 8)
 # A layer and its arguments.
 LAYERS = {
     "DeformConv": (lambda rngs: DeformConv(8, 6, 3, offset_groups=2, rngs=rngs), [IMAGES]),
+    "DeformConv that wraps": (
+        lambda rngs: DeformConv(8, 6, (2, 3), padding="CIRCULAR", rngs=rngs),
+        [IMAGES],
+    ),
     "DCNv3": (lambda rngs: DCNv3(8, groups=2, dw_kernel_size=(2, 3), rngs=rngs), [IMAGES]),
     "DCNv4": (lambda rngs: DCNv4(8, groups=2, dw_kernel_size=3, rngs=rngs), [IMAGES]),
     "DeformRoIPool": (
@@ -57,13 +63,28 @@ def test_images_of_depthwise_convolutions_are_split_along_any_axis(kind, axis):
     assert_gradients_of_one_device("DCNv3", kind, P(*[None] * axis, "data"), P())
 
 
-def assert_gradients_of_one_device(name: str, kind: AxisType, split: P, parameters: P) -> None:
+# JAX's own convolution takes no split channels on an explicit mesh.
+@pytest.mark.parametrize("axis", [1, 2], ids=["rows", "columns"])
+@kinds
+@pytest.mark.parametrize("name", ["DeformConv", "DeformConv that wraps"])
+def test_images_of_deformable_convolutions_are_split_along_rows_or_columns(name, kind, axis):
+    assert_gradients_of_one_device(name, kind, P(*[None] * axis, "data"), P())
+
+
+def test_split_images_need_no_jit():
+    auto = AxisType.Auto
+    assert_gradients_of_one_device("DeformConv", auto, P(None, "data"), P(), compiled=lambda f: f)
+
+
+def assert_gradients_of_one_device(
+    name: str, kind: AxisType, split: P, parameters: P, compiled: Callable = jax.jit
+) -> None:
     """`split` is that of the arguments, `parameters` that of the kernels of dense layers."""
     make, arrays = LAYERS[name]
     graph, state = nnx.split(make(nnx.Rngs(0)))
     # Branches that start at zero are moved away from it.
     state = jax.tree.map(lambda value: value + 0.1, state)
-    gradient = jax.jit(jax.grad(loss_of(graph, name), (0, 1)))
+    gradient = compiled(jax.grad(loss_of(graph, name), (0, 1)))
     expected = gradient(state, *arrays)
     devices = mesh(kind, data=2, model=2)
 
