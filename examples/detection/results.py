@@ -187,11 +187,13 @@ def summary(runs: Sequence[dict[str, Any]]) -> str:
     return f"help most here: {moved} against {plain}, and {both} together with"
 
 
-def processors(runs: Sequence[dict[str, Any]]) -> str:
-    """How many runs were made on which processor."""
-    counts = collections.Counter(run["processor"] for run in runs)
-    words = [f"{count} on {name}" for name, count in counts.most_common()]
-    return f"Runs by processor: {', '.join(words)}."
+def machines(runs: Sequence[dict[str, Any]]) -> str:
+    """How many runs were made on which processor, and by which version of jax_dcn."""
+    processors = collections.Counter(run["processor"] for run in runs).most_common()
+    versions = collections.Counter(run["versions"]["jax_dcn"] for run in runs).most_common()
+    on = ", ".join(f"{count} on {processor}" for processor, count in processors)
+    by = ", ".join(f"{count} of {version}" for version, count in versions)
+    return f"Runs by processor: {on}; by version of jax_dcn: {by}."
 
 
 def with_results(page: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -199,7 +201,7 @@ def with_results(page: str, runs: Sequence[dict[str, Any]]) -> str:
     contents = {
         "table of detectors": (r"^\| detector \|.*(\n\|.*)+", table(runs)),
         "sentence on their means": (r"help most here: .* together with", summary(runs)),
-        "list of their processors": (r"^Runs by processor: .*", processors(runs)),
+        "list of their processors": (r"^Runs by processor: .*", machines(runs)),
     }
     for name, (pattern, content) in contents.items():
         page, count = re.subn(pattern, lambda _, new=content: new, page, flags=re.MULTILINE)

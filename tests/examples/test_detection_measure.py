@@ -201,18 +201,21 @@ def test_pages_show_the_table_of_the_recorded_runs(page, recorded):
 def test_results_take_the_place_of_older_ones_on_a_page():
     measured = dict(AP50=0.5, rotation={"0 to 20": 0.25}, side={"20 to 30": 0.125})
     runs = [
-        dict(detector=name, AP=ap, processor=processor, **measured)
-        for name, ap, processor in [
-            ("plain", 0.25, "Some(R) Processor"),
-            ("modulated pooling", 0.5, r"Other \1"),
-            ("both", 0.5, "Some(R) Processor"),
-            ("both", 0.7, "Some(R) Processor"),
+        dict(detector=name, AP=ap, processor=processor, versions=dict(jax_dcn=version), **measured)
+        for name, ap, processor, version in [
+            ("plain", 0.25, "Some(R) Processor", "0.2.0"),
+            ("modulated pooling", 0.5, r"Other \1", "0.2.0"),
+            ("both", 0.5, "Some(R) Processor", "0.2.0"),
+            ("both", 0.7, "Some(R) Processor", "0.1.0"),
         ]
     ]
     rest = "of convolutions.\n\n| other | table |\n|---|---|\n"
     older = "| detector | runs |\n|---|---|\n| plain | 1 |\n\nRuns by processor: 1 on a third.\n"
     page = f"Before\n\n{older}\nBins help most here: 1 against 2, and 3 together with {rest}"
-    by_processor = "Runs by processor: 3 on Some(R) Processor, 1 on Other \\1.\n"
+    by_processor = (
+        "Runs by processor: 3 on Some(R) Processor, 1 on Other \\1; "
+        "by version of jax_dcn: 3 of 0.2.0, 1 of 0.1.0.\n"
+    )
     means = "Bins help most here: 50.0 against 25.0, and 60.0 together with"
     expected = f"Before\n\n{table(runs)}\n\n{by_processor}\n{means} {rest}"
     assert with_results(page, runs) == expected

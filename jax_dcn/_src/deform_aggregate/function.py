@@ -72,9 +72,10 @@ def deform_aggregate(
       NotImplementedError: if `implementation` cannot run here; the message says why.
 
     Note:
-      Bitwise reproducible: the same inputs give the same bits on the same device, gradients
-      included, whatever the number of threads. An infinite or huge position is outside its map; a
-      NaN position gives NaN for its query and group and in its own gradients.
+      The native kernels are bitwise reproducible: the same inputs give the same bits on the same
+      device, gradients included, whatever the number of threads; only the sign of a NaN may differ.
+      An infinite or huge position is outside its map. A NaN position gives NaN for its query and
+      group, and in its own gradients.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn

@@ -62,7 +62,8 @@ def deform_conv2d(
       kernel: Weights, `[kh, kw, C // feature_group_count, O]`, in the dtype of `x`.
       offset: Displacements in pixels, `[..., Ho, Wo, G, K, 2]`, last axis `(dy, dx)`, with the
         batch axes of `x`. `G` divides `C`, and channel `c` uses group `c // (C // G)`.
-      mask: Modulation `[..., Ho, Wo, G, K]`. `None` gives version 1 of the paper.
+      mask: Modulation `[..., Ho, Wo, G, K]`, taken as it is, without a sigmoid. `None` gives version 1
+        of the paper.
       bias: `[O]`, in the dtype of `x`.
       strides: Step between output positions in pixels, one number or `(height, width)`; `None` is 1.
       padding: Zeros around the image: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, one number,
@@ -91,9 +92,10 @@ def deform_conv2d(
       NotImplementedError: if `implementation` cannot run here; the message says why.
 
     Note:
-      Bitwise reproducible: the same inputs give the same bits on the same device, gradients
-      included, whatever the number of threads. An infinite or huge offset is outside the image; a
-      NaN offset gives NaN at its output position and in its own gradients.
+      The native kernels are bitwise reproducible: the same inputs give the same bits on the same
+      device, gradients included, whatever the number of threads; only the sign of a NaN may differ.
+      An infinite or huge offset is outside the image. A NaN offset gives NaN at its output position,
+      in the gradients of this offset and its mask, and in the gradient of the kernel at its tap.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn

@@ -106,8 +106,8 @@ def deform_roi_pool(
       NotImplementedError: if `implementation` cannot run here; the message says why.
 
     Note:
-      Bitwise reproducible: the same inputs give the same bits on the same device, gradients
-      included. At samples on whole pixels, and beyond the outermost pixels, the derivative by the
+      The native kernels are bitwise reproducible: the same inputs give the same bits on the same
+      device, gradients included; only the sign of a NaN may differ. At samples on whole pixels, and beyond the outermost pixels, the derivative by the
       position is zero, as in the original. A NaN position gives NaN in its bin and in the gradients of
       the bin, and nowhere else.
 
