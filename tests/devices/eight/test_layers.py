@@ -50,7 +50,9 @@ kinds = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("parameters", [P(), P(None, "model")], ids=["whole", "split"])
+@pytest.mark.parametrize(
+    "parameters", [P(), P("model", None), P(None, "model")], ids=["whole", "inputs", "outputs"]
+)
 @kinds
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_on_a_mesh_are_those_of_one_device(name, kind, parameters):
@@ -63,11 +65,10 @@ def test_images_of_depthwise_convolutions_are_split_along_any_axis(kind, axis):
     assert_gradients_of_one_device("DCNv3", kind, P(*[None] * axis, "data"), P())
 
 
-# JAX's own convolution takes no split channels on an explicit mesh.
-@pytest.mark.parametrize("axis", [1, 2], ids=["rows", "columns"])
+@pytest.mark.parametrize("axis", [1, 2, 3], ids=["rows", "columns", "channels"])
 @kinds
 @pytest.mark.parametrize("name", ["DeformConv", "DeformConv that wraps"])
-def test_images_of_deformable_convolutions_are_split_along_rows_or_columns(name, kind, axis):
+def test_images_of_deformable_convolutions_are_split_along_any_axis(name, kind, axis):
     assert_gradients_of_one_device(name, kind, P(*[None] * axis, "data"), P())
 
 
@@ -79,7 +80,7 @@ def test_split_images_need_no_jit():
 def assert_gradients_of_one_device(
     name: str, kind: AxisType, split: P, parameters: P, compiled: Callable = jax.jit
 ) -> None:
-    """`split` is that of the arguments, `parameters` that of the kernels of dense layers."""
+    """`split` is that of the arguments, `parameters` that of the last axes of kernels."""
     make, arrays = LAYERS[name]
     graph, state = nnx.split(make(nnx.Rngs(0)))
     # Branches that start at zero are moved away from it.
@@ -92,9 +93,10 @@ def assert_gradients_of_one_device(
         return jax.device_put(array, NamedSharding(devices, spec))
 
     def placed(parameter):
-        # JAX's own convolution takes no split kernel on an explicit mesh.
-        splits = parameter.ndim == 2 and parameter.shape[1] % 2 == 0
-        return place(parameter, parameters if splits else P())
+        sizes = parameter.shape[-2:]
+        splits = parameter.ndim in (2, 4) and all(size % 2 == 0 for size in sizes)
+        spec = P(*[None] * (parameter.ndim - len(parameters)), *parameters)
+        return place(parameter, spec if splits else P())
 
     with jax.set_mesh(devices):
         batch = [place(array, split) for array in arrays]
