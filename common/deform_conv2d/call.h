@@ -102,6 +102,7 @@ class DeformConv2dCall : public OperatorCall {
     p.offset_groups = ShapeOf(offset)[3];
     p.modulated = ShapeOf(mask)[4] != 0;
     const int64_t groups = p.geometry.feature_groups;
+    if (p.height < 1 || p.width < 1) throw Refusal("x must have pixels");
     if (p.kernel_height < 1 || p.kernel_width < 1 || p.channels < 1 || p.features < 1) {
       throw Refusal("x and kernel must have channels, and kernel taps");
     }

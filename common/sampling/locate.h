@@ -27,6 +27,8 @@ struct SampledMap {
   Size size[kAxes];
   bool legacy_boundary;
   bool whole_positions = false;  // every position is a pixel, and the pixels after it are outside
+
+  JAX_DCN_INLINE Size last(int axis) const { return size[axis] - 1; }
 };
 
 // The pixels around a position: along each axis, `low` is the last pixel at or before the position
@@ -34,7 +36,8 @@ struct SampledMap {
 template <int kAxes, typename V, typename Flags = decltype(V{} < V{})>
 struct Location {
   V low[kAxes];
-  V fraction[kAxes];  // position - low, in [0, 1); NaN if any coordinate of the position is NaN
+  V fraction[kAxes];  // position - low, in [0, 1], where 1 is a rounded value; NaN if any
+                      // coordinate is NaN
   Flags outside_low[kAxes], outside_high[kAxes];  // whether `low` or `low + 1` is outside
   Flags repeats_low[kAxes];                       // whether `low` serves as `low + 1`
 };
@@ -72,9 +75,9 @@ JAX_DCN_INLINE auto IsInside(V position, A size, bool legacy) -> decltype(positi
   return (legacy ? position >= 0 : position > -1) & (position < size);
 }
 
-template <typename A, int kAxes, typename Size, typename V>
-JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes, Size>& map,
-                                         const V (&position)[kAxes]) {
+// `Map` is a SampledMap, or has the same members.
+template <typename A, typename Map, int kAxes, typename V>
+JAX_DCN_INLINE Location<kAxes, V> Locate(const Map& map, const V (&position)[kAxes]) {
   using Flags = decltype(V{} < V{});
   const V zero = {};
   const Flags yes = zero == zero, no = zero != zero;
@@ -89,7 +92,7 @@ JAX_DCN_INLINE Location<kAxes, V> Locate(const SampledMap<kAxes, Size>& map,
   Location<kAxes, V> at;
   for (int axis = 0; axis < kAxes; ++axis) {
     const V low = Floor(inside ? position[axis] : zero);
-    const Flags has_next = low < Coordinate<A>(map.size[axis] - 1);
+    const Flags has_next = low < Coordinate<A>(map.last(axis));
     at.low[axis] = low;
     at.fraction[axis] = inside ? position[axis] - low : nan_or_zero;
     at.outside_low[axis] = (inside & (low >= A(0))) ^ yes;

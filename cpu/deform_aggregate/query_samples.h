@@ -25,12 +25,14 @@ template <typename A>
 struct SampleMaps {
   using Index = IndexOf<A>;
   A *height, *width;             // [size]
+  A *last_row, *last_column;     // [size], exact for maps of more than 2^24 pixels, too
   Index *columns, *first_pixel;  // [size]
   int64_t size;
 
   SampleMaps(const DeformAggregateProblem& problem, int64_t rows, Arena& arena)
       : size(RoundUp(rows * problem.samples, kLanes<A>)) {
     height = arena.Take<A>(size), width = arena.Take<A>(size);
+    last_row = arena.Take<A>(size), last_column = arena.Take<A>(size);
     columns = arena.Take<Index>(size), first_pixel = arena.Take<Index>(size);
   }
 
@@ -40,6 +42,7 @@ struct SampleMaps {
         const AggregateMap& map = problem.maps[m];
         for (int64_t j = 0; j < map.samples && i < size; ++j, ++i) {
           height[i] = map.height, width[i] = map.width;
+          last_row[i] = map.height - 1, last_column[i] = map.width - 1;
           columns[i] = map.width, first_pixel[i] = map.first_pixel;
         }
       }
@@ -143,16 +146,25 @@ class QuerySamples {
   Index* pixel[kCorners];  // in x, or kOutside
 
  private:
+  // The map of each sample of a vector, with the members of SampledMap.
+  struct MapOfEach {
+    Vector<A> size[2], last_pixel[2];
+    bool legacy_boundary, whole_positions;
+
+    JAX_DCN_INLINE Vector<A> last(int axis) const { return last_pixel[axis]; }
+  };
+
   JAX_DCN_INLINE void LocateVector(int64_t i) {
-    const Vector<A> size[] = {Load(maps_.height + i), Load(maps_.width + i)};
-    const SampledMap<2, Vector<A>> map = {
-        {size[0], size[1]}, problem_.legacy_boundary, problem_.whole_positions};
+    const MapOfEach map = {{Load(maps_.height + i), Load(maps_.width + i)},
+                           {Load(maps_.last_row + i), Load(maps_.last_column + i)},
+                           problem_.legacy_boundary,
+                           problem_.whole_positions};
     const Vector<A> low = Load(positions_ + 2 * i), high = Load(positions_ + 2 * i + kLanes<A>);
     Vector<A> position[] = {Evens<A>(low, high), Odds<A>(low, high)};
     if (problem_.unit_square) {
       const Vector<A> column = position[0];
-      position[0] = position[1] * size[0] - A(0.5);
-      position[1] = column * size[1] - A(0.5);
+      position[0] = position[1] * map.size[0] - A(0.5);
+      position[1] = column * map.size[1] - A(0.5);
     }
     const auto at = jax_dcn::Locate<A>(map, position);
     Store(y + i, at.fraction[0]);

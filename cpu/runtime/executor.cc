@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -158,18 +157,18 @@ class Executor::Team {
 };
 
 Executor::Executor(ThreadPool& pool, int64_t workers)
-    : pool_(pool), workers_(workers), team_(std::make_shared<Team>()) {}
+    : pool_(pool), workers_(std::max<int64_t>(1, workers)), team_(std::make_shared<Team>()) {}
 
 Executor::~Executor() { team_->Begin(nullptr, 0); }
 
 void Executor::For(int64_t items, size_t scratch_bytes, Body body, const void* context) {
   if (items <= 0) return;
-  const int64_t workers = std::max<int64_t>(1, std::min(items, workers_));
+  const int64_t workers = std::min(items, workers_);
   auto loop = std::make_shared<Loop>(items, workers, scratch_bytes, body, context);
   const int64_t missing = team_->Begin(loop, workers - 1);
   try {
     for (int64_t i = 0; i < missing; ++i) pool_.Schedule([team = team_] { team->Help(); });
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     // The helpers that have started read the caller's stack, so the caller finishes the loop.
   }
   loop->Work();

@@ -46,6 +46,9 @@ class Kept {
     return taken;
   }
 
+  // Room for all pieces that are ever kept, so that `Give` allocates nothing.
+  Kept() { pieces_.reserve(kMostKept / kLeastKept + 1); }
+
   // Frees the oldest pieces where all together are too large.
   void Give(const Piece& piece) {
     if (piece.size < kLeastKept || piece.size > kMostKept) return Free(piece);

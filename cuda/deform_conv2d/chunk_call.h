@@ -75,6 +75,7 @@ class ChunkCall : public PrimalsCall {
     Expect32Bits({images, p.offset_groups, p.height, p.width});
     Expect32Bits({p.batch + images});
     Expect32Bits({p.out_height, p.out_width});
+    Expect32Bits({p.out_height * p.out_width + pixels});
     Expect32Bits({p.height, p.width});
     Expect32Bits({p.channels, element_bytes});
     Expect32Bits({p.features, element_bytes});
@@ -126,6 +127,7 @@ class ColumnsJvpCall : public ChunkCall {
         kernel_moves_ = true;
         continue;
       }
+      if (array == kMask && !problem_.modulated) throw Refusal("there is no mask that could move");
       const void* dot = Checked("tangent of ", arrays_[array], cursor.Operand());
       (array == kX ? x_dot_ : array == kOffset ? offset_dot_ : mask_dot_) = dot;
       samples_move = true;

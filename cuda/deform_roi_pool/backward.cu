@@ -357,6 +357,15 @@ cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t stream, const DeformRoIPool
 }
 
 const char* WhyNotOnCuda(const DeformRoIPoolProblem& problem) {
+  // The kernels count the bins and the displacements of a region in 32 bits.
+  int64_t bins = 1, parts = 1;
+  for (int axis = 0; axis < 2; ++axis) {
+    bins *= problem.geometry.pooled_size[axis] + 1;
+    parts *= problem.displaced ? problem.parts[axis] : 1;
+  }
+  if (bins > INT32_MAX || parts > INT32_MAX || bins * parts > INT32_MAX) {
+    return "a region has too many bins and displacements: take fewer, or implementation=\"xla\"";
+  }
   if (TileMemory<double, double>::Bytes(problem, kMostThreads) <= kMostSharedBytes) return nullptr;
   return "the pixels of a bin do not fit into shared memory: take fewer samples, or "
          "implementation=\"xla\"";

@@ -14,8 +14,9 @@ namespace jax_dcn {
 class Divisor {
  public:
   Divisor() = default;
-  // A divisor of zero, which nothing is divided by, counts as one.
-  explicit Divisor(int64_t divisor) : divisor_(divisor < 1 ? 1 : static_cast<uint32_t>(divisor)) {
+  // A divisor beyond 31 bits, or of zero, counts as one: nothing that there is has such a divisor.
+  explicit Divisor(int64_t divisor)
+      : divisor_(divisor < 1 || divisor > INT32_MAX ? 1 : static_cast<uint32_t>(divisor)) {
     while ((uint64_t{1} << shift_) < divisor_) ++shift_;
     const uint64_t power = uint64_t{1} << (31 + shift_);
     multiplier_ = static_cast<uint32_t>((power + divisor_ - 1) / divisor_);
