@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/sampling/half.h"
+#include "common/sampling/inline.h"
 
 namespace jax_dcn {
 
@@ -28,11 +29,11 @@ struct DeformAggregateProblem {
   const AggregateMap* maps;
   int64_t map_count;
 
-  int64_t group_channels() const { return channels / groups; }
-  int64_t image_size() const { return pixels * channels; }
+  JAX_DCN_INLINE int64_t group_channels() const { return channels / groups; }
+  JAX_DCN_INLINE int64_t image_size() const { return pixels * channels; }
   // Index in `weights` of the first sample of a query's group. In `positions`, the sample begins at
   // twice this index.
-  int64_t SampleIndex(int64_t image, int64_t query, int64_t group) const {
+  JAX_DCN_INLINE int64_t SampleIndex(int64_t image, int64_t query, int64_t group) const {
     return ((image * queries + query) * groups + group) * samples;
   }
 };
@@ -46,7 +47,7 @@ struct DeformAggregatePrimals {
   const A* weights;  // null: every weight is one
 };
 
-// Tangents; null where the tangent is zero.
+// Tangents. Null stands for zero.
 template <typename T>
 struct DeformAggregateTangents {
   using A = typename Accumulator<T>::type;
@@ -55,7 +56,7 @@ struct DeformAggregateTangents {
   const A* weights;
 };
 
-// Cotangents; null where none is wanted.
+// Cotangents. Null stands for a cotangent that is not wanted.
 template <typename T>
 struct DeformAggregateCotangents {
   using A = typename Accumulator<T>::type;
@@ -64,7 +65,7 @@ struct DeformAggregateCotangents {
   A* weights;
 };
 
-// The types of the operator, for templates.
+// The operator as a template argument: the types of its kernels' arguments.
 struct DeformAggregate {
   using Problem = DeformAggregateProblem;
   template <typename T>

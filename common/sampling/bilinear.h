@@ -17,7 +17,7 @@ constexpr int kCorners = 4;
 template <typename A>
 struct BilinearSample {
   int64_t corner[kCorners];  // element offset of each pixel, or kOutside: contributes nothing
-  A y, x;                    // position within the square of the corners, [0, 1)
+  A y, x;                    // position within the square of the corners, in [0, 1]
 };
 
 // The weight of each corner in a sample's value, or in its derivative.

@@ -14,9 +14,9 @@
 
 namespace jax_dcn::JAX_DCN_ISA {
 
-// An image, and the weights of the four corners of each sample in it.
+// The maps of an image, and the weights of the four corners of each sample in these maps.
 template <typename T, typename A>
-struct WeightedImage {
+struct WeightedMaps {
   const T* x;
   A* const* weights;
 };
@@ -24,7 +24,7 @@ struct WeightedImage {
 // y = Σ_images Σ_samples Σ_corners weight x[pixel], over the channels of one group.
 template <bool kInside, bool kAhead, typename T, typename A>
 struct SampleSum {
-  const WeightedImage<T, A>* images;
+  const WeightedMaps<T, A>* images;
   int image_count;
   const IndexOf<A>* const* pixels;
   const T* zeros;      // read outside the maps
@@ -107,7 +107,7 @@ class Aggregation {
     QuerySamples<A> samples;
     T* zeros;
     A* weights[2][kCorners];
-    WeightedImage<T, A> images[2] = {};
+    WeightedMaps<T, A> images[2] = {};
     int image_count = 0;
   };
 

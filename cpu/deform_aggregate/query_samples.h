@@ -206,8 +206,8 @@ struct CornersAhead {
   }
 };
 
-// Whether so many bytes are more than stay in a cache from which rows come quickly. With little
-// memory, small maps are read like large ones.
+// Whether an image of so many bytes is too large for a fast cache, so that it pays to prefetch
+// pixels. With little memory, small maps are read like large ones.
 inline bool AreWorthFetching(int64_t bytes) {
 #if defined(JAX_DCN_LITTLE_MEMORY)
   return bytes > 0;

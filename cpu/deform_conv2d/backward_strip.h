@@ -95,7 +95,7 @@ class BackwardStrip {
       MaskedSample<A>& sample = pass_.samples[first + count];
       samples.CopyTo(sample, i * problem_.taps() + tap);
       pass_.rows[first + count] = static_cast<int32_t>(i);
-      count += !IsZero(sample);
+      count += !HasZeroColumn(sample);
     }
     pass_.counts[list] = static_cast<int32_t>(count);
     if (count < pass_.ListSize()) {  // the partner of the last sample of an odd number

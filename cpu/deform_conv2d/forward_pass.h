@@ -25,8 +25,8 @@ constexpr int64_t kPackPixels = 256;
 // The fixed cost of a product of a tile, in steps of depth.
 constexpr int64_t kTileSteps = 8;
 
-// Images whose samples are added to the columns: by the weights of the value, m w, or by those of
-// its tangent, ṁ w + m ẇ.
+// Images that are sampled into the columns: by the weights of the value, m w, or by the weights of
+// the tangent, ṁ w + m ẇ.
 template <typename T, typename E>
 struct ColumnSource {
   const T* images;
@@ -79,8 +79,8 @@ struct ForwardPass {
     return {step * block_taps, Min((step + 1) * block_taps, problem.taps())};
   }
 
-  // Packs the kernels for all tiles, unless so few would use them that each better packs for itself
-  // what it multiplies next. Counts the memory if there is none yet.
+  // Packs the kernels once for all tiles. Where few tiles would use the kernels, each tile packs
+  // its own panels instead. Without memory, counts the memory.
   int64_t PackAhead(Executor& executor, Arena arena) {
     if (depthwise || problem.pixels() < kPackPixels) return 0;
     for (int p = 0; p < product_count; ++p) {

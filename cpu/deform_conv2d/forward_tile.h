@@ -181,7 +181,7 @@ class ForwardTile {
         const int64_t read = i * problem_.taps() + tap;
         reads_[columns] = read;
         rows_[columns] = i;
-        columns += !IsZero(samples_[read]);
+        columns += !HasZeroColumn(samples_[read]);
       }
     }
     first_rows_[taps.size()] = columns;

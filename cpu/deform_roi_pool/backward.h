@@ -165,8 +165,8 @@ class RoIPoolBackward {
   int64_t ImageSize() const { return problem_.image_pixels() * problem_.channels; }
 
   // The features of a block: few enough for two items a thread, and for sums aside that fit into a
-  // cache. A block is whole lines of cache, so that threads rarely write to the same line. It is
-  // whole vectors too, so that its end does not change how its features are summed.
+  // cache. A block is whole lines of cache, so that threads rarely write to the same line. A block
+  // is whole vectors, too, so that the block's end does not change how features are summed.
   int64_t BlockFeatures(int64_t workers) const {
     constexpr int64_t kSumsBytes = 1 << 20, kLine = 64 / sizeof(A);
     const int64_t items = Max(1, problem_.batch * problem_.cells());

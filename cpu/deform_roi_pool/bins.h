@@ -46,7 +46,7 @@ int64_t LargestBinAlong(int axis, const DeformRoIPoolProblem& problem, const A* 
     const A size = RegionAxisAt(geometry, corner[0], corner[2]).size;
     if (size > largest) largest = size;
   }
-  // Beside those between the first and the last sample: one before, one behind, two of rounding.
+  // Four more pixels: one before the first sample, one after the last, and two for rounding.
   const A pixels = std::ceil(largest / static_cast<A>(geometry.pooled_size[axis])) + 4;
   return pixels < static_cast<A>(most) ? static_cast<int64_t>(pixels) : most;
 }

@@ -92,8 +92,8 @@ JAX_DCN_INLINE void AddStep(const Element* left, const Panel* panel, const int32
   }
 }
 
-// Makes kRows rows of C. Every element is summed in the order of depth, whatever kRows is, so that
-// results do not depend on how rows are divided. Of each row of the panel, it reads kVectors.
+// Makes kRows rows of C from kVectors vectors of each row of the panel. Each element is summed in
+// the order of depth for every kRows, so that the division of rows changes no result.
 template <typename E, bool kTransposed, int kVectors, int kRows,
           typename A = typename Packed<E>::Sum>
 __attribute__((noinline)) void MultiplyTile(const LeftMatrix<E>& a,

@@ -29,8 +29,8 @@ class XlaThreadPool final : public ThreadPool {
 };
 
 // Number of threads for a call: one if the call is too short to be worth waking other threads. A
-// call of few multiplications is long if it clears a large result: 8 MiB take longer than waking a
-// thread.
+// call of few multiplications is long if the call clears a large result: 2^21 elements take longer
+// than waking a thread.
 template <typename Call>
 int64_t WorkersFor(const Call& call, const ThreadPool& threads) {
   constexpr int64_t kSerial = 1 << 19, kSerialWritten = 1 << 21;

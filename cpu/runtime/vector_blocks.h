@@ -92,7 +92,7 @@ JAX_DCN_INLINE V Odds(V a, V b) {
 template <typename A, typename V>
 constexpr int kNearLanes = static_cast<int>(sizeof(V) < 16 ? sizeof(V) : 16) / sizeof(A);
 
-// The lane of (a, b) whose neighbour is added to it in lane `lane` of `SumOfNeighbours`.
+// The lane of (a, b) that lane `lane` of `SumOfNeighbours` adds to the next lane.
 template <typename A, typename V>
 constexpr int NeighbourOf(int lane) {
   constexpr int kNear = kNearLanes<A, V>, kAll = sizeof(V) / sizeof(A);

@@ -197,7 +197,7 @@ class SampleArrays {
 
 // Whether the column of a sample is zero whatever the image holds.
 template <typename A>
-JAX_DCN_INLINE bool IsZero(const MaskedSample<A>& sample) {
+JAX_DCN_INLINE bool HasZeroColumn(const MaskedSample<A>& sample) {
   const int64_t* corner = sample.corner;
   const A weight = sample.y + sample.x + sample.mask;
   return (corner[0] & corner[1] & corner[2] & corner[3]) == kOutside && weight - weight == 0;

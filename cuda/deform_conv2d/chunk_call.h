@@ -162,7 +162,8 @@ class ColumnsJvpCall : public ChunkCall {
 // scratch follows the gradients if the gradient of x is among the gradients.
 class ChunkBackwardCall : public ChunkCall {
  public:
-  bool wants_x() const { return grad_x_ != nullptr; }
+  // The address does not tell: the address of an array without elements is null.
+  bool wants_x() const { return wants_x_; }
   bool wants_samples() const { return grad_offset_ != nullptr || grad_mask_ != nullptr; }
   int32_t* scratch() const { return scratch_; }
 
@@ -194,6 +195,7 @@ class ChunkBackwardCall : public ChunkCall {
     const bool wide = arrays_[array].wide || IsPartOfImage();
     Expect("result", result, arrays_[array].shape, wide ? this->wide() : dtype_);
     void* const gradient = result.untyped_data();
+    wants_x_ |= array == kX;
     (array == kX ? grad_x_ : array == kOffset ? grad_offset_ : grad_mask_) = gradient;
     if (continued && cursor.Operand().untyped_data() != gradient) {
       throw Refusal("results so far must be in the buffers of the results");
@@ -215,6 +217,7 @@ class ChunkBackwardCall : public ChunkCall {
   }
 
  private:
+  bool wants_x_ = false;
   void *grad_x_ = nullptr, *grad_offset_ = nullptr, *grad_mask_ = nullptr;
   int32_t* scratch_ = nullptr;
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Fused gradients of offset and mask: the gradient of a tile of columns, grad_y · kernelᵀ, is made
 // in shared memory, and its dot products with the samples' corners are taken there. Only the
-// gradient of x, which is gathered from many tiles, needs that gradient in device memory.
+// gradient of x needs the gradient of the columns in device memory.
 
 #include "cuda/deform_conv2d/fused.h"
 #include "cuda/runtime/launch.cuh"
