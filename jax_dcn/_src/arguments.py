@@ -124,10 +124,25 @@ def positive_pair(name: str, value: Any) -> tuple[int, int]:
 
 def finite(name: str, value: Any) -> float:
     """The argument `name` as a finite number."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    if not is_number or not math.isfinite(value):
+    if not _is_finite(value):
         hint = " Options are Python numbers." if isinstance(value, jax.Array) else ""
         raise ValueError(f"{name} must be a finite number, got {value!r}.{hint}")
+    return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # An integer beyond all floats.
+        return False
+
+
+def positive_number(name: str, value: Any) -> float:
+    """The argument `name` as a positive finite number."""
+    if finite(name, value) <= 0:
+        raise ValueError(f"{name} must be positive, got {value!r}.")
     return float(value)
 
 

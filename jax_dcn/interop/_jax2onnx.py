@@ -89,7 +89,10 @@ class DeformAggregate(plugin_system.PrimitiveLeafPlugin):
             grid = _slice(ctx, places, sample, points, axis=3)
             grid = _grid(ctx, grid, (height, width), geometry.unit_square)
             factor = None if factors is None else _slice(ctx, factors, sample, points, axis=3)
-            sums.append(_sum_of_samples(ctx, image, grid, factor, [*queries, points]))
+            values = _grid_sample(
+                ctx, image, _reshape(ctx, grid, [-1, *queries, points, 2]), geometry.whole_positions
+            )
+            sums.append(_sum_of_samples(ctx, values, factor, [*queries, points]))
             pixel, sample = pixel + height * width, sample + points
         if not sums:
             raise NotImplementedError("positions have no samples: ONNX has no node for this.")
@@ -325,23 +328,23 @@ def _integers(ctx: Any, *values: int) -> Any:
     return ctx.bind_const_for_var(object(), np.array(values, np.int64))
 
 
-def _sum_of_samples(ctx: Any, image: Any, grid: Any, factor: Any, samples: Shape) -> Any:
-    """Weighted sums `[N * groups, channels, Q]` of `samples = [Q, points]` of one map."""
-    values = _grid_sample(ctx, image, _reshape(ctx, grid, [-1, *samples, 2]))
+def _sum_of_samples(ctx: Any, values: Any, factor: Any, samples: Shape) -> Any:
+    """Weighted sums `[N * groups, channels, Q]` of the values of `samples = [Q, points]`."""
     if factor is not None:
         factor = _reshape(ctx, factor, [-1, 1, *samples])
         values = _node(ctx, "Mul", values, factor, dtype=values.dtype)
     return _node(ctx, "ReduceSum", values, _integers(ctx, 3), dtype=values.dtype, keepdims=0)
 
 
-def _grid_sample(ctx: Any, image: Any, grid: Any) -> Any:
+def _grid_sample(ctx: Any, image: Any, grid: Any, whole_positions: bool = False) -> Any:
+    linear = "linear" if ctx.opset >= 20 else "bilinear"
     return _node(
         ctx,
         "GridSample",
         image,
         grid,
         dtype=image.dtype,
-        mode="linear" if ctx.opset >= 20 else "bilinear",
+        mode="nearest" if whole_positions else linear,
         padding_mode="zeros",
         align_corners=0,
     )

@@ -116,6 +116,9 @@ class Conversion:
         arrays = [self._weights[name] for name in names]
         self._check_mask_scale(variable, names)
         self._check_points(variable, names[0])
+        if len({array.shape[1:] for array in arrays}) > 1:
+            shapes = " and ".join(f"{name} {self._weights[name].shape}" for name in names)
+            raise Misfit("misshapen", f"cannot be put together: {shapes}")
         weight = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         value = self._arranged(variable, names[0], weight)
         if not np.issubdtype(value.dtype, np.floating):

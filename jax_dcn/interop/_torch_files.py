@@ -124,7 +124,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return {name: as_array(name, arrays[name]) for name in arrays}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged, or no .npz file of numbers: {error}") from error
 
 
@@ -132,11 +132,12 @@ def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The parameters of a network that is split over several files beside `path`."""
     try:
         files = json.loads(path.read_text())["weight_map"]
-    except (KeyError, TypeError, ValueError) as error:
+        paths = {file: path.parent / file for file in sorted(set(files.values()))}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} has no weight_map, which says in which file a parameter is."
         ) from error
-    shards = {file: read_state_dict(path.parent / file) for file in sorted(set(files.values()))}
+    shards = {file: read_state_dict(shard) for file, shard in paths.items()}
     for name, file in files.items():
         if name not in shards[file]:
             raise ValueError(f"{path} says that {name} is in {file}, which does not hold it.")

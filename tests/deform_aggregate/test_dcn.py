@@ -179,6 +179,10 @@ WRONG3 = {
         dict(remove_center=True, kernel_size=(3, 2)),
         "remove_center needs a kernel with a tap in the centre, got kernel_size=(3, 2)",
     ),
+    "no tap": (
+        dict(remove_center=True, kernel_size=1),
+        "remove_center leaves no tap of kernel_size=(1, 1)",
+    ),
     "groups": (dict(x=X[..., 1:]), "offset has 3 groups, which must divide the 5 channels of x"),
     "mask": (dict(mask=MASK[..., 1:]), "mask does not fit offset: expected (2, 5, 7, 3, 9), got"),
     "small": (dict(padding=0, kernel_dilation=3), "x is smaller than the kernel"),

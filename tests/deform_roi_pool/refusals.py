@@ -22,6 +22,8 @@ WRONG = {
     "mask": (MASK[:, 1:], "mask does not fit rois: expected (3, 2, 2), got (3, 1, 2)"),
     "mask dtype": (MASK > 0, "mask must have a dtype of"),
     "spatial_scale": (np.nan, "spatial_scale must be a finite number, got nan"),
+    "spatial_scale huge": (10**400, "spatial_scale must be a finite number"),
+    "spatial_scale zero": (0.0, "spatial_scale must be positive, got 0.0"),
     "pooled_size": (0, "pooled_size must be an integer from 1 to 4096, got 0"),
     "output_dim": (1.5, "output_dim must be an integer"),
     "group_size": (-1, "group_size must be an integer"),

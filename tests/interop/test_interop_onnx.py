@@ -218,6 +218,18 @@ SAMPLED = {
 
 
 @exporter
+@pytest.mark.parametrize("mode, step", [("nearest", 2), ("bicubic", 5)])
+def test_whole_positions_read_no_pixel_beside_them(mode, step):
+    f = functools.partial(jax_dcn.grid_sample, mode=mode)
+    x, grid = images(1, 8, 9, 4), images(1, 5, 6, 2)
+    x[0, ::step, ::step] = np.inf
+    expected = np.isfinite(f(jnp.asarray(x), jnp.asarray(grid)))
+    model = interop.to_onnx(f, [x.shape, grid.shape])
+    np.testing.assert_array_equal(np.isfinite(run(model, x, grid)), expected)
+    assert not expected.all() and expected.any()
+
+
+@exporter
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sums_of_samples_become_grid_sample_nodes(name):
     f, shapes, options = SAMPLED[name]

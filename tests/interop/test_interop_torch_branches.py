@@ -53,6 +53,14 @@ def test_modules_with_the_names_of_a_branch_take_the_tensors_of_their_own_names(
         np.testing.assert_array_equal(kernel, convolution(weights[f"{module}.weight"]))
 
 
+def test_branches_of_different_sizes_are_named():
+    masks = {"modulator_conv.weight": (9, 4, 1, 1), "modulator_conv.bias": (9,)}
+    weights = tensors(OFFSETS | masks | {"weight": (5, 4, 3, 3)})
+    layer = dcn_nnx.DeformConv(4, 5, 3, use_bias=False, mask_scale=2.0, rngs=rngs())
+    with pytest.raises(ValueError, match=r"put together: .*offset_conv.*\(9, 4, 1, 1\)"):
+        to_flax(weights, layer)
+
+
 class Derived(dcn_nnx.DeformConv):
     """A layer with a branch, and modules that have the names of another dialect."""
 

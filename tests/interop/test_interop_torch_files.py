@@ -196,9 +196,10 @@ def test_a_network_in_several_files_is_read_by_its_index(kind, tmp_path):
     index.write_text(json.dumps({"weight_map": files | {"b": files["a.bias"]}}))
     with pytest.raises(ValueError, match=f"b is in {stem}-2-of-2.{suffix}, which does not hold it"):
         read_state_dict(index)
-    index.write_text("{}")
-    with pytest.raises(ValueError, match="has no weight_map"):
-        read_state_dict(index)
+    for content in ("{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match="has no weight_map"):
+            read_state_dict(index)
 
 
 def test_capital_letters_do_not_change_the_kind_of_a_file(tmp_path):
@@ -231,6 +232,13 @@ def test_files_without_content_say_so(suffix, content, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         read_state_dict(path)
     assert str(path) in str(error.value)
+
+
+def test_a_single_array_is_no_file_of_parameters(tmp_path):
+    np.save(tmp_path / "w.npy", np.ones(2, np.float32))
+    path = (tmp_path / "w.npy").rename(tmp_path / "w.npz")
+    with pytest.raises(ValueError, match=r"is damaged, or no \.npz file"):
+        read_state_dict(path)
 
 
 def test_a_file_that_begins_with_the_byte_of_a_bracket_is_no_web_page(tmp_path):

@@ -154,6 +154,7 @@ WRONG_POOLS = [
     (dict(group_size=4097), "group_size must be an integer from 1 to 4096"),
     (dict(samples_per_part=0), "samples_per_part must be an integer from 1 to 4096"),
     (dict(aligned=True, samples_per_part=4097), "samples_per_part must be an integer from 0 to 40"),
+    (dict(spatial_scale=-0.5), "spatial_scale must be positive, got -0.5"),
     (dict(trans_std=0.0), "trans_std=0 gives the offsets no effect"),
     (dict(joint=True, modulated=False), "joint has no effect"),
     (dict(deformable=False, hidden_features=3), "hidden_features has no effect with deformable=F"),

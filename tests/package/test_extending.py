@@ -35,6 +35,7 @@ many = jnp.stack([points, points + 0.4, points - 0.2])
 np.testing.assert_allclose(
     jax.vmap(jax_dcn.sample_points, (None, 0))(x, many), [jax_dcn.sample_points(x, p) for p in many]
 )
+assert jax.vmap(jax_dcn.sample_points, (None, 0))(x, many[:0]).shape == (0, 2, 7, 3)
 mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,))
 for axes in (("data",), (None, "data")):
     split = NamedSharding(mesh, PartitionSpec(*axes))

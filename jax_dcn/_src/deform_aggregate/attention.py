@@ -163,7 +163,7 @@ def _flat_samples(
 
 
 def _check_points(points: Any, locations: jax.Array, levels: int, value_rank: int) -> None:
-    """Refuses points by level that differ, where the axes of `locations` say that they are equal."""
+    """Refuses `points` that contradict `locations [..., L, P, 2]`, where each level has P points."""
     by_level = locations.ndim == value_rank + 2
     if points is None or not by_level:
         return

@@ -151,7 +151,7 @@ class DCNv3(nn.Module):
 
         Args:
           x: The images.
-          use_running_average: With `norm="batch"`, see `nn.BatchNorm`.
+          use_running_average: With `norm="batch"`, see `nn.BatchNorm`; no effect otherwise.
         """
         x = layers.check_call(self, x)
         features = self._features(x, use_running_average)

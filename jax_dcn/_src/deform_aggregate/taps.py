@@ -91,6 +91,8 @@ def odd_if_removed(kernel_size: tuple[int, int], remove_center: Any) -> bool:
         raise ValueError(
             f"remove_center needs a kernel with a tap in the centre, got kernel_size={kernel_size}."
         )
+    if removed and kernel_size == (1, 1):
+        raise ValueError("remove_center leaves no tap of kernel_size=(1, 1).")
     return removed
 
 

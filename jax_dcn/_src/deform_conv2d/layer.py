@@ -259,7 +259,7 @@ def offset_and_mask(
     if not layer.modulated:
         return offset, None
     logits = predicted[..., 2 * samples :].reshape(shape)
-    return offset, layer.mask_scale * jax.nn.sigmoid(logits)
+    return offset, float(layer.mask_scale) * jax.nn.sigmoid(logits)
 
 
 def convolve(

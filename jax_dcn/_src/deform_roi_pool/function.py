@@ -19,6 +19,7 @@ from jax_dcn._src.arguments import (
     integer,
     is_integer,
     optional_array,
+    positive_number,
     positive_pair,
     renamed,
 )
@@ -107,9 +108,9 @@ def deform_roi_pool(
 
     Note:
       The native kernels are bitwise reproducible: the same inputs give the same bits on the same
-      device, gradients included; only the sign of a NaN may differ. At samples on whole pixels, and beyond the outermost pixels, the derivative by the
-      position is zero, as in the original. A NaN position gives NaN in its bin and in the gradients of
-      the bin, and nowhere else.
+      device, gradients included; only the sign of a NaN may differ. At samples on whole pixels, and
+      beyond the outermost pixels, the derivative by the position is zero, as in the original. A NaN
+      position gives NaN in its bin and in the gradients of the bin, and nowhere else.
 
     Examples:
       >>> import jax.numpy as jnp, jax_dcn
@@ -128,7 +129,7 @@ def deform_roi_pool(
     pooled = integer("pooled_size", pooled_size, 1, MOST_PER_AXIS)
     parts = pooled if part_size is None else integer("part_size", part_size, 1, MOST_PER_AXIS)
     geometry = RoIGeometry(
-        spatial_scale=finite("spatial_scale", spatial_scale),
+        spatial_scale=positive_number("spatial_scale", spatial_scale),
         pooled_size=(pooled, pooled),
         samples=integer("samples_per_part", samples_per_part, 1, MOST_PER_AXIS),
         offset_scale=finite("trans_std", trans_std),
@@ -217,7 +218,7 @@ def deform_roi_align(
             "sampling_ratio must be an integer >= 0, got -1: torchvision's -1 is 0 here."
         )
     geometry = RoIGeometry(
-        spatial_scale=finite("spatial_scale", spatial_scale),
+        spatial_scale=positive_number("spatial_scale", spatial_scale),
         pooled_size=pooled,
         samples=integer("sampling_ratio", sampling_ratio, 0, MOST_PER_AXIS),
         offset_scale=finite("gamma", gamma),
@@ -233,8 +234,6 @@ def deform_roi_align(
 
 def _older_regions(rois: jax.Array, scale: float) -> jax.Array:
     """The aligned regions that have the samples of regions whose first pixel has its middle at 0."""
-    if scale <= 0:
-        raise ValueError(f"spatial_scale must be positive with aligned=False, got {scale:g}.")
     low, high = rois[:, 1:3], rois[:, 3:5]
     corners = jnp.concatenate([low, jnp.maximum(high, low + 1 / scale)], axis=1)
     return jnp.concatenate([rois[:, :1], corners + 0.5 / scale], axis=1)

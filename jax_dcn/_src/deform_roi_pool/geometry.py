@@ -9,7 +9,7 @@ from jax_dcn._src.public import public
 @public("jax_dcn.reference")
 @dataclasses.dataclass(frozen=True)
 class RoIGeometry:
-    """Where the samples of a region lie; everything about it but the sizes of the arrays.
+    """Where the samples of a region lie: all options of the pooling, without sizes of arrays.
 
     Attributes:
       spatial_scale: Pixels of the images `x` in a pixel of the image that regions are given in.

@@ -53,8 +53,8 @@ def check_options(layer: DeformRoIPoolOptions) -> None:
     arguments.integer(
         "samples_per_part", layer.samples_per_part, 0 if layer.aligned else 1, MOST_PER_AXIS
     )
-    for name in ("spatial_scale", "trans_std"):
-        arguments.finite(name, getattr(layer, name))
+    arguments.positive_number("spatial_scale", layer.spatial_scale)
+    arguments.finite("trans_std", layer.trans_std)
     arguments.optional_dtype("dtype", layer.dtype)
     arguments.dtype("param_dtype", layer.param_dtype)
     implementation_names(layer.implementation)

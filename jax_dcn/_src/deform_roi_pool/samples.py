@@ -77,7 +77,7 @@ def samples_along(
 def _sample_range(
     first: jax.Array, bin_size: jax.Array, pixels: int, geometry: RoIGeometry
 ) -> tuple[jax.Array, jax.Array, int]:
-    """For each bin: the samples, the first that may be inside, and how many from there may be inside."""
+    """Of each bin: number of samples, index of the first that may be inside, most that may be inside."""
     if geometry.samples:
         number = jnp.asarray(geometry.samples, bin_size.dtype)
         return number, jnp.zeros_like(first), geometry.samples

@@ -6,7 +6,7 @@ from typing import Any
 from jax_dcn._src.deform_roi_pool.geometry import RoIGeometry
 from jax_dcn._src.operator.signature import Signature
 
-# The derivatives depend on all operands.
+# The derivatives read the values of all operands. There is no derivative by rois.
 SIGNATURE = Signature(("x", "rois", "offset", "mask"), primals=4)
 
 

@@ -47,6 +47,8 @@ def bind_folded(primitive, operands, axes, into, **params):
         is not named is left alone.
     """
     arrays, size = primitive.arrays(**params), mapped_size(operands, axes)
+    if not is_free(size) and size == 0:  # an axis without elements cannot be parted from another
+        return looped(primitive, operands, axes, **params)
     folded = [
         _folded(operand, axis, size, into[name]) if name in into else operand
         for name, operand, axis in zip(arrays.operands, operands, axes, strict=True)
