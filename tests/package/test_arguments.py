@@ -105,7 +105,7 @@ def pool(name: str) -> Row:
         good |= dict(output_dim=4, trans_std=0.1, group_size=1, part_size=2, samples_per_part=2)
     else:
         good |= dict(gamma=0.1, sampling_ratio=2)
-    scales = dict(spatial_scale="zero,minus one", trans_std="minus one", gamma="minus one")
+    scales = dict(trans_std="minus one", gamma="minus one")
     accepts = POOL_ACCEPTS | scales | dict(sampling_ratio="zero")
     if name == "deform_roi_pool":  # whose trans_std and part_size need an offset
         del accepts["offset"]
@@ -199,12 +199,12 @@ ROWS = {
     "nnx.DeformRoIPool": Row(
         DeformRoIPool,
         dict(POOL, output_dim=4, hidden_features=3, rngs=nnx.Rngs(0)),
-        POOL_ACCEPTS | dict(spatial_scale="zero,minus one", trans_std="minus one"),
+        POOL_ACCEPTS | dict(trans_std="minus one"),
     ),
     "linen.DeformRoIPool": Row(
         LinenPool,
         dict(POOL, output_dim=4, hidden_features=3),
-        POOL_ACCEPTS | dict(spatial_scale="zero,minus one", trans_std="minus one"),
+        POOL_ACCEPTS | dict(trans_std="minus one"),
         hidden="parent name",
     ),
     "torchvision": Row(
