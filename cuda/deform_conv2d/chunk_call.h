@@ -127,7 +127,8 @@ class ColumnsJvpCall : public ChunkCall {
         kernel_moves_ = true;
         continue;
       }
-      if (array == kMask && !problem_.modulated) throw Refusal("there is no mask that could move");
+      if (array == kMask && !problem_.modulated)
+        throw Refusal("wrt names mask, and there is no mask");
       const void* dot = Checked("tangent of ", arrays_[array], cursor.Operand());
       (array == kX ? x_dot_ : array == kOffset ? offset_dot_ : mask_dot_) = dot;
       samples_move = true;

@@ -357,7 +357,8 @@ cudaError_t LaunchDeformRoIPoolBackward(cudaStream_t stream, const DeformRoIPool
 }
 
 const char* WhyNotOnCuda(const DeformRoIPoolProblem& problem) {
-  // The kernels count the bins and the displacements of a region in 32 bits.
+  // The kernels count in 32 bits: the bins and the displacements of a region, and their product,
+  // which `BinsOf` divides; the bin after the last one included.
   int64_t bins = 1, parts = 1;
   for (int axis = 0; axis < 2; ++axis) {
     bins *= problem.geometry.pooled_size[axis] + 1;
