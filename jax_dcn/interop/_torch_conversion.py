@@ -113,18 +113,21 @@ class Conversion:
                 message = f"both {self._used[name]} and {variable.path} ask for it"
                 raise Misfit("uncertain", message)
             self._used[name] = variable.path
-        arrays = [self._weights[name] for name in names]
         self._check_mask_scale(variable, names)
         self._check_points(variable, names[0])
-        if len({array.shape[1:] for array in arrays}) > 1:
-            shapes = " and ".join(f"{name} {self._weights[name].shape}" for name in names)
-            raise Misfit("misshapen", f"cannot be put together: {shapes}")
-        weight = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        value = self._arranged(variable, names[0], weight)
+        value = self._arranged(variable, names[0], self._put_together(names))
         if not np.issubdtype(value.dtype, np.floating):
             message = f"expected floating point, got {value.dtype}: scale the numbers by convert="
             raise Misfit("misshapen", message)
         return value.astype(variable.value.dtype)
+
+    def _put_together(self, names: Sequence[str]) -> np.ndarray:
+        """The channels of one tensor, or of several, one tensor after the other."""
+        arrays = [self._weights[name] for name in names]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            shapes = " and ".join(f"{name} {self._weights[name].shape}" for name in names)
+            raise Misfit("misshapen", f"cannot be put together: {shapes}")
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def _check_mask_scale(self, variable: Variable, names: Sequence[str]) -> None:
         """Refuses a wrong `mask_scale`: a branch `modulator_conv` makes masks `2 * sigmoid`."""
