@@ -17,7 +17,7 @@ from jax_dcn._src.sampling.bilinear import BOUNDARIES
 @public("jax_dcn.reference")
 @dataclasses.dataclass(frozen=True)
 class AggregateGeometry:
-    """Which maps are sampled, and how often: all options of a sum, without sizes of arrays.
+    """The maps and the numbers of their samples: the options of a weighted sum, no sizes of arrays.
 
     Attributes:
       shapes: `(height, width)` of each map, in the order of the pixels of `x`.

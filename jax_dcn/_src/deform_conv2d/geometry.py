@@ -15,7 +15,7 @@ from jax_dcn._src.sampling.window import Padding, Size
 @public("jax_dcn.reference")
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
-    """Where the taps of a convolution lie: all options of a convolution, without sizes of arrays.
+    """The places of the taps: the options of a convolution, no sizes of arrays.
 
     Attributes:
       strides: Output step in pixels, `(height, width)`.

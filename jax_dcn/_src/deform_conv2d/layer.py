@@ -234,15 +234,15 @@ def offset_convolution(
     """`jax.lax.conv_general_dilated` of an offset branch: faster on CPU, and right for split images."""
     if not runs_on_xla.value:
         return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)
-    # XLA's CPU convolution is two to three times slower where the number of channels is no multiple
-    # of 8.
-    features = kernel.shape[-1]
     # On a mesh with explicit axes, JAX convolves no channels that are split.
     kernel, images = whole(kernel, 2, 3), whole(x, 3)
-    kernel = jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -features % 8)])
     # The deformable convolution reads whole images, too. Of split images, XLA multiplies the gradient
     # of the kernel by the size of an axis of the mesh that splits nothing (JAX 0.10.2).
     images = gathered(images, 1, 2)
+    # XLA's CPU convolution is two to three times slower where the number of channels is no multiple
+    # of 8.
+    features = kernel.shape[-1]
+    kernel = jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -features % 8)])
     return jax.lax.conv_general_dilated(images, kernel, *arguments, **options)[..., :features]
 
 

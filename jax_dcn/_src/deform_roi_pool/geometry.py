@@ -9,7 +9,7 @@ from jax_dcn._src.public import public
 @public("jax_dcn.reference")
 @dataclasses.dataclass(frozen=True)
 class RoIGeometry:
-    """Where the samples of a region lie: all options of the pooling, without sizes of arrays.
+    """The places of the samples: the options of a pooling, no sizes of arrays.
 
     Attributes:
       spatial_scale: Pixels of the images `x` in a pixel of the image that regions are given in.

@@ -77,7 +77,12 @@ def samples_along(
 def _sample_range(
     first: jax.Array, bin_size: jax.Array, pixels: int, geometry: RoIGeometry
 ) -> tuple[jax.Array, jax.Array, int]:
-    """Of each bin: number of samples, index of the first that may be inside, most that may be inside."""
+    """The samples of each bin along an axis.
+
+    Returns:
+      The number of samples, the index of the first sample that may be inside the image, and a bound
+      on the number of samples inside.
+    """
     if geometry.samples:
         number = jnp.asarray(geometry.samples, bin_size.dtype)
         return number, jnp.zeros_like(first), geometry.samples

@@ -262,6 +262,11 @@ def _is_split_by_xla(context: Any) -> bool:
     return len(devices) > 1 and not context.lowering_parameters.for_export
 
 
+def _as_tuple(results: Any) -> tuple[jax.Array, ...]:
+    """The results of a function that returns one array, or a sequence of them."""
+    return tuple(results) if isinstance(results, tuple | list) else (results,)
+
+
 # ------------------------------------------------------------------- whole axes on automatic meshes
 
 
@@ -301,8 +306,3 @@ batching.primitive_batchers[_gather] = _batched_gather
 dispatch.prim_requires_devices_during_lowering.add(_gather)
 for _platform in ("cpu", "cuda", None):
     mlir.register_lowering(_gather, functools.partial(_lower_gather, _platform), platform=_platform)
-
-
-def _as_tuple(results: Any) -> tuple[jax.Array, ...]:
-    """The results of a function that returns one array, or a sequence of them."""
-    return tuple(results) if isinstance(results, tuple | list) else (results,)
