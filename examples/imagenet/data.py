@@ -5,14 +5,11 @@ Neither the number of worker processes, nor that of training processes, nor an i
 what a step sees: the number of the step is all the state that there is.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import gc
-import os
 import signal
-import time
 from collections.abc import Generator, Iterable, Iterator
 
 import absl.flags
@@ -105,11 +102,10 @@ def read_blocks(
             num_workers=workers, per_worker_buffer_size=_PER_WORKER
         )
         batches = batches.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
-    shared: collections.deque[str] = collections.deque(maxlen=64)
     try:
-        yield from _copies(batches, shared)
+        yield from _copies(batches)
     finally:
-        _wait_until_freed(shared)
+        _wait_until_freed()
 
 
 def _ignore_interrupts(index: int, count: int) -> None:
@@ -122,23 +118,21 @@ def read_ahead(workers: int) -> int:
     return workers * _HELD_PER_WORKER if workers else _THREADS
 
 
-def _copies(batches: grain.IterDataset, shared: collections.deque[str]) -> Iterator[Batch]:
-    """Batches outside of the memory that Grain shares with its workers, whose names are noted."""
+def _copies(batches: grain.IterDataset) -> Iterator[Batch]:
+    """Batches outside of the memory that Grain shares with its workers."""
     with contextlib.closing(iter(batches)) as read:
         for batch in read:
-            arrays = batch.values()
-            shared.extend(
-                f"/dev/shm/{a.metadata.name}" for a in arrays if isinstance(a, SharedMemoryArray)
-            )
             yield {name: np.array(array) for name, array in batch.items()}
 
 
-def _wait_until_freed(shared: Iterable[str], seconds: float = 5) -> None:
-    """Waits until Grain's threads have freed the memory: a program that ends earlier would warn."""
+def _wait_until_freed() -> None:
+    """Waits until Grain has freed the memory that it shares: a program that ends earlier would warn.
+
+    Grain frees memory on one thread, in turn; no public function waits for this thread.
+    """
     gc.collect()  # iterators of Grain, which refer to each other
-    end = time.monotonic() + seconds
-    while any(map(os.path.exists, shared)) and time.monotonic() < end:
-        time.sleep(0.01)
+    if freeing := getattr(SharedMemoryArray, "_del_thread_pool", None):
+        freeing.apply(int)
 
 
 def _stack(examples: Iterable[tuple[np.ndarray, int]]) -> Batch:
