@@ -108,6 +108,8 @@ class ChannelsFirst:
         """The shapes of offset and mask."""
         input_name, offset_name, weight_name, _, mask_name = self.names
         (batch, channels, *image), kernel = self.input.shape, self.weight.shape[2:]
+        if is_empty(image):
+            raise ValueError(f"{input_name} must have pixels, got shape {self.input.shape}.")
         size = geometry.output_size(image, kernel)
         if is_empty(size):
             raise ValueError(
@@ -163,12 +165,14 @@ def _offset_groups(name: str, array: Any, step: int, taps: int) -> int:
 
 
 def integers(name: str, values: Any, count: int, *, least: int) -> tuple[int, ...]:
-    """The option `name` as `count` integers of at least `least`, from integers or an array.
+    """The option `name` as `count` integers from `least` to 2**31 - 1, from integers or an array.
 
     Raises:
       ValueError: for anything else.
     """
     is_valid = is_sequence(values) and len(values) == count
-    if not is_valid or not all(is_integer(v) and v >= least for v in values):
-        raise ValueError(f"{name} must be {count} integers of at least {least}, got {values!r}.")
+    if not is_valid or not all(is_integer(v) and least <= v < arguments.LIMIT for v in values):
+        raise ValueError(
+            f"{name} must be {count} integers from {least} to 2**31 - 1, got {values!r}."
+        )
     return tuple(map(int, values))

@@ -67,6 +67,7 @@ def _pair(name: str, value: Any, *, least: int) -> tuple[int, int]:
         height, width = integers(name, pair, 2, least=least)
     except ValueError as error:
         raise ValueError(
-            f"{name} must be an integer of at least {least} or a pair (height, width), got {value!r}."
+            f"{name} must be an integer from {least} to 2**31 - 1 or a pair (height, width), "
+            f"got {value!r}."
         ) from error
     return height, width
