@@ -4,15 +4,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.dtypes import branch_dtype, sum_dtype
 
 
 def branch_options(param_dtype: Any) -> dict[str, Any]:
     """The dtypes of a dense layer that predicts, as both Flaxes name them."""
-    dtype = jnp.float32 if jnp.dtype(param_dtype).itemsize < 4 else None
-    return dict(dtype=dtype, param_dtype=param_dtype)
+    return dict(dtype=branch_dtype(param_dtype), param_dtype=param_dtype)
 
 
 def branch_input(x: jax.Array) -> jax.Array:

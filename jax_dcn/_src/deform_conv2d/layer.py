@@ -13,7 +13,7 @@ from jax_dcn._src.deform_conv2d.function import deform_conv2d
 from jax_dcn._src.deform_conv2d.positions import sampling_positions
 from jax_dcn._src.deform_conv2d.samples import shifted
 from jax_dcn._src.operator.convolution import runs_on_xla
-from jax_dcn._src.operator.dtypes import sum_dtype
+from jax_dcn._src.operator.dtypes import branch_dtype, sum_dtype
 from jax_dcn._src.operator.implementation import Implementation, implementation_names
 from jax_dcn._src.operator.merging import gathered, whole
 from jax_dcn._src.operator.sizes import fits
@@ -186,22 +186,16 @@ def offset_features(layer: DeformConvOptions) -> int:
 def convolution_options(layer: DeformConvOptions) -> dict[str, Any]:
     """The options of the ordinary convolution that predicts offsets, as both Flaxes name them."""
     padding = written_padding(layer.padding, LAYER_PADDINGS)
+    by_default = layer.offset_dtype is None
     return dict(
         strides=arguments.positive_pair("strides", 1 if layer.strides is None else layer.strides),
         padding="VALID" if padding in _MODES else padding,
         kernel_dilation=arguments.positive_pair("kernel_dilation", layer.kernel_dilation),
-        dtype=_branch_dtype(layer),
+        dtype=branch_dtype(layer.param_dtype) if by_default else layer.offset_dtype,
         param_dtype=layer.param_dtype,
         precision=layer.precision,
         conv_general_dilated=offset_convolution,
     )
-
-
-def _branch_dtype(layer: DeformConvOptions) -> Any:
-    """The dtype of the offset branch; `None` promotes its input and its parameters."""
-    if layer.offset_dtype is None and jnp.dtype(layer.param_dtype).itemsize < 4:
-        return jnp.float32
-    return layer.offset_dtype
 
 
 def branch_input(layer: DeformConvOptions, x: jax.Array) -> jax.Array:
