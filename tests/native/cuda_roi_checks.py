@@ -32,16 +32,28 @@ def check_roi_pool(case: RoICase, dtype: str, seed: int) -> None:
         _expect_close(f"{case} {dtype} {seed}: {name}", a, e, dtype)
 
 
-# Image size and samples: the most that fits into shared memory, and one more.
-ROI_LIMITS = [((2828, 6), 0), ((2828, 7), 0), ((3, 2), 708), ((3, 2), 709)]
+# Image size, samples, and bins and displacements along each axis: the most that fits into shared
+# memory and the most that 32 bits count, and one more of each.
+ROI_LIMITS = [
+    ((2828, 6), 0, (2, 3), (2, 3)),
+    ((2828, 7), 0, (2, 3), (2, 3)),
+    ((3, 2), 708, (2, 3), (2, 3)),
+    ((3, 2), 709, (2, 3), (2, 3)),
+    ((3, 2), 1, (214, 215), (215, 215)),
+    ((3, 2), 1, (215, 215), (215, 215)),
+]
 
 
-def check_roi_limits(limit: tuple[tuple[int, int], int], dtype: str, seed: int) -> None:
+def check_roi_limits(limit: tuple[tuple[int, int], int, tuple, tuple], dtype: str, _) -> None:
     """The rule in Python and the handler in C++ agree."""
-    size, samples = limit
-    geometry = RoIGeometry(0.5, (2, 3), samples, 0.1, aligned=True)
-    shapes = (1, *size, 1), (1, 5), (1, 2, 3, 1, 2), (1, 2, 3)
-    arrays, grad_y = [jnp.zeros(shape, dtype) for shape in shapes], jnp.zeros((1, 2, 3, 1), dtype)
+    size, samples, bins, parts = limit
+    geometry = RoIGeometry(0.5, bins, samples, 0.1, aligned=True)
+    regions = 1 if bins == (2, 3) else 0  # The emulation would take long for many bins.
+    shapes = (1, *size, 1), (regions, 5), (regions, *parts, 1, 2), (regions, *bins)
+    arrays, grad_y = (
+        [jnp.zeros(shape, dtype) for shape in shapes],
+        jnp.zeros((regions, *bins, 1), dtype),
+    )
     refused = None
     try:
         jax.block_until_ready(native.deform_roi_pool(*arrays, geometry=geometry))

@@ -271,6 +271,14 @@ def test_region_pooling_that_does_not_fit_on_cuda_is_xlas(image):
         lowered(functools.partial(f, implementation="native"), *arrays)
 
 
+@pytest.mark.parametrize("pooled", [214, 215])
+def test_region_pooling_whose_bins_cuda_does_not_count_is_xlas(pooled):
+    arrays = jnp.zeros((1, 3, 2, 1)), jnp.zeros((1, 5)), jnp.zeros((1, 215, 215, 1, 2))
+    options = dict(spatial_scale=0.5, pooled_size=pooled, output_dim=1, trans_std=0.1)
+    f = functools.partial(deform_roi_pool, part_size=215, **options)
+    assert ("@jax_dcn" in lowered(f, *arrays)) == (pooled == 214)
+
+
 def aggregation(shapes, points, queries: int, groups: int = 3, channels: int = 12):
     """The operator, and its operands without data."""
     sizes = (2, queries, groups, sum(points))
