@@ -98,9 +98,9 @@ class OperatorPrimitive(Primitive):
     def _agreeing(self, operands: Sequence[Any], params: dict) -> Sequence[Any]:
         """Resolves shardings in types that conflict, and lets all vary over the same devices."""
         avals = [jax.typeof(operand) for operand in operands]
-        varying = frozenset().union(*map(_varying, avals))
+        varying = frozenset().union(*map(sharding.varying, avals))
         operands = [
-            _vary(operand, tuple(sorted(varying - _varying(aval))))
+            _vary(operand, tuple(sorted(varying - sharding.varying(aval))))
             for operand, aval in zip(operands, avals, strict=True)
         ]
         split = self.explicit_split(avals, params)
@@ -166,13 +166,6 @@ def _resharded(operands: Sequence[Any], shardings: Sequence[NamedSharding]) -> l
     ]
 
 
-def _varying(aval: Any) -> frozenset[str]:
-    """The axes of an enclosing `shard_map` that values may differ along."""
-    if hasattr(aval, "manual_axis_type"):
-        return aval.manual_axis_type.varying
-    return aval.vma  # before JAX 0.10
-
-
 def _vary(operand: Any, axes: tuple[str, ...]) -> Any:
     if not axes:
         return operand
@@ -225,15 +218,20 @@ def _abstract_eval(primitive: OperatorPrimitive, *avals, **params) -> tuple:
     """The types of the results; the shardings of the operands decide the shardings of the results."""
     arrays = primitive.arrays(**params)
     split = primitive.explicit_split(avals, params)
-    if split is not None:
-        avals = tuple(aval.update(sharding=None) for aval in avals)
-    types = primitive.types(*avals[: arrays.primals], geometry=params["geometry"])
-    results = tuple(types[name].update(weak_type=False) for name in arrays.results)
     if split is None:
-        return results
+        types = primitive.types(*avals[: arrays.primals], geometry=params["geometry"])
+        return tuple(types[name].update(weak_type=False) for name in arrays.results)
+    whole = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals[: arrays.primals])
+    types = primitive.types(*whole, geometry=params["geometry"])
+    # `update` keeps the axes of an enclosing `shard_map` that the first operand, and so all, vary over.
     return tuple(
-        aval.update(sharding=NamedSharding(split.mesh, spec))
-        for aval, spec in zip(results, split.result_specs, strict=True)
+        avals[0].update(
+            shape=types[name].shape,
+            dtype=types[name].dtype,
+            weak_type=False,
+            sharding=NamedSharding(split.mesh, spec),
+        )
+        for name, spec in zip(arrays.results, split.result_specs, strict=True)
     )
 
 

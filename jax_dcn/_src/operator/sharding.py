@@ -98,7 +98,7 @@ class Split:
     def shard_map(self, f: Callable, **params) -> Callable:
         """`f(*operands, **params)` on all devices of a mesh with explicit axes."""
         return jax.shard_map(
-            functools.partial(self.per_device(f), **params),
+            functools.partial(_forgetting(self.per_device(f)), **params),
             mesh=self.mesh,
             in_specs=self.operand_specs,
             out_specs=self.result_specs,
@@ -259,3 +259,24 @@ def explicit_mesh(avals: Sequence[Any]) -> Any:
         if AxisType.Explicit in aval.sharding.mesh.axis_types:
             return aval.sharding.mesh
     return None
+
+
+def varying(aval: Any) -> frozenset[str]:
+    """The axes of an enclosing `shard_map` that values may differ along."""
+    if hasattr(aval, "manual_axis_type"):
+        axes: frozenset[str] = aval.manual_axis_type.varying
+        return axes
+    return aval.vma  # before JAX 0.10
+
+
+def _forgetting(f: Callable) -> Callable:
+    """`f` for a `shard_map` that does not check how values vary, inside one that does.
+
+    The inner one forgets how results vary, and not how its operands do: JAX could not differentiate `f`.
+    A product is a result.
+    """
+
+    def call(*operands, **params):
+        return f(*(1 * o if varying(jax.typeof(o)) else o for o in operands), **params)
+
+    return call

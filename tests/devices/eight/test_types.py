@@ -115,6 +115,22 @@ def test_axes_that_shard_map_leaves_to_jit_are_right():
     np.testing.assert_allclose(jax.jit(f)(*SPREAD.arrays()), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("specs", [{}, FEATURES, CHANNELS], ids=["whole", "features", "channels"])
+def test_explicit_axes_that_shard_map_leaves_are_right(specs, implementation):
+    compute = operator(SPREAD, implementation)
+    gradients = jax.grad(lambda *a: loss(*a, implementation=implementation), (0, 1))
+    arrays = SPREAD.arrays()
+    images, split = P("data"), [IMAGES.get(name, P()) for name in ARGUMENTS]
+    own = P("data", *specs.get("x", P())[1:])
+    with jax.set_mesh(EXPLICIT):
+        placed = place(SPREAD, **({name: images for name in IMAGES} | specs | dict(x=own)))
+        for f, result in ((compute, images), (gradients, (images, P()))):
+            local = jax.shard_map(f, in_specs=tuple(split), out_specs=result, axis_names={"data"})
+            found, expected = jax.jit(local)(*placed), f(*map(jnp.asarray, arrays))
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("spec", [P(None, "data"), P("data"), P("data", "model")])
 def test_vmap_keeps_the_sharding(spec, kind):
