@@ -14,6 +14,7 @@ from examples.detection.model.boxes import CONVENTIONS, STRIDES, anchors, overla
 from examples.detection.model.detect import BOX_DEVIATIONS
 from examples.detection.training.losses import (
     Truth,
+    _sample,
     mask_of_region,
     region_losses,
     rpn_losses,
@@ -176,12 +177,12 @@ def test_losses_of_all_anchors_equal_the_loop(rule):
             usable = np.all((every[:, :2] >= 0) & (every[:, 2:] < last), axis=1)
         kinds = np.full(len(every), -2)
         kinds[usable] = matched(every[usable], real, rule, 0.7, 0.3, 0.3)
+        count += max(np.sum(kinds >= 0), 1) + max(np.sum(kinds == -1), 1)
         logits = np.concatenate([level[0][image].reshape(-1) for level in rpn])
         deltas = np.concatenate([level[1][image].reshape(-1, 4) for level in rpn])
         for box, kind, logit, delta in zip(every, kinds, logits, deltas, strict=True):
             if kind >= -1:
                 classes += np.log1p(np.exp(-logit if kind >= 0 else logit))
-                count += 1
             if kind >= 0:
                 error = delta - encoded(box, real[kind], (1, 1, 1, 1), rule)
                 moves += bent(error, 1 / 9) if rule is SEED else np.abs(error).sum()
@@ -196,6 +197,39 @@ def test_losses_of_all_anchors_equal_the_loop(rule):
     got = call(maps, sizes, truth, rule, 2 * len(every), keys)
     np.testing.assert_allclose(got["rpn_class"], classes / count, rtol=1e-6)
     np.testing.assert_allclose(got["rpn_box"], moves / count, rtol=1e-6)
+
+
+def test_an_image_without_objects_counts_one_positive_anchor():
+    shapes = [(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)]
+    rpn = [(jnp.zeros((1, *shape, 3)), jnp.zeros((1, *shape, 12))) for shape in shapes]
+    truth = Truth(jnp.zeros((1, 2, 4)), jnp.full((1, 2), -1), None)
+    sizes, keys = jnp.array([[64.0, 80.0]]), jax.random.split(jax.random.key(0), 1)
+    got = jax.jit(rpn_losses, static_argnums=(3, 4))(rpn, sizes, truth, NEW, 256, keys)
+    np.testing.assert_allclose(got["rpn_class"], 256 * np.log(2) / 257, rtol=1e-6)
+    assert got["rpn_box"] == 0
+
+
+def test_an_image_too_narrow_for_any_anchor_has_no_loss():
+    shapes = [(3, 334), (2, 167), (1, 84), (1, 42), (1, 21)]
+    rpn = [(jnp.ones((1, *shape, 3)), jnp.ones((1, *shape, 12))) for shape in shapes]
+    truth = Truth(jnp.array([[[5.0, 2, 600, 9]]]), jnp.array([[1]]), None)
+    sizes, keys = jnp.array([[11.0, 1333.0]]), jax.random.split(jax.random.key(0), 1)
+    got = jax.jit(rpn_losses, static_argnums=(3, 4))(rpn, sizes, truth, SEED, 256, keys)
+    assert got["rpn_class"] == got["rpn_box"] == 0
+
+
+def test_architectures_train_as_mmdetection_configures_them():
+    names = ("candidates", "proposals", "training_candidates", "training_proposals")
+    faster, cascade = (
+        dataclasses.replace(SMALL, model=name).rule for name in ("faster", "cascade")
+    )
+    assert [getattr(faster, name) for name in names] == [1000, 1000, 2000, 1000]
+    assert [getattr(cascade, name) for name in names] == [1000, 1000, 2000, 2000]
+    assert cascade.anchors_inside and not faster.anchors_inside
+    training = dataclasses.replace(SMALL, model="cascade").build(CLASSES).training_rule
+    assert (training.candidates, training.proposals) == (2000, 2000)
+    few = dataclasses.replace(SMALL, model="cascade", candidates=7).rule
+    assert [getattr(few, name) for name in names] == [7] * 4
 
 
 def softmax_loss(logits, label) -> float:
@@ -231,27 +265,22 @@ def test_losses_of_all_regions_equal_the_loop(model):
         96,  # A quarter of which is more than the positive regions.
         keys,
     )
-    kinds = np.array(
-        [
-            matched(
-                boxes[i],
-                objects[i][labels[i] >= 0],
-                rule,
-                0.5,
-                0.5,
-                0.5 if rule.best_region else None,
-            )
-            for i in range(2)
-        ]
-    )
+    kinds = []
+    for of_image, own, boxes_of_image in zip(labels, objects, boxes, strict=True):
+        real = own[of_image >= 0]
+        best = 0.5 if rule.best_region else None
+        found = matched(boxes_of_image, real, rule, 0.5, 0.5, best)
+        kinds.append([*range(len(real)), *[-2] * (3 - len(real)), *found])
+    kinds = np.array(kinds)
+    boxes = np.concatenate([objects, boxes], 1)
+    valid = np.concatenate([labels >= 0, np.tile(valid, (2, 1))], 1)
     rois = jnp.asarray(boxes)
-    every = jnp.asarray(np.tile(valid, (2, 1)))
-    pooled = nnx.jit(detector.roi_head.bbox_roi_extractor)(pyramid, rois, every)
+    pooled = nnx.jit(detector.roi_head.bbox_roi_extractor)(pyramid, rois, jnp.asarray(valid))
     logits, deltas = map(np.asarray, nnx.jit(detector.roi_head.box_heads[0])(pooled))
     classes = moves = 0.0
-    for row, (image, index) in enumerate(np.ndindex(2, 12)):
+    for row, (image, index) in enumerate(np.ndindex(2, 15)):
         kind = kinds[image, index]
-        if valid[index]:
+        if valid[image, index]:
             label = labels[image][kind] if kind >= 0 else CLASSES
             classes += softmax_loss(logits[row].astype(float), label)
             if kind >= 0:
@@ -259,13 +288,59 @@ def test_losses_of_all_regions_equal_the_loop(model):
                 error = deltas[row][label if model == "mask" else 0] - goal
                 moves += bent(error, 1.0) if model == "cascade" else np.abs(error).sum()
     suffix = "_0" if model == "cascade" else ""
-    assert (kinds[:, :11] >= 0).sum() > 4
-    np.testing.assert_allclose(got[f"class{suffix}"], classes / 22, rtol=1e-4)
-    np.testing.assert_allclose(got[f"box{suffix}"], moves / 22, rtol=1e-4)
+    assert (kinds[:, 3:14] >= 0).sum() > 4
+    np.testing.assert_allclose(got[f"class{suffix}"], classes / 26, rtol=1e-4)
+    np.testing.assert_allclose(got[f"box{suffix}"], moves / 26, rtol=1e-4)
     if model == "cascade":
         assert set(got) == {f"{kind}_{stage}" for kind in ("class", "box") for stage in range(3)}
     else:
         assert np.isfinite(got["mask"]) and got["mask"] > 0.5
+
+
+def test_the_nearest_region_finds_its_object_though_objects_are_regions():
+    objects, proposal = [[0.0, 0, 100, 100], [0, 35, 100, 135]], [[0.0, 13, 100, 113]]
+    truth = Truth(jnp.array([objects]), jnp.array([[0, 1]]), None)
+    rule = dataclasses.replace(SMALL, model="mask").rule
+    keys = jax.random.split(jax.random.key(0), 1)
+    regions = jnp.array([proposal]), jnp.ones((1, 1), bool)
+    got = _sample(regions, truth, rule, 0, 12, keys)
+    found = {
+        tuple(map(float, box)): int(row)
+        for box, row in zip(got.boxes[0], got.objects[0], strict=True)
+    }
+    assert found == {tuple(objects[0]): 0, tuple(objects[1]): 1, tuple(proposal[0]): 1}
+
+
+def test_every_head_of_a_cascade_gets_the_objects_and_no_moved_objects():
+    architecture = dataclasses.replace(SMALL, model="cascade")
+    detector = architecture.build(CLASSES, seed=3)
+    random = np.random.default_rng(5)
+    for head in detector.roi_head.box_heads:
+        head.fc_reg.bias[...] = jnp.full(head.fc_reg.bias.shape, 9.0)
+        head.fc_cls.kernel[...] = jnp.asarray(
+            random.normal(0, 0.3, head.fc_cls.kernel.shape), jnp.float32
+        )
+    pyramid = [
+        jnp.asarray(random.normal(size=(1, n, n, 8)), jnp.float32) for n in (24, 12, 6, 3, 2)
+    ]
+    objects, labels = jnp.asarray(random_boxes(2, 6), jnp.float32)[None], jnp.array([[2, 1]])
+    none = jnp.zeros((1, 5, 4)), jnp.zeros((1, 5), bool)
+    got = nnx.jit(region_losses, static_argnums=5)(
+        detector,
+        pyramid,
+        none,
+        jnp.full((1, 2), 96.0),
+        Truth(objects, labels, None),
+        16,
+        jax.random.split(jax.random.key(0), 1),
+    )
+    extract = nnx.jit(detector.roi_head.bbox_roi_extractor)  # Which knows no values of regions.
+    pooled = extract(pyramid, objects, jnp.ones((1, 2), bool))
+    for stage, weight in ((1, 0.5), (2, 0.25)):
+        logits = np.asarray(detector.roi_head.box_heads[stage](pooled)[0], np.float64)
+        expected = np.mean([softmax_loss(*pair) for pair in zip(logits, (2, 1), strict=True)])
+        np.testing.assert_allclose(got[f"class_{stage}"], weight * expected, rtol=1e-4)
+        assert got[f"box_{stage}"] > 0
 
 
 @RULES

@@ -102,11 +102,13 @@ class Architecture:
         rule = CONVENTIONS[self.conventions]
         changes = {}
         if self.candidates is not None:
-            names = ("candidates", "training_candidates", "proposals")
+            names = ("candidates", "training_candidates", "proposals", "training_proposals")
             changes |= dict.fromkeys(names, self.candidates)
         # As mmdetection configures these two.
         if self.model == "cascade":
-            changes |= dict(bend=CONVENTIONS["seed"].bend)
+            seed = CONVENTIONS["seed"]
+            changes |= dict(bend=seed.bend, anchors_inside=True)
+            changes = dict(training_proposals=seed.training_proposals) | changes
         if self.model == "mask":
             changes |= dict(best_region=True)
         return dataclasses.replace(rule, **changes)

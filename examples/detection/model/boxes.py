@@ -36,6 +36,8 @@ class Conventions:
     """The same in training."""
     proposals: int
     """Of one image, after suppression."""
+    training_proposals: int
+    """The same in training."""
     drops_empty: bool
     """Whether boxes without an area are no proposals."""
     sampling_ratio: int
@@ -53,7 +55,8 @@ class Conventions:
     """Error of a delta up to which the loss is a parabola, for anchors and for regions. 0: the loss
     is the absolute error."""
     best_region: bool
-    """Whether the region nearest to an object is trained to find this object, however far away."""
+    """Whether the region nearest to an object is trained to find this object, and not another one that
+    the region overlaps more."""
 
 
 CONVENTIONS = {
@@ -63,6 +66,7 @@ CONVENTIONS = {
         candidates=1000,
         training_candidates=2000,
         proposals=1000,
+        training_proposals=1000,
         drops_empty=True,
         sampling_ratio=0,
         half_pixel=0.5,
@@ -78,6 +82,7 @@ CONVENTIONS = {
         candidates=2000,
         training_candidates=2000,
         proposals=2000,
+        training_proposals=2000,
         drops_empty=False,
         sampling_ratio=2,
         half_pixel=0.0,

@@ -204,8 +204,11 @@ class Detector(nnx.Module):
 
     @property
     def training_rule(self) -> Conventions:
-        """The conventions, with as many candidates as in training."""
-        return dataclasses.replace(self.rule, candidates=self.rule.training_candidates)
+        """The conventions, with as many candidates and proposals as in training."""
+        rule = self.rule
+        return dataclasses.replace(
+            rule, candidates=rule.training_candidates, proposals=rule.training_proposals
+        )
 
 
 def _conv(features: int, out_features: int, size: int, kernel_init, rngs: nnx.Rngs) -> nnx.Conv:

@@ -28,7 +28,7 @@ from examples.detection.model.detect import (
     propose,
 )
 from examples.detection.model.networks import Detector, RoIHead
-from examples.detection.training.targets import Choice, choose, match
+from examples.detection.training.targets import Choice, choose, match, with_objects
 
 Losses = dict[str, jax.Array]
 
@@ -70,11 +70,9 @@ def losses(
     found = rpn_losses(rpn, images.sizes, truth, detector.rule, sampling.anchors, keys[0])
     # Boxes are given: no gradient flows through where a region lies.
     proposals = propose(jax.lax.stop_gradient(rpn), images.sizes, detector.training_rule)
-    # Objects are regions as well: at the start no proposal is near one.
-    boxes = jnp.concatenate([truth.boxes, proposals.boxes], axis=1)
-    valid = jnp.concatenate([truth.labels >= 0, proposals.valid], axis=1)
+    regions = proposals.boxes, proposals.valid
     found |= region_losses(
-        detector, pyramid, (boxes, valid), images.sizes, truth, sampling.regions, keys[1]
+        detector, pyramid, regions, images.sizes, truth, sampling.regions, keys[1]
     )
     return found | {"loss": sum(found.values())}
 
@@ -121,7 +119,8 @@ def _usable(
     """The anchors of all levels that are trained in an image of `size`, as booleans `[A]`."""
     if rule.anchors_inside:
         every = _anchors(rpn, rule)
-        return jnp.all(every == clip(every, size, rule), axis=-1)
+        inside = (every[:, :2] >= 0) & (every[:, 2:] < size[None, ::-1])
+        return jnp.all(inside, axis=-1)
     return jnp.concatenate([own_anchors(*shape, stride, size) for shape, stride in _levels(rpn)])
 
 
@@ -145,7 +144,10 @@ def region_losses(
     count: int,
     keys: jax.Array,
 ) -> Losses:
-    """The losses of class, box and mask of regions, for every head of a cascade."""
+    """The losses of class, box and mask of regions, for every head of a cascade.
+
+    The objects are regions of every head, besides `regions`, boxes and whether each is one.
+    """
     head, rule = detector.roi_head, detector.rule
     found: Losses = {}
     last = len(head.box_heads) - 1
@@ -174,6 +176,8 @@ class _Sampled(NamedTuple):
     """The box of the object, `[N, count, 4]`."""
     objects: jax.Array
     """The row of the object."""
+    is_object: jax.Array
+    """Whether the region is the object itself."""
 
 
 def _sample(
@@ -197,9 +201,12 @@ def _sample(
             best=threshold if rule.best_region else None,
             usable=valid,
         )
+        matches = with_objects(matches, labels >= 0)
         chosen = choose(key, matches, count, int(count * _POSITIVE_REGIONS))
         row = matches.target[chosen.index]
-        return _Sampled(boxes[chosen.index], chosen, labels[row], objects[row], row)
+        every = jnp.concatenate([objects, boxes])
+        is_object = chosen.index < len(objects)
+        return _Sampled(every[chosen.index], chosen, labels[row], objects[row], row, is_object)
 
     sampled = jax.vmap(of_image)(*regions, truth.boxes, truth.labels, keys)
     return jax.lax.stop_gradient(sampled)
@@ -271,12 +278,12 @@ def mask_of_region(
 def _refined(
     sampled: _Sampled, deltas: jax.Array, image_sizes: jax.Array, rule: Conventions, stage: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The regions of the next head of a cascade."""
+    """The regions of the next head of a cascade, without the objects, which every head gets anew."""
     moved = decode(sampled.boxes, deltas[:, :, 0], BOX_DEVIATIONS[stage], rule)
     moved = jax.vmap(lambda boxes, size: clip(boxes, size, rule))(moved, image_sizes)
     moved = jax.lax.stop_gradient(moved)
-    valid = sampled.choice.valid & jnp.all(sizes(moved, rule) > 0, axis=-1)
-    return moved, valid
+    valid = sampled.choice.valid & ~sampled.is_object
+    return moved, valid & jnp.all(sizes(moved, rule) > 0, axis=-1)
 
 
 def _folded(keys: jax.Array, stage: int) -> jax.Array:
@@ -304,4 +311,6 @@ def _total(values: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 def _count(chosen: Choice) -> jax.Array:
-    return jnp.sum(chosen.valid)
+    """Positive and negative boxes; where there are none of a kind, mmdetection counts one."""
+    positive = jnp.sum(chosen.positive)
+    return jnp.maximum(positive, 1) + jnp.maximum(jnp.sum(chosen.valid) - positive, 1)

@@ -69,6 +69,15 @@ def match(
     return Matches(target, is_positive, (most >= 0) & (most < negative) & ~is_positive)
 
 
+def with_objects(matches: Matches, real: jax.Array) -> Matches:
+    """The matches of the objects with themselves, then `matches`; `real` is that of `match`.
+
+    Objects are boxes to train as well: at the start no proposal is near one.
+    """
+    own = Matches(jnp.arange(len(real)), real, jnp.zeros_like(real))
+    return Matches(*map(lambda *parts: jnp.concatenate(parts), own, matches))
+
+
 def choose(key: jax.Array, matches: Matches, count: int, most_positive: int) -> Choice:
     """Chooses `count` boxes at random, at most `most_positive` of them positive."""
     luck = jax.random.uniform(key, matches.positive.shape, jnp.float32)
