@@ -454,13 +454,17 @@ BARE = {
         ("images", {"width": 0}, "0 as its 'width'"),
         ("images", {"width": 50.5}, "50.5 as its 'width'"),
         ("images", {"height": float("inf")}, "inf as its 'height'"),
+        ("images", {"height": 1e300}, "1e\\+300 as its 'height'"),
         ("images", {"file_name": 7}, "7 as its 'file_name'"),
         ("images", {"id": [1]}, r"\[1\] as its 'id'"),
         ("annotations", {"bbox": [1, 2, 3]}, r"\[1, 2, 3\] as its 'bbox'"),
         ("annotations", {"bbox": [1, 2, "3", 4]}, "as its 'bbox'"),
         ("annotations", {"bbox": [1, 2, float("nan"), 4]}, "as its 'bbox'"),
         ("annotations", {"category_id": "4"}, "'4' as its 'category_id'"),
+        ("annotations", {"bbox": [1, 2, 10**400, 4]}, "as its 'bbox'"),
+        ("annotations", {"id": [1]}, r"\[1\] as its 'id'"),
         ("annotations", {"area": None}, "None as its 'area'"),
+        ("annotations", {"area": 10**400}, "as its 'area'"),
         ("annotations", {"area": float("nan")}, "nan as its 'area'"),
         ("annotations", {"iscrowd": "0"}, "'0' as its 'iscrowd'"),
         ("categories", {"name": None}, "None as its 'name'"),
@@ -470,7 +474,7 @@ def test_fields_that_are_wrong_or_missing_are_named(tmp_path, kind, change, mess
     read_changed(tmp_path, {})
     with pytest.raises(UserError, match=message):
         read_changed(tmp_path, {kind: [BARE[kind][0] | change]})
-    for name in change.keys() - {"area", "iscrowd"}:
+    for name in BARE[kind][0].keys() & change.keys():
         entry = {field: value for field, value in BARE[kind][0].items() if field != name}
         with pytest.raises(UserError, match=f"'nothing' as its '{name}'"):
             read_changed(tmp_path, {kind: [entry]})
@@ -489,15 +493,24 @@ def test_lists_of_nothing_and_doubled_ids_are_refused(tmp_path):
     for kind in ("images", "categories"):
         with pytest.raises(UserError, match=f"has no {kind}: its list is empty"):
             read_changed(tmp_path, {kind: []})
-        with pytest.raises(UserError, match=f"Several {kind} .* same 'id'"):
+        with pytest.raises(UserError, match=f"Entry 1 of '{kind}' .* has the 'id' . of an entry"):
             read_changed(tmp_path, {kind: 2 * BARE[kind]})
     entry = BARE["annotations"][0]
     assert len(read_changed(tmp_path, {"annotations": [entry, entry]}).objects(0).labels) == 2
-    with pytest.raises(UserError, match=r"Several annotations .* same 'id'"):
+    with pytest.raises(UserError, match=r"Entry 1 of 'annotations' .* 'id' 3 of an entry"):
         read_changed(tmp_path, {"annotations": 2 * [entry | {"id": 3}]})
-    with pytest.raises(UserError, match="no list 'images'"):
-        (tmp_path / "annotations" / "train.json").write_text("[]")
-        CocoReader(tmp_path, "train")
+    path = tmp_path / "annotations" / "train.json"
+    for content, message in (("[]", "no list 'images'"), ("[" * 100000, "is no JSON")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            CocoReader(tmp_path, "train")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_json(tmp_path):
+    read_changed(tmp_path, {})
+    path = tmp_path / "annotations" / "train.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(CocoReader(tmp_path, "train")) == 1
 
 
 def test_objects_come_from_the_instances_and_the_folder_of_their_name(folder, tmp_path):
@@ -521,14 +534,14 @@ def test_images_may_be_in_folders_of_their_own_and_lost_ones_are_counted(tmp_pat
         (tmp_path / "train" / name).mkdir()
         (tmp_path / "train" / name / "a.png").touch()
     names = ["a.png", "one/a.png", "./two/a.png", str(tmp_path / "train" / "a.png")]
-    lost = ["two/b.png", "three/a.png", "b.png"]
+    lost = ["two/b.png", "three/a.png", "b.png", 300 * "b"]
 
     def read(names):
         images = [BARE["images"][0] | {"id": i, "file_name": n} for i, n in enumerate(names)]
         return read_changed(tmp_path, {"images": images})
 
     assert len(read(names)) == 4
-    with pytest.raises(UserError, match=r"^3 of 7 images of .*, the first of them two/b\.png"):
+    with pytest.raises(UserError, match=r"^4 of 8 images of .*, the first of them two/b\.png"):
         read([*names, *lost])
 
 
@@ -555,17 +568,27 @@ def test_copy_of_a_worker_takes_about_the_memory_of_the_file(tmp_path):
 def test_annotations_without_masks_are_refused_where_masks_are_needed(tmp_path):
     reader = read_changed(tmp_path, {})
     with pytest.raises(UserError, match=r"box \[5, 6, 7, 8\] of .*json has no segmentation"):
-        reader.check_masks()
+        reader.check_masks(of_objects=False)
     for outline in ([], [[]], [5, 6, 12], {"counts": [0, 9]}, "polygon"):
         entry = BARE["annotations"][0] | {"segmentation": outline}
         with pytest.raises(UserError, match="has no segmentation"):
-            read_changed(tmp_path, {"annotations": [entry]}).check_masks()
+            read_changed(tmp_path, {"annotations": [entry]}).check_masks(of_objects=False)
     entry = BARE["annotations"][0] | {"segmentation": [[5, 6, 12, 6, 12, 14]]}
-    read_changed(tmp_path, {"annotations": [entry, entry | {"image_id": 9}]}).check_masks()
+    read_changed(tmp_path, {"annotations": [entry, entry | {"image_id": 9}]}).check_masks(
+        of_objects=False
+    )
     entry["segmentation"] = [[-500, 6, 500, 6, 12, 500]]  # As far away as corners may be.
     reader = read_changed(tmp_path, {"annotations": [entry]})
-    reader.check_masks()
+    reader.check_masks(of_objects=False)
     assert reader.objects(0, cells=9).masks.any()
+    bare = BARE["annotations"][0]
+    for left_out in (bare | {"ignore": 1}, bare | {"iscrowd": 1, "segmentation": None}):
+        reader = read_changed(tmp_path, {"annotations": [entry, left_out]})
+        reader.check_masks(of_objects=True)
+        with pytest.raises(UserError, match="has no segmentation"):
+            reader.check_masks(of_objects=False)
+    with pytest.raises(UserError, match="has no segmentation"):
+        read_changed(tmp_path, {"annotations": [entry, bare]}).check_masks(of_objects=True)
 
 
 RUNS = run_lengths.encode(np.asfortranarray(np.eye(40, 50, dtype=np.uint8)))["counts"].decode()
@@ -591,6 +614,8 @@ RUNS = run_lengths.encode(np.asfortranarray(np.eye(40, 50, dtype=np.uint8)))["co
         ({"size": [40, 50], "counts": [0, 2001]}, "counts of 2001 pixels, and the image has 2000"),
         ({"size": [40, 50], "counts": [-1, 2001]}, "counts that are no run lengths"),
         ({"size": [40, 50], "counts": [1000.5, 999.5]}, "counts that are no run lengths"),
+        ({"size": [40, 50], "counts": [0, 10**30]}, "counts that are no run lengths"),
+        ({"size": [40, 50], "counts": 3 * [2**62] + [2**62 + 2000]}, "counts that are no run"),
         ({"size": [40, 50], "counts": 2000}, "counts that are no run lengths"),
         ([[5, 6, 12, 6, 12, 14, 3]], "a polygon of 7 numbers, which are no pairs"),
         ([[5, 6, 12, 6, 12, 14], [5, 6, 12, 14]], "a polygon of 4 numbers, which are no three"),
@@ -603,12 +628,12 @@ RUNS = run_lengths.encode(np.asfortranarray(np.eye(40, 50, dtype=np.uint8)))["co
 )
 def test_damaged_masks_are_refused_with_their_annotation(tmp_path, outline, fault):
     sound = BARE["annotations"][0] | {"id": 3, "segmentation": {"size": [40, 50], "counts": RUNS}}
-    read_changed(tmp_path, {"annotations": [sound]}).check_masks()
+    read_changed(tmp_path, {"annotations": [sound]}).check_masks(of_objects=False)
     damaged = sound | {"id": 8, "segmentation": outline}
     reader = read_changed(tmp_path, {"annotations": [sound, damaged]})
     message = f"^Annotation 8 of .*json has a segmentation with .*{fault}.*: write the mask again"
     with pytest.raises(UserError, match=message):
-        reader.check_masks()
+        reader.check_masks(of_objects=False)
     with pytest.raises(UserError, match=message):
         reader.objects(0, cells=5)
 

@@ -11,9 +11,10 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from examples.detection.commands.evaluate import evaluate
 from examples.detection.data.measure import average_precision, measure
 from examples.detection.results import DETECTORS, table, with_results
-from examples.imagenet.errors import UserError
+from examples.imagenet.errors import OptionError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -222,3 +223,8 @@ def test_results_take_the_place_of_older_ones_on_a_page():
     for lost in ("| detector |", "help most here", "Runs by processor"):
         with pytest.raises(UserError, match=r"must have one .*; this one has 0"):
             with_results(page.replace(lost, ""), runs)
+
+
+def test_a_name_for_results_is_refused_before_the_test(tmp_path):
+    with pytest.raises(OptionError, match=r"must end in \.json"):
+        evaluate(tmp_path / "no_run", tmp_path, results=tmp_path)

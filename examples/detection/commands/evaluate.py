@@ -23,7 +23,7 @@ from examples.detection.model.detect import Detections, run
 from examples.detection.model.networks import Detector
 from examples.detection.training.checkpoint import Checkpoints
 from examples.imagenet.devices import Placement, connect, place, together
-from examples.imagenet.errors import check_option
+from examples.imagenet.errors import check_option, check_suffix
 from examples.imagenet.evaluate import Network, check_classes, load_network, shown
 from examples.imagenet.settings import Testing
 from examples.imagenet.state import Weights, merge, split
@@ -51,6 +51,8 @@ def evaluate(
       testing: Which checkpoint, and how to go through the images.
     """
     check_option("score_threshold", score_threshold, 0, 1)
+    if results is not None:
+        check_suffix(results, (".json",))
     connect(testing.processes)
     with together():
         placement = place(testing.batch_size)
@@ -70,11 +72,13 @@ def evaluate(
                 _write(results, found)
 
 
-def open_split(data: pathlib.Path, split: str, architecture: Architecture) -> CocoReader:
+def open_split(
+    data: pathlib.Path, split: str, architecture: Architecture, *, to_train: bool = False
+) -> CocoReader:
     """A split of a data set, with all that a detector of this architecture needs."""
     reader = CocoReader(data, split, architecture.rule.extent)
     if architecture.model == "mask":
-        reader.check_masks()
+        reader.check_masks(of_objects=to_train)
     return reader
 
 

@@ -42,7 +42,10 @@ class Training(Loop):
         self.settings, self.checkpoints = settings, checkpoints
         self.placement = place(settings.batch_size)
         self.readers = {
-            split: open_split(settings.data, split, settings.architecture) for split in SPLITS
+            split: open_split(
+                settings.data, split, settings.architecture, to_train=split == "train"
+            )
+            for split in SPLITS
         }
         note_left_out(self.readers["train"], settings.max_objects)
         plan, _ = training_plan(self.readers["train"], settings.batch_size, settings.seed)

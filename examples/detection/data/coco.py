@@ -2,7 +2,6 @@
 """Data sets in COCO's format: a folder of images, and a JSON file of boxes and masks."""
 
 import json
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from examples.imagenet.readers import decode
 SPLITS = ("train", "val")
 _SMALLEST = 32  # Pixels of the shorter side of an image to train on, as in mmdetection.
 _NUMBER = (int, float)
+_LARGEST = 1e15  # Of what is measured in pixels.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": (int, str), "file_name": str, "height": _NUMBER, "width": _NUMBER},
     "annotations": {"image_id": (int, str), "category_id": int, "bbox": list},
@@ -129,11 +129,17 @@ class CocoReader:
         chosen = chosen[self._counts[chosen] > most]
         return sum(len(self.objects(index).labels) > most for index in chosen)
 
-    def check_masks(self) -> None:
-        """Refuses annotations without a mask, or with one that is damaged."""
+    def check_masks(self, *, of_objects: bool) -> None:
+        """Refuses annotations without a mask, or with one that is damaged.
+
+        Args:
+          of_objects: Whether only the objects that a detector is trained to find need a mask. To
+            measure a detector, crowds need theirs.
+        """
         for image, entries in zip(self.images, self._annotations, strict=True):
             for entry in entries:
-                _check_outline(entry, image, self.path)
+                if _is_object(entry, image) or not of_objects:
+                    _check_outline(entry, image, self.path)
 
 
 def _annotations(data: pathlib.Path, split: str) -> pathlib.Path:
@@ -178,7 +184,7 @@ def _check_files(folder: pathlib.Path, names: Sequence[str], path: pathlib.Path)
         if (folder / part).is_dir()
         for name in os.listdir(folder / part)
     }
-    lost = [name for name in names if name not in listed and not (folder / name).exists()]
+    lost = [name for name in names if name not in listed and not os.path.exists(folder / name)]
     if lost:
         raise UserError(
             f"{len(lost)} of {len(names)} images of {path} are not in {folder}, the first of them "
@@ -188,8 +194,8 @@ def _check_files(folder: pathlib.Path, names: Sequence[str], path: pathlib.Path)
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON that can be read ({error}): write it again.") from error
     for kind in _FIELDS:
         entries = content.get(kind) if isinstance(content, dict) else None
@@ -212,9 +218,14 @@ def _check_entries(path: pathlib.Path, kind: str, entries: Sequence[Any]) -> Non
                 f"Entry {place} of {kind!r} in {path} has {given!r} as its {wrong!r}: expected "
                 "what COCO's format has there."
             )
-    ids = [entry["id"] for entry in entries if "id" in entry]
-    if len(ids) != len(set(ids)):
-        raise UserError(f"Several {kind} of {path} have the same 'id': give each its own.")
+    seen = set()
+    for place, entry in enumerate(entries):
+        if "id" in entry and entry["id"] in seen:
+            raise UserError(
+                f"Entry {place} of {kind!r} in {path} has the 'id' {entry['id']!r} of an entry before "
+                "it: give each its own."
+            )
+        seen.add(entry.get("id"))
 
 
 def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str | None:
@@ -225,6 +236,8 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
             return name
         if name == "bbox" and not _is_box(value):
             return name
+    if not isinstance(entry.get("id"), (*_NUMBER, str, type(None))):
+        return "id"
     if not _is_finite(entry.get("area", 0)):
         return "area"
     return None if entry.get("iscrowd", 0) in (0, 1) else "iscrowd"
@@ -232,7 +245,7 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
 
 def _is_length(value: float) -> bool:
     """Whether this is a whole number of pixels."""
-    return value > 0 and value % 1 == 0
+    return 0 < value < 2**31 and value % 1 == 0
 
 
 def _is_box(value: list[Any]) -> bool:
@@ -240,7 +253,8 @@ def _is_box(value: list[Any]) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, _NUMBER) and math.isfinite(value)
+    """Whether this is a number of the size that pixels have."""
+    return isinstance(value, _NUMBER) and abs(value) < _LARGEST
 
 
 def _by_image(annotations: list[dict], category_ids: list[int]) -> dict[int, list[dict]]:

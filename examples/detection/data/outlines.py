@@ -55,9 +55,13 @@ def counts_of(counts: Any) -> np.ndarray | None:
     """The lengths of runs, packed or not; `None` if `counts` are neither."""
     if isinstance(counts, str):
         return _unpacked(counts)
-    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+    if not isinstance(counts, list) or not all(map(_is_count, counts)):
         return None
     return np.array(counts, np.int64)
+
+
+def _is_count(count: Any) -> bool:
+    return type(count) is int and abs(count) < 2**31
 
 
 def _unpacked(text: str) -> np.ndarray | None:
