@@ -115,6 +115,10 @@ def test_axes_that_shard_map_leaves_to_jit_are_right():
     np.testing.assert_allclose(jax.jit(f)(*SPREAD.arrays()), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10),
+    reason="JAX 0.8.1 cannot compile every shard_map inside another one",
+)
 @pytest.mark.parametrize("specs", [{}, FEATURES, CHANNELS], ids=["whole", "features", "channels"])
 def test_explicit_axes_that_shard_map_leaves_are_right(specs, implementation):
     compute = operator(SPREAD, implementation)
