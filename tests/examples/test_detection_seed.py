@@ -228,12 +228,13 @@ def test_regions_are_pooled_as_by_the_loop_from_the_level_of_their_size():
 
 
 def test_masks_fill_their_boxes_at_whole_pixels():
-    masks = np.zeros((2, 4, 4))
+    masks = np.zeros((3, 4, 4))
     masks[0] = 1
     masks[1, :2] = 1
-    boxes = np.array([[2.6, 1.2, 6.4, 4.9], [0.0, 0, 9, 7]])
+    masks[2] = 0.5  # On the threshold: outside.
+    boxes = np.array([[2.6, 1.2, 6.4, 4.9], [0.0, 0, 9, 7], [0.0, 0, 9, 7]])
     pasted = paste(masks, boxes, (8, 10), SEED)
-    expected = np.zeros((2, 8, 10), bool)
+    expected = np.zeros((3, 8, 10), bool)
     expected[0, 1:5, 2:7] = True
     expected[1, :4] = True
     np.testing.assert_array_equal(pasted, expected)

@@ -179,6 +179,17 @@ def test_wrong_architecture_is_an_error_that_names_the_array(tmp_path, capsys, o
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("pool", ["mmcv", "original"])
+def test_branches_of_pooling_are_not_left_out(tmp_path, capsys, pool):
+    pooled = dataclasses.replace(SMALL, pool=pool)
+    save_file(small_detector(pooled), tmp_path / "pooled.safetensors")
+    arguments = [str(tmp_path / "pooled.safetensors"), str(tmp_path / "run"), *FLAGS]
+    assert main(["import-weights", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "roi_head.bbox_roi_extractor.roi_layers.0" in error and "--pool" in error
+    assert main(["import-weights", *arguments, "--pool", pool]) == 0
+
+
 def test_missing_or_foreign_file_is_an_error(tmp_path, capsys):
     save_file({"fc.bias": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     assert main(["import-weights", str(tmp_path / "none.safetensors"), str(tmp_path / "run")]) == 1

@@ -160,9 +160,13 @@ def _is_idle_bias(name: str, array: np.ndarray) -> bool:
 
 
 def _part(name: str) -> str:
-    """The part of a detector that a parameter belongs to: `backbone`, `roi_head.mask_head`."""
+    """The part of a detector that a parameter belongs to: `backbone`, `roi_head.mask_head`.
+
+    The branches of pooling belong to the head that they feed.
+    """
     words = name.split(".")
-    return ".".join(words[: 2 if words[0] == "roi_head" else 1])
+    part = ".".join(words[: 2 if words[0] == "roi_head" else 1])
+    return part.replace("bbox_roi_extractor", "bbox_head")
 
 
 def _classes(source: pathlib.Path, weights: Arrays) -> int:
