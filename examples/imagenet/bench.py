@@ -2,6 +2,7 @@
 """How many images a second can be read, trained on and tested here."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import jax_dcn
 from examples.imagenet.data import Batch, read_ahead, training_batches
 from examples.imagenet.devices import place
 from examples.imagenet.readers import Reader, open_reader
-from examples.imagenet.settings import Preset, Settings
+from examples.imagenet.settings import Preset, Run, Settings
 from examples.imagenet.state import (
     initial_state,
     learning_rate,
@@ -31,7 +32,7 @@ def bench(settings: Preset) -> None:
 
     A run takes as long as the slower of reading and training.
     """
-    steps = settings.steps or STEPS
+    steps = timed_steps(settings)
     reader = open_reader(settings.data, "train")
     batches = training_batches(
         reader,
@@ -47,6 +48,12 @@ def bench(settings: Preset) -> None:
             next(batches)
         functions = {"reading": lambda: next(batches)} | compiled
         report(functions, settings.batch_size, steps)
+
+
+def timed_steps(settings: Run) -> int:
+    """How many steps are timed: as many of every worker, since workers deliver their batches together."""
+    workers = max(1, settings.workers)
+    return workers * math.ceil((settings.steps or STEPS) / workers)
 
 
 def _compiled(settings: Settings, reader: Reader, batch: Batch) -> dict[str, Callable]:

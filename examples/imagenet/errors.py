@@ -27,10 +27,11 @@ PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
 def check_option(
     name: str, value: float | None, least: float = -math.inf, most: float = math.inf
 ) -> None:
-    """Refuses a value below `least` or above `most`; `None` stands for a value that is not given."""
-    if value is None or least <= value <= most:
+    """Refuses a value below `least`, above `most` or infinite; `None` is a value that is not given."""
+    if value is None or (least <= value <= most and math.isfinite(value)):
         return
     bound = f"at least {least}" if not value >= least else f"at most {most}"
+    bound = "finite" if value == most else bound
     raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {value}.")
 
 

@@ -71,6 +71,11 @@ class Loop(abc.ABC):
     def run(self) -> None:
         """Trains from the latest checkpoint, if there is one, to the last step."""
         first = self._resume()
+        if first > self.steps:
+            raise UserError(
+                f"The run has taken {first} steps, and {self.steps} are asked for: raise --epochs or "
+                "--steps, or choose another --output."
+            )
         with Log(self.settings.output, first, self.steps, self.settings.batch_size) as log:
             if first:
                 log.say(f"Resumes after step {first} of {self.steps}.")

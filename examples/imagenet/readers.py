@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from examples.imagenet.errors import UserError
 
 SPLITS = ("train", "validation")
-_SUFFIXES = (".jpeg", ".jpg", ".png")
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _GENERATED = {"train": 1000, "validation": 100}
 # Pillow raises errors of Python's own for damaged files, another one for each format, and the last
 # three for damaged EXIF.
@@ -205,7 +205,8 @@ class TfdsReader:
             ) from error
         builder = tfds.builder(name)
         available = list(builder.info.splits)
-        names = [name for name in (split, "test") if name in available]
+        wanted = ("validation", "test") if split == "validation" else (split,)
+        names = [name for name in wanted if name in available]
         if not names:
             raise UserError(f"tfds:{name} has no split {split}, it has {', '.join(available)}.")
         self.class_names = builder.info.features["label"].names

@@ -36,6 +36,7 @@ OUT_OF_RANGE = [
     ("epochs", "inf", "above 0 and finite"),
     ("epochs", "nan", "above 0 and finite"),
     ("offset_rate", "-0.1", "at least 0"),
+    ("offset_rate", "inf", "finite"),
     ("workers", "-1", "at least 0"),
     ("seed", "-1", "at least 0"),
     ("seed", str(2**32), f"at most {2**32 - 1}"),

@@ -139,6 +139,12 @@ def test_bench_reads_what_was_read_ahead_after_it_has_built_the_network(monkeypa
     assert events == ["read", "built", *["read"] * read_ahead(0), "report", "closed"]
 
 
+@pytest.mark.parametrize(("workers", "steps", "timed"), [(0, None, 20), (32, None, 32), (3, 7, 9)])
+def test_bench_times_whole_rounds_of_the_workers(workers, steps, timed):
+    settings = dataclasses.replace(PRESETS["generated"], workers=workers, steps=steps)
+    assert bench.timed_steps(settings) == timed
+
+
 READ_AND_END = """
 from examples.imagenet.data import training_batches
 from examples.imagenet.readers import open_reader
@@ -379,6 +385,9 @@ def test_dataset_of_tfds_is_read_with_its_classes(monkeypatch):
     image, label = reader[0]
     assert len(reader) == 1 and label == 1 and reader.class_names == ["cat", "dog"]
     np.testing.assert_array_equal(image, np.full((4, 5, 3), 7))
+    del builder.info.splits["train"]
+    with pytest.raises(UserError, match="has no split train, it has test"):
+        open_reader("tfds:pets", "train")
 
 
 def test_part_of_the_packed_files_is_refused(tmp_path):

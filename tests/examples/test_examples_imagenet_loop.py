@@ -66,6 +66,12 @@ def test_checkpoints_are_kept_when_due_and_with_every_test(loop):
     assert loop.checkpoints.saved == [*expected, (10, loop.tested), (12, loop.tested)]
 
 
+def test_run_that_is_longer_than_asked_for_is_refused(loop):
+    loop.checkpoints.latest, loop.checkpoints.restore = 13, lambda state, description: 13
+    with pytest.raises(UserError, match=r"has taken 13 steps, and 12 are asked for"):
+        loop.run()
+
+
 def test_state_whose_test_fails_is_kept(loop, capsys):
     loop.tested = UserError("Cannot decode an image.")
     with pytest.raises(UserError, match="Cannot decode"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from examples.detection.commands.train import Training
 from examples.detection.training.recipes import KEEPS_RANDOM_WEIGHTS, Preset
-from examples.imagenet.bench import STEPS, UNTIMED, report
+from examples.imagenet.bench import UNTIMED, report, timed_steps
 from examples.imagenet.data import Batch, read_ahead
 
 
@@ -22,7 +22,7 @@ def bench(settings: Preset) -> None:
     """
     if settings.keeps_random_weights:
         print(f"Note: {KEEPS_RANDOM_WEIGHTS}", file=sys.stderr)
-    steps = settings.steps or STEPS
+    steps = timed_steps(settings)
     training = Training(settings, None)
     training.steps = 1 + read_ahead(settings.workers) + UNTIMED + steps
     with contextlib.closing(training.batches(0)) as batches:
