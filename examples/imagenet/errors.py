@@ -30,8 +30,8 @@ def check_option(
     """Refuses a value below `least`, above `most` or infinite; `None` is a value that is not given."""
     if value is None or (least <= value <= most and math.isfinite(value)):
         return
-    bound = f"at least {least}" if not value >= least else f"at most {most}"
-    bound = "finite" if value == most else bound
+    above = "finite" if math.isinf(most) else f"at most {most}"
+    bound = above if value >= least else f"at least {least}"
     raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {value}.")
 
 

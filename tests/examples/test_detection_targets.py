@@ -334,7 +334,8 @@ def test_every_head_of_a_cascade_gets_the_objects_and_no_moved_objects():
         16,
         jax.random.split(jax.random.key(0), 1),
     )
-    extract = nnx.jit(detector.roi_head.bbox_roi_extractor)  # Which knows no values of regions.
+    # Inside `jit`, the regions of a level may belong to no image: their values are not known.
+    extract = nnx.jit(detector.roi_head.bbox_roi_extractor)
     pooled = extract(pyramid, objects, jnp.ones((1, 2), bool))
     for stage, weight in ((1, 0.5), (2, 0.25)):
         logits = np.asarray(detector.roi_head.box_heads[stage](pooled)[0], np.float64)

@@ -75,7 +75,10 @@ def evaluate(
 def open_split(
     data: pathlib.Path, split: str, architecture: Architecture, *, to_train: bool = False
 ) -> CocoReader:
-    """A split of a data set, with all that a detector of this architecture needs."""
+    """A split of a data set, with all that a detector of this architecture needs.
+
+    `to_train`: whether annotations that training leaves out may lack a mask.
+    """
     reader = CocoReader(data, split, architecture.rule.extent)
     if architecture.model == "mask":
         reader.check_masks(of_objects=to_train)

@@ -19,7 +19,7 @@ from examples.imagenet.readers import decode
 SPLITS = ("train", "val")
 _SMALLEST = 32  # Pixels of the shorter side of an image to train on, as in mmdetection.
 _NUMBER = (int, float)
-_LARGEST = 1e15  # Of what is measured in pixels.
+_LARGEST = 1e15  # Pixels: what boxes and areas stay below.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": (int, str), "file_name": str, "height": _NUMBER, "width": _NUMBER},
     "annotations": {"image_id": (int, str), "category_id": int, "bbox": list},
@@ -218,14 +218,21 @@ def _check_entries(path: pathlib.Path, kind: str, entries: Sequence[Any]) -> Non
                 f"Entry {place} of {kind!r} in {path} has {given!r} as its {wrong!r}: expected "
                 "what COCO's format has there."
             )
+    _check_ids(path, kind, entries)
+
+
+def _check_ids(path: pathlib.Path, kind: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Refuses an `id` that an entry before has."""
     seen = set()
     for place, entry in enumerate(entries):
-        if "id" in entry and entry["id"] in seen:
+        if "id" not in entry:
+            continue
+        if entry["id"] in seen:
             raise UserError(
                 f"Entry {place} of {kind!r} in {path} has the 'id' {entry['id']!r} of an entry before "
                 "it: give each its own."
             )
-        seen.add(entry.get("id"))
+        seen.add(entry["id"])
 
 
 def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str | None:
@@ -238,7 +245,7 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
             return name
     if not isinstance(entry.get("id"), (*_NUMBER, str, type(None))):
         return "id"
-    if not _is_finite(entry.get("area", 0)):
+    if not _is_measure(entry.get("area", 0)):
         return "area"
     return None if entry.get("iscrowd", 0) in (0, 1) else "iscrowd"
 
@@ -249,11 +256,11 @@ def _is_length(value: float) -> bool:
 
 
 def _is_box(value: list[Any]) -> bool:
-    return len(value) == 4 and all(map(_is_finite, value))
+    return len(value) == 4 and all(map(_is_measure, value))
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether this is a number of the size that pixels have."""
+def _is_measure(value: Any) -> bool:
+    """Whether this is a number that a coordinate or an area can have."""
     return isinstance(value, _NUMBER) and abs(value) < _LARGEST
 
 

@@ -100,17 +100,17 @@ class Architecture:
     def rule(self) -> Conventions:
         """How boxes are measured, and how many are proposed."""
         rule = CONVENTIONS[self.conventions]
-        changes = {}
+        changes: dict = {}
+        # As mmdetection configures these two.
+        if self.model == "cascade":
+            changes |= dict(
+                bend=CONVENTIONS["seed"].bend, anchors_inside=True, training_proposals=2000
+            )
+        if self.model == "mask":
+            changes |= dict(best_region=True)
         if self.candidates is not None:
             names = ("candidates", "training_candidates", "proposals", "training_proposals")
             changes |= dict.fromkeys(names, self.candidates)
-        # As mmdetection configures these two.
-        if self.model == "cascade":
-            seed = CONVENTIONS["seed"]
-            changes |= dict(bend=seed.bend, anchors_inside=True)
-            changes = dict(training_proposals=seed.training_proposals) | changes
-        if self.model == "mask":
-            changes |= dict(best_region=True)
         return dataclasses.replace(rule, **changes)
 
     def build(self, classes: int, seed: int = 0) -> Detector:

@@ -55,8 +55,8 @@ class Conventions:
     """Error of a delta up to which the loss is a parabola, for anchors and for regions. 0: the loss
     is the absolute error."""
     best_region: bool
-    """Whether the region nearest to an object is trained to find this object, and not another one that
-    the region overlaps more."""
+    """Whether the region nearest to an object is trained to find this object, and not another object
+    that the region overlaps more."""
 
 
 CONVENTIONS = {

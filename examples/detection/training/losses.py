@@ -146,7 +146,8 @@ def region_losses(
 ) -> Losses:
     """The losses of class, box and mask of regions, for every head of a cascade.
 
-    The objects are regions of every head, besides `regions`, boxes and whether each is one.
+    `regions` are boxes `[N, R, 4]`, and whether each is a region, `[N, R]`. The objects are regions
+    of every head as well.
     """
     head, rule = detector.roi_head, detector.rule
     found: Losses = {}
@@ -278,7 +279,7 @@ def mask_of_region(
 def _refined(
     sampled: _Sampled, deltas: jax.Array, image_sizes: jax.Array, rule: Conventions, stage: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The regions of the next head of a cascade, without the objects, which every head gets anew."""
+    """The regions of the next head of a cascade. Moved objects are none: each head gets the objects."""
     moved = decode(sampled.boxes, deltas[:, :, 0], BOX_DEVIATIONS[stage], rule)
     moved = jax.vmap(lambda boxes, size: clip(boxes, size, rule))(moved, image_sizes)
     moved = jax.lax.stop_gradient(moved)
@@ -311,6 +312,6 @@ def _total(values: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 def _count(chosen: Choice) -> jax.Array:
-    """Positive and negative boxes; where there are none of a kind, mmdetection counts one."""
+    """The number of positive and of negative boxes, each at least one, as mmdetection counts them."""
     positive = jnp.sum(chosen.positive)
     return jnp.maximum(positive, 1) + jnp.maximum(jnp.sum(chosen.valid) - positive, 1)

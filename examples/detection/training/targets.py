@@ -70,12 +70,16 @@ def match(
 
 
 def with_objects(matches: Matches, real: jax.Array) -> Matches:
-    """The matches of the objects with themselves, then `matches`; `real` is that of `match`.
+    """The matches of the objects with themselves, and after them `matches`.
 
-    Objects are boxes to train as well: at the start no proposal is near one.
+    Objects are boxes to train as well: at the start no proposal is near an object.
+
+    Args:
+      matches: Of `R` boxes.
+      real: `[G]`: False for rows without an object.
     """
     own = Matches(jnp.arange(len(real)), real, jnp.zeros_like(real))
-    return Matches(*map(lambda *parts: jnp.concatenate(parts), own, matches))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), own, matches)
 
 
 def choose(key: jax.Array, matches: Matches, count: int, most_positive: int) -> Choice:

@@ -272,8 +272,8 @@ def varying(aval: Any) -> frozenset[str]:
 def _forgetting(f: Callable) -> Callable:
     """`f` for a `shard_map` that does not check how values vary, inside one that does.
 
-    The inner one forgets how results vary, and not how its operands do: JAX could not differentiate `f`.
-    A product is a result.
+    The inner `shard_map` forgets how results vary over devices, and remembers how operands vary. JAX
+    cannot differentiate a function whose operands and results disagree. A product with one is a result.
     """
 
     def call(*operands, **params):
