@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Mask and Cascade R-CNN: heads, pasted masks, and what the command `stages` writes of them."""
 
-import functools
 import pathlib
 
 import jax.numpy as jnp
@@ -13,13 +12,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from examples.detection.__main__ import main
-from examples.detection.commands.visualize import middles_of_bins
 from examples.detection.data.masks import paste
 from examples.detection.model.architecture import Architecture
 from examples.detection.model.boxes import CONVENTIONS
 from examples.detection.model.networks import MaskHead
 from jax_dcn.interop.torch_weights import to_flax
-from jax_dcn.nnx import DeformRoIPool
 from tests.examples.published_weights import FOLDER, weight
 from tests.examples.same_boxes import same
 from tests.examples.small_detectors import arrays_of_detector
@@ -173,21 +170,3 @@ def test_masks_of_boxes_without_width_are_the_strips_that_mmdetection_draws():
     assert not found[~clear & ~(sampled >= 0.5)].any()
     assert (found.sum(axis=(1, 2)) > 0).sum() >= 6
     assert found[0, 5:20, 19:22].all() and not found[0, :, :19].any() and not found[0, :, 22:].any()
-
-
-def test_middles_of_bins_do_not_depend_on_the_number_of_samples():
-    random = np.random.default_rng(0)
-    make = functools.partial(
-        DeformRoIPool, 6, 3, spatial_scale=0.25, hidden_features=5, aligned=True, rngs=nnx.Rngs(0)
-    )
-    x = jnp.asarray(random.normal(size=(1, 9, 8, 6)), jnp.float32)
-    region = jnp.array([[0.0, 3, 5, 27, 31]])
-    bias = random.normal(size=18).astype(np.float32)
-    middles = []
-    for samples in (0, 1, 2, 3):
-        layer = make(samples_per_part=samples)
-        layer.offset_fc[-1].bias[...] = jnp.asarray(bias)  # The kernel of a fresh branch is zero.
-        middles.append(middles_of_bins(layer, x, region))
-    assert np.ptp(middles[0][..., 0]) > 1
-    for other in middles[1:]:
-        np.testing.assert_allclose(middles[0], other, rtol=0, atol=1e-5)

@@ -145,16 +145,17 @@ def test_weights_of_published_packs_are_found_by_name(options):
     np.testing.assert_array_equal(twin.apply(variables, images(), ROIS), pool(images(), ROIS))
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-def test_sampled_positions_are_those_that_are_averaged(aligned):
+@pytest.mark.parametrize(("aligned", "samples"), [(False, 2), (True, 2), (True, 0)])
+def test_sampled_positions_are_those_that_are_averaged(aligned, samples):
     # An image whose value is its row plus a hundred times its column averages to its positions'.
     rows, columns = jnp.meshgrid(jnp.arange(40.0), jnp.arange(50.0), indexing="ij")
     x = jnp.broadcast_to((rows + 100 * columns)[None, :, :, None], (2, 40, 50, 4))
     x = jnp.asarray(x, jnp.float32)
-    pool = trained(layer(modulated=False, aligned=aligned, samples_per_part=2, trans_std=1e-7))
+    options = dict(aligned=aligned, samples_per_part=samples, trans_std=1e-7)
+    pool = trained(layer(modulated=False, **options))
     inside = ROIS + jnp.array([[0, 20, 20, 20, 20]], jnp.float32)
     positions = pool.sampling_positions(x, inside)
-    assert positions.shape == (3, 3, 3, 2, 2, 2)
+    assert positions.shape == (3, 3, 3, max(samples, 1), max(samples, 1), 2)
     expected = (positions[..., 0] + 100 * positions[..., 1]).mean((-1, -2))
     np.testing.assert_allclose(pool(x, inside)[..., 0], expected, rtol=1e-5)
 

@@ -21,7 +21,6 @@ from examples.imagenet.readers import decode
 from examples.imagenet.samples import Samples, samples_of
 from examples.imagenet.state import split
 from examples.imagenet.visualize import draw_samples, is_deformable
-from jax_dcn.nnx import DeformRoIPool
 
 
 def visualize(
@@ -122,20 +121,10 @@ def _bins(loaded: Loaded, images: Images, boxes: np.ndarray) -> list[np.ndarray]
     for box, level in zip(boxes, level_of, strict=True):
         layer = detector.roi_head.bbox_roi_extractor.roi_layers[int(level)]
         region = jnp.concatenate([jnp.zeros(1), jnp.asarray(box)])[None].astype(jnp.float32)
-        middles = middles_of_bins(layer, pyramid[int(level)], region)
-        found.append(STRIDES[int(level)] * middles.reshape(-1, 2))
+        position = layer.sampling_positions(pyramid[int(level)], region)[0]
+        # The middle of the samples of each bin.
+        found.append(STRIDES[int(level)] * np.asarray(position).mean((2, 3)).reshape(-1, 2))
     return found
-
-
-def middles_of_bins(layer: DeformRoIPool, x: jax.Array, region: jax.Array) -> np.ndarray:
-    """The middle of the samples of each bin of one region, `(y, x)` in pixels of `x`, `[P, P, 2]`."""
-    if layer.samples_per_part:
-        return np.asarray(layer.sampling_positions(x, region))[0].mean((2, 3))
-    # How many samples a bin has depends on the region, and their middle does not.
-    bins, (_, x1, y1, x2, y2) = layer.pooled_size, layer.spatial_scale * np.asarray(region[0])
-    offset = np.asarray(layer.offset_and_mask(x, region)[0])[0, :, :, 0]
-    middle = (np.moveaxis(np.mgrid[:bins, :bins], 0, -1) + 0.5) / bins + layer.trans_std * offset
-    return np.array([y1, x1]) - 0.5 + np.array([y2 - y1, x2 - x1]) * middle
 
 
 def _draw_bins(

@@ -157,9 +157,11 @@ def pool(
 def positions(
     layer: DeformRoIPoolOptions, x: jax.Array, rois: jax.Array, offset: jax.Array | None
 ) -> jax.Array:
-    """Where `layer` samples `x`: `(y, x)` in pixels, `[R, P, P, S, S, 2]`."""
-    if not layer.samples_per_part:
-        raise ValueError("samples_per_part=0 takes a number of samples that depends on the region.")
+    """Where `layer` samples `x`: `(y, x)` in pixels, `[R, P, P, S, S, 2]`.
+
+    With `samples_per_part=0`, the number of samples depends on the region. The middle of a bin then
+    stands for the samples: `S` is 1.
+    """
     wide = regions(rois, x)
     if offset is None:
         offset = jnp.zeros((wide.shape[0], 0, 0, 1, 2), wide.dtype)
@@ -167,7 +169,7 @@ def positions(
     geometry = RoIGeometry(
         layer.spatial_scale,
         size,
-        layer.samples_per_part,
+        layer.samples_per_part or 1,
         layer.trans_std,
         aligned=layer.aligned,
     )

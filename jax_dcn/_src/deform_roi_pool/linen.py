@@ -124,6 +124,9 @@ class DeformRoIPool(nn.Module):
         return hidden
 
     def sampling_positions(self, x: jax.Array, rois: jax.Array) -> jax.Array:
-        """Where every bin samples `x`, to draw it: `(y, x)` in pixels of `x`, `[R, P, P, S, S, 2]`."""
+        """Where every bin samples `x`, to draw it: `(y, x)` in pixels of `x`, `[R, P, P, S, S, 2]`.
+
+        With `samples_per_part=0`, `S` is 1: the middle of a bin stands for its samples.
+        """
         x = self._images(x)
         return roi_layers.positions(self, x, rois, self._offset_and_mask(x, rois)[0])
